@@ -1,0 +1,184 @@
+// The one contract between ops and devices: a pure virtual function per kernel, over Views. cpu/ and cuda/
+// implement it under the same file names; a forgotten kernel is a compile error.
+//
+// Rules for every kernel:
+// - It never allocates per call, never waits for the host, and takes every size that varies within a plan
+// from a tensor.
+// - Activations are float32, or float64 for gradient checks; weights may also be bfloat16 (then read as
+// float32).
+//   Indices are int32. Views have unit stride on the last axis; leading axes may have gaps.
+// - A row's result never depends on how many rows share the call (DESIGN, idea 5), nor on the number of
+// threads.
+// - A Grad destination is written or added to, as its flag says; a null one is skipped.
+// T = tokens (rows), H = heads, E = experts, K = experts a token, V = vocabulary.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "tensor/view.h"
+
+namespace latente {
+
+struct Grad {
+  View view;
+  bool accumulate = false;
+  explicit operator bool() const { return static_cast<bool>(view); }
+};
+
+enum class GateScore : uint8_t { sigmoid, softmax };
+enum class GroupScore : uint8_t {
+  none,
+  top2_sum,
+  max
+};  // V3: sum of the two highest biased scores; V2: the highest
+
+// How a router chooses (DeepSeek-V3 report, section 2.1.2; DeepSeek-V2, section 2.2).
+struct Routing {
+  int top_k = 1;
+  GateScore score = GateScore::sigmoid;
+  GroupScore group_score = GroupScore::none;
+  int groups = 1, top_groups = 1;
+  bool normalise = true;             // weights divided by their sum + 1e-20
+  double scale = 1.0;                // routed_scaling_factor
+  double balance_alpha = 0.0;        // factor of the balance loss below; 0 = none
+  bool balance_per_sequence = true;  // f and P counted in each sequence (V3, V2's seq_aux) or over all tokens
+  int64_t sequence_length = 0;       // tokens a sequence in this call, when balance_alpha > 0
+};
+
+struct AdamW {
+  double beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8, weight_decay = 0.1;
+};
+
+// How attention addresses a paged cache.
+struct Pages {
+  View block_table;  // [S, N] i32: page numbers of each sequence
+  View sequence;     // [T] i32: row of block_table a query token belongs to
+  View position;     // [T] i32: the query attends to cache positions 0..position
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual std::string name() const = 0;
+
+  // Memory of this device, zeroed; freed with the last owner. Errors name the size.
+  virtual std::shared_ptr<void> allocate(int64_t bytes) = 0;
+  virtual void upload(const void* host, View device) = 0;  // device must be contiguous
+  virtual void download(View device, void* host) = 0;
+  virtual void synchronize() = 0;
+  virtual bool all_finite(View x) = 0;  // diagnosis only: waits
+
+  // -- elementwise.cpp
+  // ------------------------------------------------------------------------------------------
+  virtual void fill(View x, double value) = 0;
+  virtual void copy(View from, Grad to) = 0;       // same shape, either may be strided
+  virtual void add(View a, View b, View out) = 0;  // out may be a or b
+  // out = silu(gate) * up, all [T, F] (rows may be strided)
+  virtual void swiglu(View gate, View up, View out) = 0;
+  virtual void swiglu_backward(View d_out, View gate, View up, Grad d_gate, Grad d_up) = 0;
+
+  // -- embedding.cpp
+  // -------------------------------------------------------------------------------------------- out[t] =
+  // table[ids[t]]; ids [T] i32 within [0, V)
+  virtual void embedding(View ids, View table, View out) = 0;
+  virtual void embedding_backward(View ids, View d_out, Grad d_table) = 0;
+
+  // -- norm.cpp
+  // ------------------------------------------------------------------------------------------------- out = x
+  // / sqrt(mean(x²) + eps) * weight; x [T, D] (rows may be strided), rstd [T]. A null weight means ones.
+  virtual void rms_norm(View x, View weight, double eps, View out, View rstd) = 0;
+  // sum = h + x; out = rms_norm(sum)
+  virtual void rms_norm_add(View h, View x, View weight, double eps, View sum, View out, View rstd) = 0;
+  virtual void rms_norm_backward(View d_out, View x, View weight, View rstd, Grad d_x, Grad d_weight) = 0;
+
+  // -- rope.cpp
+  // ------------------------------------------------------------------------------------------------- Rotates
+  // x [T, H, D] in place by the angles of positions [T] i32. table [P, D] f32: D/2 cosines, then D/2 sines,
+  // of each position. interleaved pairs (2i, 2i+1), else (i, i + D/2). inverse rotates back: the gradient.
+  virtual void rope(View x, View positions, View table, bool interleaved, bool inverse) = 0;
+
+  // -- linear.cpp
+  // ----------------------------------------------------------------------------------------------- out (+)=
+  // x · wᵀ + bias; x [T, K] (rows may be strided), w [N, K] (rows may be strided), out [T, N], bias [N] or
+  // null
+  virtual void linear(View x, View w, View bias, Grad out) = 0;
+  virtual void linear_backward_input(View d_out, View w, Grad d_x) = 0;
+  virtual void linear_backward_weight(View d_out, View x, Grad d_w) = 0;
+  virtual void linear_backward_bias(View d_out, Grad d_bias) = 0;
+  // A matrix a head: out[t, h] = w[h] · x[t, h] (transpose false: w [H, N, K], x [T, H, K], out [T, H, N]),
+  // or w[h]ᵀ · x[t, h] (transpose true: w [H, K, N]). All may be strided on leading axes.
+  virtual void head_linear(View x, View w, bool transpose, View out) = 0;
+
+  // -- experts.cpp
+  // ---------------------------------------------------------------------------------------------- scores [T,
+  // E]: the gate's scores (sigmoid or softmax of logits), kept for the gradient; bias [E] or null is added
+  // for the selection only; experts [T, K] i32 in falling order of selection score (ties: lower index first);
+  // weights [T, K]. load [E] (f32, accumulated: counts of selections) or null; balance_loss [1] or null:
+  //   alpha * mean over sequences of sum_i f_i P_i, f_i = E/(K·T)·count_i, P_i = mean over t of s_i/sum_j s_j
+  //   (report, section 2.1.2, equations 17-20). token_mask [T] (activation type; 0 = padding) or null: masked
+  //   tokens are routed but counted in neither load nor loss.
+  virtual void route(View logits, View bias, View token_mask, const Routing& routing, View scores,
+                     View weights, View experts, View load, View balance_loss) = 0;
+  virtual void route_backward(View d_weights, View scores, View weights, View experts, View token_mask,
+                              const Routing& routing, Grad d_logits) = 0;
+  // Sorts the T·K choices by expert, stably: offsets [E + 1] i32; rows [T·K] i32: the token of each sorted
+  // row; slots [T, K] i32: the sorted row of each choice.
+  virtual void expert_order(View experts, View offsets, View rows, View slots) = 0;
+  // out[r] = x[rows[r]] · w[e]ᵀ for offsets[e] <= r < offsets[e+1]; x [T, D] with rows [R], or [R, D] with
+  // null rows; w [E, N, D], out [R, N].
+  virtual void grouped_linear(View x, View rows, View offsets, View w, View out) = 0;
+  virtual void grouped_linear_backward_input(View d_out, View offsets, View w,
+                                             Grad d_x) = 0;  // d_x [R, D]: sorted rows
+  virtual void grouped_linear_backward_weight(View d_out, View x, View rows, View offsets, Grad d_w) = 0;
+  // out[t] (+)= sum_k weights[t, k] · y[slots[t, k]]; weights null = ones. y [R, D], out [T, D].
+  virtual void combine(View y, View weights, View slots, Grad out) = 0;
+  // d_y[slots[t, k]] = weights[t, k] · d_out[t]; d_weights[t, k] = d_out[t] · y[slots[t, k]]
+  virtual void combine_backward(View d_out, View y, View weights, View slots, Grad d_y, Grad d_weights) = 0;
+
+  // -- attention.cpp
+  // -------------------------------------------------------------------------------------------- Causal
+  // attention within one call, keys and values a head (MLA expanded; MHA, GQA, MQA). q [T, H, dk + dr]; k [T,
+  // G, dk]; k_rope [T, dr], shared by all heads, or null (dr = 0); v [T, G, dv]; H a multiple of G; starts
+  // [T] i32: token t attends to tokens starts[t]..t; out [T, H, dv]; lse [T, H]: log of the sum of
+  // exponentials.
+  virtual void attention_expanded(View q, View k, View k_rope, View v, View starts, double scale, View out,
+                                  View lse) = 0;
+  // delta [T, H] is scratch.
+  virtual void attention_expanded_backward(View d_out, View q, View k, View k_rope, View v, View starts,
+                                           double scale, View out, View lse, View delta, Grad d_q, Grad d_k,
+                                           Grad d_k_rope, Grad d_v) = 0;
+  // Attention over a paged cache. q [T, H, dk]; keys [pages, page, G, dk]; values [pages, page, G, dv] (for
+  // MLA G = 1, and values are the first kv_lora_rank columns of keys: the latent itself); out [T, H, dv].
+  virtual void attention_paged(View q, View keys, View values, const Pages& pages, double scale,
+                               View out) = 0;
+  // cache[slots[t] / page, slots[t] % page] = x[t]; x [T, D] (rows may be strided), cache [pages, page, D']
+  // with D <= D' (a view of some columns); negative slots are skipped.
+  virtual void cache_store(View x, View slots, View cache) = 0;
+
+  // -- loss.cpp
+  // ------------------------------------------------------------------------------------------------- logits
+  // = h · wᵀ, a chunk of rows at a time in scratch [chunk, V]; nll[t] = -log softmax(logits[t])[targets[t]];
+  // predicted[t] i32 = argmax; loss [1] = sum_t token_weights[t]·nll[t]. targets [T] i32; a negative target
+  // is ignored (nll 0). predicted may be null.
+  virtual void linear_cross_entropy(View h, View w, View targets, View token_weights, View scratch, View nll,
+                                    View predicted, View loss) = 0;
+  // The same, and the gradient of loss with respect to h and w, in one pass.
+  virtual void linear_cross_entropy_with_gradient(View h, View w, View targets, View token_weights,
+                                                  View scratch, View nll, View predicted, View loss, Grad d_h,
+                                                  Grad d_w) = 0;
+
+  // -- optimizer.cpp
+  // -------------------------------------------------------------------------------------------- result [1]
+  // f64 += sum of squares of x (any shape, f32 or f64), in an order that does not depend on threads
+  virtual void add_sum_of_squares(View x, View result) = 0;
+  // One step of AdamW (decoupled decay). parameter f32, f64 or bf16 with its f32 `master` (else null);
+  // m and v as the gradient. scalars [4] f64: learning rate, gradient factor (clipping), 1 - beta1^t, 1 -
+  // beta2^t.
+  virtual void adamw(View parameter, View master, View gradient, View m, View v, View scalars,
+                     const AdamW& options) = 0;
+  // bias[e] += rate * sign(mean(load) - load[e]); load is zeroed (Wang et al. 2024, algorithm 1)
+  virtual void update_routing_bias(View load, View bias, double rate) = 0;
+};
+
+}  // namespace latente

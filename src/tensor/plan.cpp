@@ -1,0 +1,233 @@
+#include "tensor/plan.h"
+
+#include <algorithm>
+#include <chrono>
+
+namespace latente {
+namespace {
+
+const Value* root_of(const Tensor& tensor) {
+  const Value& value = tensor.value();
+  return value.base ? value.base.get() : &value;
+}
+
+constexpr int64_t alignment = 64;
+
+}  // namespace
+
+Tensor Plan::input(std::string name, Shape shape, DType dtype) {
+  Tensor tensor = parameter(shape, dtype, false);
+  tensor.value().name = std::move(name);
+  tensor.value().plan = this;
+  inputs_.push_back(tensor);
+  return tensor;
+}
+
+int64_t Plan::input_bytes() const {
+  int64_t bytes = 0;
+  for (const Tensor& tensor : inputs_) bytes += tensor.view().bytes();
+  return bytes;
+}
+
+Tensor Plan::intermediate(Shape shape, DType dtype) {
+  Tensor tensor = parameter(shape, dtype, false);
+  tensor.value().plan = this;
+  intermediates_.push_back(tensor);
+  lifetimes_[root_of(tensor)].bytes = shape.count() * size_of(dtype);
+  return tensor;
+}
+
+Tensor Plan::updated(const Tensor& x) {
+  auto value = std::make_shared<Value>(x.value());
+  value->base = x.value().base ? x.value().base : x.shared();
+  value->owner.reset();
+  return Tensor(std::move(value));
+}
+
+Plan::Lifetime& Plan::lifetime_of(const Tensor& tensor) { return lifetimes_.at(root_of(tensor)); }
+
+void Plan::record(const char* op, std::vector<Tensor> reads, std::vector<Tensor> writes, Run run,
+                  Gradient gradient) {
+  LATENTE_ASSERT(!compiled_);
+  std::erase_if(reads, [](const Tensor& tensor) { return !tensor; });
+  std::erase_if(writes, [](const Tensor& tensor) { return !tensor; });
+  if (options_.training && gradient) {
+    bool wanted =
+        std::any_of(reads.begin(), reads.end(), [](const Tensor& tensor) { return tensor.requires_grad(); });
+    for (const Tensor& tensor : writes) {
+      if (wanted && is_floating(tensor.dtype())) {
+        tensor.value().requires_grad = true;
+        if (tensor.value().base) tensor.value().base->requires_grad = true;
+      }
+    }
+    if (!wanted) gradient = {};
+  }
+  nodes_.push_back(
+      {op, scope_, std::move(reads), std::move(writes), std::move(run), std::move(gradient), false});
+}
+
+void Plan::keep(const Tensor& tensor) {
+  auto found = lifetimes_.find(root_of(tensor));
+  if (found != lifetimes_.end()) found->second.kept = true;
+}
+
+void Plan::backward(std::vector<Tensor> losses) {
+  LATENTE_ASSERT(options_.training);
+  Gradients gradients(*this);
+  for (const Tensor& loss : losses) gradients.entries_[root_of(loss)] = {};
+  std::string scope = scope_;
+  for (size_t i = nodes_.size(); i-- > 0;) {
+    Gradient gradient = nodes_[i].gradient;
+    if (!gradient) continue;
+    bool reached = std::any_of(nodes_[i].writes.begin(), nodes_[i].writes.end(),
+                               [&](const Tensor& tensor) { return gradients.reached(tensor); });
+    if (!reached) continue;
+    gradients.node_ = i;
+    scope_ = nodes_[i].scope;
+    gradient(gradients);
+  }
+  scope_ = scope;
+  for (const Tensor& loss : losses) keep(loss);
+}
+
+void Plan::check_order() const {
+  std::unordered_map<const Value*, bool> written;
+  for (const Node& node : nodes_) {
+    if (node.replaced) continue;
+    for (const Tensor& tensor : node.reads) {
+      const Value* root = root_of(tensor);
+      if (lifetimes_.contains(root) && !written[root]) {
+        throw std::logic_error(
+            fmt::format("plan: {} in {} reads a value before it is written", node.op, node.scope));
+      }
+    }
+    for (const Tensor& tensor : node.writes) written[root_of(tensor)] = true;
+  }
+}
+
+void Plan::compile() {
+  LATENTE_ASSERT(!compiled_);
+  compiled_ = true;
+  check_order();
+  int count = static_cast<int>(nodes_.size());
+  for (int i = 0; i < count; ++i) {
+    const Node& node = nodes_[static_cast<size_t>(i)];
+    if (node.replaced) continue;
+    auto touch = [&](const Tensor& tensor) {
+      auto found = lifetimes_.find(root_of(tensor));
+      if (found == lifetimes_.end()) return;
+      if (found->second.first < 0) found->second.first = i;
+      found->second.last = i;
+    };
+    for (const Tensor& tensor : node.reads) touch(tensor);
+    for (const Tensor& tensor : node.writes) touch(tensor);
+  }
+  std::vector<Lifetime*> live;
+  for (const Tensor& tensor : intermediates_) {
+    Lifetime& lifetime = lifetime_of(tensor);
+    if (lifetime.first < 0) continue;
+    if (lifetime.kept || !options_.reuse_memory) lifetime.last = count;
+    if (!options_.reuse_memory) lifetime.first = 0;
+    lifetime.bytes = (lifetime.bytes + alignment - 1) / alignment * alignment;
+    unplanned_bytes_ += lifetime.bytes;
+    live.push_back(&lifetime);
+  }
+  place(live);
+}
+
+// Largest first, each at the lowest offset free during its whole life.
+void Plan::place(std::vector<Lifetime*>& lifetimes) {
+  std::stable_sort(lifetimes.begin(), lifetimes.end(),
+                   [](const Lifetime* a, const Lifetime* b) { return a->bytes > b->bytes; });
+  std::vector<Lifetime*> placed;  // by offset
+  std::vector<const Lifetime*> overlapping;
+  for (Lifetime* lifetime : lifetimes) {
+    int64_t offset = 0;
+    for (const Lifetime* other : placed) {
+      if (other->last < lifetime->first || lifetime->last < other->first) continue;
+      if (other->offset >= offset + lifetime->bytes) break;
+      offset = std::max(offset, other->offset + other->bytes);
+    }
+    lifetime->offset = offset;
+    arena_bytes_ = std::max(arena_bytes_, offset + lifetime->bytes);
+    auto at = std::upper_bound(placed.begin(), placed.end(), lifetime,
+                               [](const Lifetime* a, const Lifetime* b) { return a->offset < b->offset; });
+    placed.insert(at, lifetime);
+  }
+}
+
+void Plan::allocate() {
+  LATENTE_ASSERT(compiled_);
+  arena_ = backend_->allocate(arena_bytes_);
+  for (const Tensor& tensor : intermediates_) {
+    const Lifetime& lifetime = lifetime_of(tensor);
+    if (lifetime.first >= 0) tensor.value().data = static_cast<char*>(arena_.get()) + lifetime.offset;
+  }
+  for (const Tensor& tensor : inputs_) {
+    if (tensor.has_storage()) continue;
+    std::shared_ptr<void> memory = backend_->allocate(tensor.view().bytes());
+    void* data = memory.get();
+    bind(tensor, data, std::move(memory));
+  }
+}
+
+void Plan::run() {
+  LATENTE_ASSERT(arena_ != nullptr);
+  for (const Node& node : nodes_) {
+    if (!node.replaced) node.run(*backend_);
+  }
+}
+
+void Plan::run_checked() {
+  LATENTE_ASSERT(arena_ != nullptr);
+  for (const Node& node : nodes_) {
+    if (node.replaced) continue;
+    node.run(*backend_);
+    for (const Tensor& tensor : node.writes) {
+      if (!is_floating(tensor.dtype()) || backend_->all_finite(tensor.view())) continue;
+      std::string parameters;
+      for (const Tensor& read : node.reads) {
+        if (!read.plan() && !read.name().empty())
+          parameters += (parameters.empty() ? "" : ", ") + read.name();
+      }
+      fail("not finite: first in op {} of {}{}", node.op, node.scope.empty() ? "the plan" : node.scope,
+           parameters.empty() ? "" : " with parameter " + parameters);
+    }
+  }
+}
+
+void Plan::run_profiled(std::map<std::string, double>& seconds) {
+  LATENTE_ASSERT(arena_ != nullptr);
+  using Clock = std::chrono::steady_clock;
+  for (const Node& node : nodes_) {
+    if (node.replaced) continue;
+    Clock::time_point start = Clock::now();
+    node.run(*backend_);
+    backend_->synchronize();
+    seconds[node.op] += std::chrono::duration<double>(Clock::now() - start).count();
+  }
+}
+
+std::string Plan::describe() const {
+  std::string text;
+  for (const Node& node : nodes_) {
+    if (node.replaced) continue;
+    text += fmt::format("{:<36} {}", node.op, node.scope);
+    for (const Tensor& tensor : node.writes) text += " " + tensor.shape().str();
+    text += "\n";
+  }
+  return text;
+}
+
+Plan::Scope::Scope(Plan* plan, std::string_view name) : plan_(plan) {
+  if (!plan_) return;
+  length_ = plan_->scope_.size();
+  if (!plan_->scope_.empty()) plan_->scope_ += '.';
+  plan_->scope_ += name;
+}
+
+Plan::Scope::~Scope() {
+  if (plan_) plan_->scope_.resize(length_);
+}
+
+}  // namespace latente

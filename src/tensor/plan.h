@@ -1,0 +1,177 @@
+// Plan: ops recorded once for one shape, then replayed.
+//
+//   Plan plan(backend, {.training = true});
+//   Tensor ids = plan.input("ids", {tokens}, DType::i32);
+//   Tensor loss = model(ids, ...);           // each op records a node
+//   plan.backward({loss});                   // appends gradient nodes; gradients accumulate into parameters'
+//   `grad` plan.compile();                          // liveness: every intermediate gets an offset in one
+//   arena plan.allocate();                         // arena_bytes() of memory plan.run(); // a loop over the
+//   nodes
+//
+// Whatever varies between runs is a tensor, never a host branch, so that a plan can be captured as a CUDA
+// graph.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "tensor/backend.h"
+#include "tensor/tensor.h"
+
+namespace latente {
+
+class Gradients;
+
+struct PlanOptions {
+  bool training = false;  // record what gradients need
+  bool reuse_memory =
+      true;  // false gives every intermediate its own memory: the oracle of the liveness tests
+};
+
+class Plan {
+ public:
+  using Run = std::function<void(Backend&)>;
+  using Gradient = std::function<void(Gradients&)>;
+
+  explicit Plan(Backend& backend, PlanOptions options = {}) : backend_(&backend), options_(options) {}
+  Plan(const Plan&) = delete;
+  Plan& operator=(const Plan&) = delete;
+
+  // A persistent tensor that the host fills before run().
+  Tensor input(std::string name, Shape shape, DType dtype);
+  // The result of the node recorded next; memory comes with compile().
+  Tensor intermediate(Shape shape, DType dtype);
+  // The same memory as `x` after an op changed it in place; `x` itself must not be read by later nodes.
+  Tensor updated(const Tensor& x);
+
+  // Appends a node. `reads` and `writes` must name every tensor the closure touches: liveness rests on them.
+  void record(const char* op, std::vector<Tensor> reads, std::vector<Tensor> writes, Run run,
+              Gradient gradient = {});
+
+  // Appends the gradient of the sum of `losses` (scalars) with respect to every parameter that requires it.
+  void backward(std::vector<Tensor> losses);
+
+  // Keeps an intermediate's memory from being reused, so that it can be read after run().
+  void keep(const Tensor& tensor);
+
+  void compile();
+  void allocate();
+  void run();
+  // As run(), but throws Error naming the first op whose result is not finite, and the parameters it read.
+  void run_checked();
+  // As run(), adding each op's wall time to `seconds` under its name.
+  void run_profiled(std::map<std::string, double>& seconds);
+
+  Backend& backend() const { return *backend_; }
+  bool training() const { return options_.training; }
+  int64_t arena_bytes() const { return arena_bytes_; }
+  // The sum over intermediates: what one buffer per value would need.
+  int64_t unplanned_bytes() const { return unplanned_bytes_; }
+  int64_t input_bytes() const;
+  size_t node_count() const { return nodes_.size(); }
+  // One line per node: op, where it was recorded, shapes.
+  std::string describe() const;
+
+  // Names where nodes are recorded: "model.layers.3.mlp". Nests.
+  class Scope {
+   public:
+    Scope(Plan* plan, std::string_view name);
+    ~Scope();
+    Scope(const Scope&) = delete;
+    Scope& operator=(const Scope&) = delete;
+
+   private:
+    Plan* plan_;
+    size_t length_ = 0;
+  };
+
+ private:
+  friend class Gradients;
+
+  struct Node {
+    const char* op;
+    std::string scope;
+    std::vector<Tensor> reads, writes;
+    Run run;
+    Gradient gradient;
+    bool replaced = false;
+  };
+  struct Lifetime {
+    int first = -1, last = -1;
+    int64_t bytes = 0, offset = 0;
+    bool kept = false;
+  };
+
+  Lifetime& lifetime_of(const Tensor& tensor);
+  void check_order() const;
+  void place(std::vector<Lifetime*>& lifetimes);
+
+  Backend* backend_;
+  PlanOptions options_;
+  std::string scope_;
+  std::vector<Node> nodes_;
+  std::vector<Tensor> inputs_;
+  std::vector<Tensor> intermediates_;  // roots only
+  std::unordered_map<const Value*, Lifetime> lifetimes_;
+  int64_t arena_bytes_ = 0, unplanned_bytes_ = 0;
+  std::shared_ptr<void> arena_;
+  bool compiled_ = false;
+};
+
+// What an op's gradient function works with, while plan.backward() walks the nodes in reverse.
+class Gradients {
+ public:
+  explicit Gradients(Plan& plan) : plan_(plan) {}
+
+  Plan& plan() const { return plan_; }
+  // True when something consumed y's gradient or y is a loss: otherwise the op contributes nothing.
+  bool reached(const Tensor& y) const;
+  // The complete gradient arriving at y, shaped as y; a region nobody wrote is zeroed first.
+  Tensor of(const Tensor& y);
+
+  // As of(), for an op that changes the gradient in place (an in-place op's own gradient).
+  Tensor updatable(const Tensor& y);
+
+  // Where an op puts its contribution to x's gradient: the first contribution writes, later ones add. A null
+  // destination means that x needs no gradient.
+  struct Slot {
+    Tensor tensor;
+    bool accumulate = false;
+    explicit operator bool() const { return static_cast<bool>(tensor); }
+    Grad view() const { return {tensor.view(), accumulate}; }
+  };
+  Slot slot(const Tensor& x);
+
+  // x's contribution equals `gradient` itself: no copy is made when it is the first one.
+  void share(const Tensor& x, const Tensor& gradient);
+
+  // The op computes its result while computing gradients (a fused loss): its forward node is dropped.
+  void replace_forward() { plan_.nodes_[node_].replaced = true; }
+
+ private:
+  friend class Plan;
+  // A run of columns of a root seen as rows of `period` elements; the whole root is {0, 0, 0}.
+  struct Region {
+    int64_t period = 0, begin = 0, end = 0;
+    bool operator==(const Region&) const = default;
+  };
+  struct Entry {
+    Tensor buffer;                // shaped as the root
+    std::vector<Region> written;  // disjoint
+  };
+  static Region region_of(const Tensor& x);
+  Tensor region_view(const Tensor& buffer, const Tensor& x) const;
+  void zero(const Tensor& tensor);
+  void complete(const Value* root, Entry& entry, int64_t period);
+  void make_private(const Value* root, Entry& entry);
+
+  Plan& plan_;
+  size_t node_ = 0;
+  std::unordered_map<const Value*, Entry> entries_;
+};
+
+}  // namespace latente

@@ -1,0 +1,74 @@
+// Tensor: a handle to a value. A value is a parameter or a buffer (its memory persists), or an intermediate
+// of one Plan (its memory is a piece of the plan's arena and is only valid while the plan runs).
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "tensor/view.h"
+
+namespace latente {
+
+class Plan;
+
+struct Value {
+  Shape shape;
+  std::array<int64_t, max_rank> strides{};
+  DType dtype = DType::f32;
+  std::string name;      // a parameter's checkpoint path; otherwise free text for messages
+  Plan* plan = nullptr;  // the plan an intermediate or input belongs to
+  bool requires_grad = false;
+  void* data = nullptr;         // of a root; aliases go through `base`
+  std::shared_ptr<void> owner;  // keeps persistent memory alive
+  std::shared_ptr<Value> base;  // the value this one aliases; always a root, null for roots
+  int64_t offset = 0;           // elements from the base's first element
+  std::shared_ptr<Value> grad;  // parameters: the persistent gradient; replay accumulates into it
+};
+
+class Tensor {
+ public:
+  Tensor() = default;
+  explicit Tensor(std::shared_ptr<Value> value) : value_(std::move(value)) {}
+
+  explicit operator bool() const { return value_ != nullptr; }
+  const Shape& shape() const { return value_->shape; }
+  int64_t operator[](int axis) const { return value_->shape[axis]; }
+  int64_t count() const { return value_->shape.count(); }
+  DType dtype() const { return value_->dtype; }
+  const std::string& name() const { return value_->name; }
+  bool requires_grad() const { return value_->requires_grad; }
+  Plan* plan() const { return value_->plan; }
+  Value& value() const { return *value_; }
+  const std::shared_ptr<Value>& shared() const { return value_; }
+
+  // Where the data lies now. A null handle gives a null view.
+  View view() const;
+  bool has_storage() const;
+
+  // The same elements under another shape; the tensor must be contiguous.
+  Tensor reshape(Shape shape) const;
+  // [..., begin:end] of the last axis.
+  Tensor columns(int64_t begin, int64_t end) const;
+  // [begin:end] of the first axis.
+  Tensor rows(int64_t begin, int64_t end) const;
+
+ private:
+  Tensor alias(Shape shape, std::array<int64_t, max_rank> strides, int64_t offset) const;
+  std::shared_ptr<Value> value_;
+};
+
+// A trainable parameter without storage: enough to count, plan and estimate.
+Tensor parameter(Shape shape, DType dtype, bool requires_grad = true);
+
+// Persistent host memory, zeroed, 64-byte aligned.
+void allocate(const Tensor& tensor);
+// Persistent memory owned by somebody else (a mapped file).
+void bind(const Tensor& tensor, void* data, std::shared_ptr<void> owner);
+// A persistent tensor outside any plan: allocate(parameter(...)) without gradient.
+Tensor buffer(Shape shape, DType dtype, std::string name = {});
+
+// `bytes` of zeroed memory on a 64-byte boundary.
+std::shared_ptr<void> aligned_memory(int64_t bytes);
+
+}  // namespace latente
