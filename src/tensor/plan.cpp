@@ -55,7 +55,7 @@ void Plan::record(const char* op, std::vector<Tensor> reads, std::vector<Tensor>
     bool wanted =
         std::any_of(reads.begin(), reads.end(), [](const Tensor& tensor) { return tensor.requires_grad(); });
     for (const Tensor& tensor : writes) {
-      if (wanted && is_floating(tensor.dtype())) {
+      if (wanted && tensor.plan() && is_floating(tensor.dtype())) {
         tensor.value().requires_grad = true;
         if (tensor.value().base) tensor.value().base->requires_grad = true;
       }

@@ -1,0 +1,50 @@
+#include "ops/ops.h"
+
+namespace latente {
+
+Tensor attention_expanded(const Tensor& q, const Tensor& k, const Tensor& k_rope, const Tensor& v,
+                          const Tensor& starts, double scale) {
+  LATENTE_ASSERT(q.shape().rank() == 3 && k.shape().rank() == 3 && v.shape().rank() == 3);
+  LATENTE_ASSERT(q[2] == k[2] + (k_rope ? k_rope[1] : 0) && k[1] == v[1] && q[1] % k[1] == 0);
+  Plan& plan = *q.plan();
+  Tensor out = plan.intermediate({q[0], q[1], v[2]}, q.dtype());
+  Tensor lse = plan.intermediate({q[0], q[1]}, q.dtype());
+  plan.record(
+      "attention_expanded", {q, k, k_rope, v, starts}, {out, lse},
+      [=](Backend& b) {
+        b.attention_expanded(q.view(), k.view(), k_rope.view(), v.view(), starts.view(), scale, out.view(),
+                             lse.view());
+      },
+      [=](Gradients& g) {
+        Tensor d_out = g.of(out);
+        auto d_q = g.slot(q), d_k = g.slot(k), d_k_rope = g.slot(k_rope), d_v = g.slot(v);
+        Tensor delta = g.plan().intermediate(lse.shape(), lse.dtype());
+        g.plan().record("attention_expanded_backward", {d_out, q, k, k_rope, v, starts, out, lse},
+                        {delta, d_q.tensor, d_k.tensor, d_k_rope.tensor, d_v.tensor}, [=](Backend& b) {
+                          b.attention_expanded_backward(d_out.view(), q.view(), k.view(), k_rope.view(),
+                                                        v.view(), starts.view(), scale, out.view(),
+                                                        lse.view(), delta.view(), d_q.view(), d_k.view(),
+                                                        d_k_rope.view(), d_v.view());
+                        });
+      });
+  return out;
+}
+
+Tensor attention_paged(const Tensor& q, const Tensor& keys, const Tensor& values, const PageTensors& pages,
+                       double scale) {
+  Plan& plan = *q.plan();
+  Tensor out = plan.intermediate({q[0], q[1], values[3]}, q.dtype());
+  plan.record("attention_paged", {q, keys, values, pages.block_table, pages.sequence, pages.position}, {out},
+              [=](Backend& b) {
+                Pages at{pages.block_table.view(), pages.sequence.view(), pages.position.view()};
+                b.attention_paged(q.view(), keys.view(), values.view(), at, scale, out.view());
+              });
+  return out;
+}
+
+void cache_store(const Tensor& x, const Tensor& slots, const Tensor& cache) {
+  x.plan()->record("cache_store", {x, slots}, {cache},
+                   [=](Backend& b) { b.cache_store(x.view(), slots.view(), cache.view()); });
+}
+
+}  // namespace latente

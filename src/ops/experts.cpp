@@ -1,0 +1,126 @@
+#include "ops/ops.h"
+
+namespace latente {
+namespace {
+
+void weight_gradient(Gradients& g, const Tensor& d_out, const Tensor& x, const Tensor& rows,
+                     const Tensor& offsets, const Tensor& weight) {
+  if (auto d_w = g.slot(weight)) {
+    g.plan().record(
+        "grouped_linear_backward_weight", {d_out, x, rows, offsets}, {d_w.tensor}, [=](Backend& b) {
+          b.grouped_linear_backward_weight(d_out.view(), x.view(), rows.view(), offsets.view(), d_w.view());
+        });
+  }
+}
+
+void input_gradient(Gradients& g, const Tensor& d_out, const Tensor& offsets, const Tensor& weight,
+                    const Gradients::Slot& d_x) {
+  g.plan().record("grouped_linear_backward_input", {d_out, offsets, weight}, {d_x.tensor}, [=](Backend& b) {
+    b.grouped_linear_backward_input(d_out.view(), offsets.view(), weight.view(), d_x.view());
+  });
+}
+
+}  // namespace
+
+Routed route(const Tensor& logits, const Tensor& bias, const Tensor& token_mask, const Routing& routing,
+             const Tensor& load) {
+  Plan& plan = *logits.plan();
+  int64_t tokens = logits[0];
+  Tensor scores = plan.intermediate(logits.shape(), logits.dtype());
+  Tensor weights = plan.intermediate({tokens, routing.top_k}, logits.dtype());
+  Tensor experts = plan.intermediate({tokens, routing.top_k}, DType::i32);
+  bool balanced = plan.training() && routing.balance_alpha > 0;
+  Tensor balance_loss = balanced ? plan.intermediate({1}, logits.dtype()) : Tensor();
+  plan.record(
+      "route", {logits, bias, token_mask, load}, {scores, weights, experts, load, balance_loss},
+      [=](Backend& b) {
+        b.route(logits.view(), bias.view(), token_mask.view(), routing, scores.view(), weights.view(),
+                experts.view(), load.view(), balance_loss.view());
+      },
+      [=](Gradients& g) {
+        Tensor d_weights = g.of(weights);
+        auto d_logits = g.slot(logits);
+        g.plan().record("route_backward", {d_weights, scores, weights, experts, token_mask},
+                        {d_logits.tensor}, [=](Backend& b) {
+                          b.route_backward(d_weights.view(), scores.view(), weights.view(), experts.view(),
+                                           token_mask.view(), routing, d_logits.view());
+                        });
+      });
+  return {weights, experts, balance_loss};
+}
+
+ExpertOrder expert_order(const Tensor& experts, int64_t expert_count) {
+  Plan& plan = *experts.plan();
+  Tensor offsets = plan.intermediate({expert_count + 1}, DType::i32);
+  Tensor rows = plan.intermediate({experts.count()}, DType::i32);
+  Tensor slots = plan.intermediate(experts.shape(), DType::i32);
+  plan.record("expert_order", {experts}, {offsets, rows, slots},
+              [=](Backend& b) { b.expert_order(experts.view(), offsets.view(), rows.view(), slots.view()); });
+  return {offsets, rows, slots};
+}
+
+std::pair<Tensor, Tensor> expert_gate_up(const Tensor& x, const ExpertOrder& order, const Tensor& gate,
+                                         const Tensor& up) {
+  LATENTE_ASSERT(gate.shape() == up.shape() && gate[2] == x[1]);
+  Plan& plan = *x.plan();
+  int64_t choices = order.rows.count();
+  Tensor gate_out = plan.intermediate({choices, gate[1]}, x.dtype());
+  Tensor up_out = plan.intermediate({choices, up[1]}, x.dtype());
+  plan.record(
+      "expert_gate_up", {x, order.rows, order.offsets, gate, up}, {gate_out, up_out},
+      [=](Backend& b) {
+        b.grouped_linear(x.view(), order.rows.view(), order.offsets.view(), gate.view(), gate_out.view());
+        b.grouped_linear(x.view(), order.rows.view(), order.offsets.view(), up.view(), up_out.view());
+      },
+      [=](Gradients& g) {
+        Tensor d_gate = g.of(gate_out), d_up = g.of(up_out);
+        weight_gradient(g, d_gate, x, order.rows, order.offsets, gate);
+        weight_gradient(g, d_up, x, order.rows, order.offsets, up);
+        auto d_x = g.slot(x);
+        if (!d_x) return;
+        Tensor sorted = g.plan().intermediate({choices, x[1]}, x.dtype());
+        input_gradient(g, d_gate, order.offsets, gate, {sorted, false});
+        input_gradient(g, d_up, order.offsets, up, {sorted, true});
+        g.plan().record("combine", {sorted, order.slots}, {d_x.tensor},
+                        [=](Backend& b) { b.combine(sorted.view(), {}, order.slots.view(), d_x.view()); });
+      });
+  return {gate_out, up_out};
+}
+
+Tensor expert_linear(const Tensor& x, const ExpertOrder& order, const Tensor& weight) {
+  LATENTE_ASSERT(x[0] == order.rows.count() && weight[2] == x[1]);
+  Plan& plan = *x.plan();
+  Tensor out = plan.intermediate({x[0], weight[1]}, x.dtype());
+  plan.record(
+      "expert_linear", {x, order.offsets, weight}, {out},
+      [=](Backend& b) { b.grouped_linear(x.view(), {}, order.offsets.view(), weight.view(), out.view()); },
+      [=](Gradients& g) {
+        Tensor d_out = g.of(out);
+        weight_gradient(g, d_out, x, {}, order.offsets, weight);
+        if (auto d_x = g.slot(x)) input_gradient(g, d_out, order.offsets, weight, d_x);
+      });
+  return out;
+}
+
+Tensor combine(const Tensor& y, const Tensor& weights, const ExpertOrder& order, const Tensor& base) {
+  Plan& plan = *y.plan();
+  bool onto = static_cast<bool>(base);
+  Tensor out = onto ? plan.updated(base) : plan.intermediate({weights[0], y[1]}, y.dtype());
+  plan.record(
+      "combine", {y, weights, order.slots, base}, {out},
+      [=](Backend& b) {
+        b.combine(y.view(), weights.view(), order.slots.view(), {out.view(), onto});
+      },
+      [=](Gradients& g) {
+        Tensor d_out = g.of(out);
+        auto d_y = g.slot(y), d_weights = g.slot(weights);
+        g.plan().record("combine_backward", {d_out, y, weights, order.slots}, {d_y.tensor, d_weights.tensor},
+                        [=](Backend& b) {
+                          b.combine_backward(d_out.view(), y.view(), weights.view(), order.slots.view(),
+                                             d_y.view(), d_weights.view());
+                        });
+      });
+  return out;
+}
+
+}  // namespace latente

@@ -1,0 +1,80 @@
+// Every op the model is written in: shape rule, recording and gradient. One file a family, as in cpu/ and
+// cuda/. T = tokens, H = heads, E = experts, K = experts a token. Shapes of arguments and results as in
+// tensor/backend.h, where each kernel is specified; what is said here is what differs.
+#pragma once
+
+#include "tensor/plan.h"
+
+namespace latente {
+
+// -- elementwise.cpp
+Tensor add(const Tensor& a, const Tensor& b);
+Tensor swiglu(const Tensor& gate, const Tensor& up);
+
+// -- embedding.cpp
+Tensor embedding(const Tensor& ids, const Tensor& table);
+// rows of x: out[i] = x[rows[i]].
+Tensor select_rows(const Tensor& x, const Tensor& rows);
+
+// -- norm.cpp
+Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps);
+struct SumAndNorm {
+  Tensor sum, out;
+};
+SumAndNorm rms_norm_add(const Tensor& h, const Tensor& x, const Tensor& weight, double eps);
+
+// -- rope.cpp
+// Rotates the last columns [D - rope, D) of x [T, H, D] in place and returns x as it is then; rope is the
+// table's width.
+Tensor rope(const Tensor& x, const Tensor& positions, const Tensor& table, bool interleaved);
+
+// -- linear.cpp
+Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias = {});
+// base + x · weightᵀ, in base's memory: base must not be read afterwards.
+Tensor linear_onto(const Tensor& base, const Tensor& x, const Tensor& weight);
+// Without gradient.
+Tensor head_linear(const Tensor& x, const Tensor& w, bool transpose);
+
+// -- experts.cpp
+struct Routed {
+  Tensor weights;       // [T, K]
+  Tensor experts;       // [T, K] i32
+  Tensor balance_loss;  // [1], or null when routing.balance_alpha is 0; its gradient is part of the plan's
+};
+Routed route(const Tensor& logits, const Tensor& bias, const Tensor& token_mask, const Routing& routing,
+             const Tensor& load);
+struct ExpertOrder {
+  Tensor offsets, rows, slots;
+};
+ExpertOrder expert_order(const Tensor& experts, int64_t expert_count);
+// x [T, D] gathered by expert, times two stacked weights: [T·K, F] each.
+std::pair<Tensor, Tensor> expert_gate_up(const Tensor& x, const ExpertOrder& order, const Tensor& gate,
+                                         const Tensor& up);
+Tensor expert_linear(const Tensor& x, const ExpertOrder& order, const Tensor& weight);
+// sum_k weights[t, k] · y[slots[t, k]], added onto `base` [T, D] (in its memory) when there is one.
+Tensor combine(const Tensor& y, const Tensor& weights, const ExpertOrder& order, const Tensor& base = {});
+
+// -- attention.cpp
+Tensor attention_expanded(const Tensor& q, const Tensor& k, const Tensor& k_rope, const Tensor& v,
+                          const Tensor& starts, double scale);
+struct PageTensors {
+  Tensor block_table, sequence, position;
+};
+// Without gradient.
+Tensor attention_paged(const Tensor& q, const Tensor& keys, const Tensor& values, const PageTensors& pages,
+                       double scale);
+void cache_store(const Tensor& x, const Tensor& slots, const Tensor& cache);
+
+// -- loss.cpp
+struct CrossEntropy {
+  Tensor loss;       // [1]: sum over tokens of token_weights · nll
+  Tensor nll;        // [T]
+  Tensor predicted;  // [T] i32
+};
+CrossEntropy linear_cross_entropy(const Tensor& h, const Tensor& weight, const Tensor& targets,
+                                  const Tensor& token_weights);
+
+// float64 for float64, else float32: what an op computes in when it reads this weight.
+inline DType activation_type(DType weight) { return weight == DType::f64 ? DType::f64 : DType::f32; }
+
+}  // namespace latente
