@@ -38,30 +38,22 @@ Tensor Tensor::reshape(Shape shape) const {
   mine.shape = value_->shape;
   mine.strides = value_->strides;
   if (mine.contiguous()) return alias(shape, contiguous_strides(shape), 0);
-  // Rows with gaps: the last axis may still be split, or split axes merged back.
-  LATENTE_ASSERT(mine.shape.rank() == 2 && shape.rank() == 3 && shape[0] == mine.shape[0] &&
-                 mine.stride(1) == 1);
+  LATENTE_ASSERT(mine.stride(-1) == 1 && shape[0] == mine.shape[0]);
+  if (mine.shape.rank() == 3) {
+    LATENTE_ASSERT(mine.shape[1] == 1 && shape.rank() == 2);
+    return alias(shape, {mine.stride(0), 1}, 0);
+  }
+  LATENTE_ASSERT(mine.shape.rank() == 2 && shape.rank() == 3);
   return alias(shape, {mine.stride(0), shape[2], 1}, 0);
 }
 
-Tensor Tensor::columns(int64_t begin, int64_t end) const {
-  int last = value_->shape.rank() - 1;
-  LATENTE_ASSERT(0 <= begin && begin <= end && end <= value_->shape[last]);
+Tensor Tensor::slice(int axis, int64_t begin, int64_t end) const {
+  LATENTE_ASSERT(0 <= begin && begin <= end && end <= value_->shape[axis]);
   std::array<int64_t, max_rank> extents{};
-  for (int axis = 0; axis < last; ++axis) extents[static_cast<size_t>(axis)] = value_->shape[axis];
-  extents[static_cast<size_t>(last)] = end - begin;
-  Shape shape(std::span<const int64_t>(extents.data(), static_cast<size_t>(last + 1)));
-  return alias(shape, value_->strides, begin * value_->strides[static_cast<size_t>(last)]);
-}
-
-Tensor Tensor::rows(int64_t begin, int64_t end) const {
-  LATENTE_ASSERT(0 <= begin && begin <= end && end <= value_->shape[0]);
-  std::array<int64_t, max_rank> extents{};
-  extents[0] = end - begin;
-  for (int axis = 1; axis < value_->shape.rank(); ++axis)
-    extents[static_cast<size_t>(axis)] = value_->shape[axis];
+  for (int i = 0; i < value_->shape.rank(); ++i) extents[static_cast<size_t>(i)] = value_->shape[i];
+  extents[static_cast<size_t>(axis)] = end - begin;
   Shape shape(std::span<const int64_t>(extents.data(), static_cast<size_t>(value_->shape.rank())));
-  return alias(shape, value_->strides, begin * value_->strides[0]);
+  return alias(shape, value_->strides, begin * value_->strides[static_cast<size_t>(axis)]);
 }
 
 Tensor parameter(Shape shape, DType dtype, bool requires_grad) {

@@ -46,12 +46,13 @@ class Tensor {
   View view() const;
   bool has_storage() const;
 
-  // The same elements under another shape; the tensor must be contiguous.
+  // The same elements under another shape. Rows with gaps [T, D] may become [T, G, D / G], and [T, 1, D] back
+  // [T, D].
   Tensor reshape(Shape shape) const;
-  // [..., begin:end] of the last axis.
-  Tensor columns(int64_t begin, int64_t end) const;
-  // [begin:end] of the first axis.
-  Tensor rows(int64_t begin, int64_t end) const;
+  // [begin:end] of one axis; columns() of the last, rows() of the first.
+  Tensor slice(int axis, int64_t begin, int64_t end) const;
+  Tensor columns(int64_t begin, int64_t end) const { return slice(shape().rank() - 1, begin, end); }
+  Tensor rows(int64_t begin, int64_t end) const { return slice(0, begin, end); }
 
  private:
   Tensor alias(Shape shape, std::array<int64_t, max_rank> strides, int64_t offset) const;

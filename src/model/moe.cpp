@@ -1,0 +1,48 @@
+#include "model/moe.h"
+
+namespace latente {
+
+Moe::Moe(const Config& config, DType type) : routing(config.routing()) {
+  int64_t experts_count = config.n_routed_experts, hidden = config.hidden_size,
+          inner = config.moe_intermediate_size;
+  DType exact = type == DType::f64 ? DType::f64 : DType::f32;
+  gate.weight = parameter({experts_count, hidden}, type);
+  if (config.topk_method == "noaux_tc")
+    gate.e_score_correction_bias = parameter({experts_count}, exact, false);
+  gate.load = parameter({experts_count}, DType::f32, false);
+  experts.gate_proj = parameter({experts_count, inner, hidden}, type);
+  experts.up_proj = parameter({experts_count, inner, hidden}, type);
+  experts.down_proj = parameter({experts_count, hidden, inner}, type);
+  if (config.n_shared_experts > 0) shared_experts = Mlp(hidden, inner * config.n_shared_experts, type);
+}
+
+Tensor Moe::operator()(const Tensor& x, Step& at) const {
+  int64_t count = gate.weight[0];
+  Routing how = routing;
+  how.balance_alpha = at.balance_alpha;
+  how.balance_per_sequence = at.balance_per_sequence;
+  how.sequence_length = at.sequence_length;
+  Tensor logits = linear(x, gate.weight);  // [T, E]
+  Routed routed =
+      route(logits, gate.e_score_correction_bias, at.token_mask, how, at.count_load ? gate.load : Tensor());
+  if (routed.balance_loss) at.balance_losses.push_back(routed.balance_loss);
+
+  ExpertOrder order = expert_order(routed.experts, count);
+  auto [gated, up] = expert_gate_up(x, order, experts.gate_proj, experts.up_proj);  // [T·K, inner]
+  Tensor y = expert_linear(swiglu(gated, up), order, experts.down_proj);            // [T·K, hidden]
+  Tensor shared = shared_experts.gate_proj ? shared_experts(x, at) : Tensor();      // [T, hidden]
+  return combine(y, routed.weights, order, shared);
+}
+
+bool is_expert_stack(const std::string& path) {
+  size_t at = path.rfind('.');
+  return at != std::string::npos && path.substr(0, at).ends_with(".mlp.experts");
+}
+
+std::string expert_path(const std::string& stack, int64_t expert) {
+  size_t at = stack.rfind('.');
+  LATENTE_ASSERT(at != std::string::npos);
+  return stack.substr(0, at + 1) + std::to_string(expert) + stack.substr(at) + ".weight";
+}
+
+}  // namespace latente
