@@ -1,0 +1,139 @@
+#include "model/weights.h"
+
+#include <nlohmann/json.hpp>
+#include <set>
+
+namespace latente {
+namespace {
+
+View expert_view(const View& stack, int64_t expert) {
+  Shape shape{stack[1], stack[2]};
+  char* data =
+      stack.data ? static_cast<char*>(stack.data) + expert * shape.count() * size_of(stack.dtype) : nullptr;
+  return {data, shape, stack.dtype};
+}
+
+uint64_t hash_of(const std::string& text) {  // FNV-1a
+  uint64_t hash = 0xcbf29ce484222325ull;
+  for (char c : text) hash = (hash ^ static_cast<uint8_t>(c)) * 0x100000001b3ull;
+  return hash;
+}
+
+bool is_norm(const std::string& path) {
+  return path.ends_with("norm.weight") || path.ends_with("layernorm.weight");
+}
+
+// Routing biases stay float32 whatever the weights are stored as: steps of 0.001 vanish in bfloat16.
+DType stored_as(const std::string& name, DType weights) {
+  return name.ends_with("e_score_correction_bias") ? DType::f32 : weights;
+}
+
+}  // namespace
+
+void allocate_parameters(Transformer& model) {
+  model.for_each([](const std::string&, Tensor& tensor) { allocate(tensor); });
+  for (auto& [path, gate] : model.gates()) allocate(gate->load);
+}
+
+void initialise(Transformer& model, uint64_t seed) {
+  double deviation = model.config().initializer_range;
+  model.for_each([&](const std::string& path, Tensor& tensor) {
+    View view = tensor.view();
+    bool ones = is_norm(path);
+    bool zeros = path.ends_with(".bias") || path.ends_with("e_score_correction_bias");
+    Random random(seed, hash_of(path));
+    constexpr int64_t piece = 4096;
+    std::vector<double> values(static_cast<size_t>(piece));
+    for (int64_t at = 0; at < view.count(); at += piece) {
+      int64_t count = std::min(piece, view.count() - at);
+      for (int64_t i = 0; i < count; ++i) {
+        values[static_cast<size_t>(i)] = ones ? 1.0 : zeros ? 0.0 : deviation * random.normal();
+      }
+      convert(DType::f64, values.data(), view.dtype, static_cast<char*>(view.data) + at * size_of(view.dtype),
+              count);
+    }
+  });
+}
+
+void for_each_stored(Transformer& model, const std::function<void(const std::string&, const View&)>& f) {
+  model.for_each([&](const std::string& path, Tensor& tensor) {
+    if (!is_expert_stack(path)) return f(path, tensor.view());
+    for (int64_t e = 0; e < tensor[0]; ++e) f(expert_path(path, e), expert_view(tensor.view(), e));
+  });
+  for (size_t k = 0; k < model.mtp.size(); ++k) {
+    std::string path = model.mtp_path(static_cast<int64_t>(k));
+    f(path + ".embed_tokens.weight", model.model.embed_tokens.weight.view());
+    f(path + ".shared_head.head.weight", model.head().view());
+  }
+}
+
+void load_parameters(Transformer& model, const Checkpoint& checkpoint, const LoadOptions& options) {
+  std::set<std::string> expected;
+  int64_t total = 0, done = 0;
+  for_each_stored(model, [&](const std::string& name, const View&) { expected.insert(name), ++total; });
+  for (const std::string& name : checkpoint.names()) {
+    bool elsewhere = name.ends_with("rotary_emb.inv_freq") || (name == "lm_head.weight" && !model.lm_head) ||
+                     name.starts_with("model.layers." + std::to_string(model.config().num_hidden_layers));
+    if (!expected.contains(name) && !elsewhere) {
+      fail("{}: the model has no parameter {}", checkpoint.file_of(name), name);
+    }
+  }
+  auto step = [&] {
+    ++done;
+    if (options.progress) options.progress(done, total);
+  };
+  model.for_each([&](const std::string& path, Tensor& tensor) {
+    if (is_expert_stack(path)) {
+      allocate(tensor);
+      for (int64_t e = 0; e < tensor[0]; ++e) {
+        checkpoint.read(expert_path(path, e), expert_view(tensor.view(), e));
+        step();
+      }
+      return;
+    }
+    std::optional<MappedTensor> mapped;
+    if (options.map_where_possible) mapped = checkpoint.map(path);
+    if (mapped && mapped->view.dtype == tensor.dtype() && mapped->view.shape == tensor.shape()) {
+      bind(tensor, mapped->view.data, mapped->owner);
+    } else {
+      allocate(tensor);
+      checkpoint.read(path, tensor.view());
+    }
+    step();
+  });
+  for (auto& [path, gate] : model.gates()) allocate(gate->load);
+}
+
+Config load_config(const Checkpoint& checkpoint) {
+  Config config = Config::from_file(checkpoint.directory() + "/config.json");
+  int64_t held = 0;
+  while (held < config.num_mtp_layers &&
+         checkpoint.contains("model.layers." + std::to_string(config.num_hidden_layers + held) +
+                             ".eh_proj.weight")) {
+    ++held;
+  }
+  config.num_mtp_layers = held;
+  return config;
+}
+
+DType stored_type(const Checkpoint& checkpoint) {
+  std::optional<DType> type = checkpoint.entry("model.embed_tokens.weight").dtype;
+  if (type == DType::f32 || type == DType::f64) return *type;
+  return DType::bf16;
+}
+
+void save_model(Transformer& model, const std::string& directory, const SaveOptions& options) {
+  std::vector<TensorSpec> specs;
+  for_each_stored(model, [&](const std::string& name, const View& view) {
+    specs.push_back({name, stored_as(name, options.weights), view.shape});
+  });
+  CheckpointOptions how;
+  how.max_shard_bytes = options.max_shard_bytes;
+  CheckpointWriter writer(directory, std::move(specs), how);
+  for_each_stored(model, [&](const std::string& name, const View& view) { writer.write(name, view); });
+  writer.write_file("config.json", model.config().to_json(options.weights).dump(2) + "\n");
+  for (const auto& [name, contents] : options.files) writer.write_file(name, contents);
+  writer.commit();
+}
+
+}  // namespace latente

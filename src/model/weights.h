@@ -1,0 +1,52 @@
+// A model's parameters: memory, initial values, and Hugging Face checkpoints in and out. No table of names: a
+// parameter's name is its path; stacks of routed experts are seen expert by expert.
+#pragma once
+
+#include "base/random.h"
+#include "checkpoint/checkpoint.h"
+#include "model/transformer.h"
+
+namespace latente {
+
+// Zeroed memory for every parameter and every router's load.
+void allocate_parameters(Transformer& model);
+
+// The published initialisation: normal with standard deviation config.initializer_range for matrices and
+// embeddings, ones for norms, zeros for biases. Each parameter draws from a stream of its own, named by its
+// path.
+void initialise(Transformer& model, uint64_t seed);
+
+// Loads every parameter; types are converted. A parameter the checkpoint lacks, a shape that differs, or a
+// tensor that the model has no place for is an Error naming it. Missing MTP modules are allowed when the
+// config says so is wrong: `load_config` drops them first. With `map_where_possible`, parameters of the
+// file's own type are used where they lie.
+struct LoadOptions {
+  bool map_where_possible = false;
+  // Called after each parameter with the number done and the total, for progress; may be empty.
+  std::function<void(int64_t done, int64_t total)> progress;
+};
+void load_parameters(Transformer& model, const Checkpoint& checkpoint, const LoadOptions& options = {});
+
+// The config beside a checkpoint, with num_mtp_layers reduced to the modules the checkpoint really holds
+// (many conversions drop them).
+Config load_config(const Checkpoint& checkpoint);
+
+// "f32", "bf16", ... of a checkpoint's matrices: what a model that maps it should use. FP8 gives bf16.
+DType stored_type(const Checkpoint& checkpoint);
+
+// Writes config.json and the weights in the released layout, atomically; other files of the directory are
+// kept.
+struct SaveOptions {
+  DType weights = DType::f32;
+  int64_t max_shard_bytes = 5'000'000'000;
+  // (file name, contents) to write beside: tokenizer.json, generation_config.json, ...
+  std::vector<std::pair<std::string, std::string>> files;
+};
+void save_model(Transformer& model, const std::string& directory, const SaveOptions& options);
+
+// f(name, view) for every tensor as a checkpoint names it: expert by expert, MTP modules with their copies of
+// the embedding and the head.
+void for_each_stored(Transformer& model,
+                     const std::function<void(const std::string& name, const View& view)>& f);
+
+}  // namespace latente
