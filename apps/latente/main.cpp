@@ -1,2 +1,35 @@
 #include <cstdio>
-int main() { std::puts("latente"); }
+#include <exception>
+
+#include "commands.h"
+
+int main(int argc, char** argv) {
+  CLI::App app{
+      "Latente: DeepSeek-V3 in C++. Trains, converts, runs and looks into models of that architecture."};
+  app.name("latente");
+  app.set_version_flag("--version", "latente " LATENTE_VERSION);
+  app.require_subcommand(1);
+  app.failure_message(CLI::FailureMessage::help);
+  latente::add_train(app);
+  latente::add_generate(app);
+  latente::add_chat(app);
+  latente::add_inspect(app);
+  latente::add_parity(app);
+  latente::add_tokenizer(app);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::CallForHelp& help) {
+    return app.exit(help);
+  } catch (const CLI::CallForVersion& version) {
+    return app.exit(version);
+  } catch (const CLI::RuntimeError& status) {
+    return status.get_exit_code();  // a command that ran and reports failure
+  } catch (const CLI::ParseError& error) {
+    std::fprintf(stderr, "latente: %s (try --help)\n", error.what());
+    return 1;
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "latente: %s\n", error.what());
+    return 1;
+  }
+  return 0;
+}

@@ -1,0 +1,140 @@
+#include <fmt/format.h>
+
+#include <filesystem>
+
+#include "commands.h"
+#include "model/figures.h"
+#include "model/weights.h"
+
+namespace latente {
+namespace {
+
+struct InspectOptions {
+  std::string model;
+  int64_t context = 4096, batch = 1;
+  std::string weights = "bf16", cache = "bf16";
+};
+
+std::string grouped(int64_t value) {
+  std::string digits = std::to_string(value), text;
+  for (size_t i = 0; i < digits.size(); ++i) {
+    if (i > 0 && (digits.size() - i) % 3 == 0) text += ',';
+    text += digits[i];
+  }
+  return text;
+}
+
+std::string bytes_text(double bytes) {
+  const char* units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+  int unit = 0;
+  while (bytes >= 1024 && unit < 4) bytes /= 1024, ++unit;
+  return fmt::format("{:.{}f} {}", bytes, unit == 0 ? 0 : 1, units[unit]);
+}
+
+int64_t type_bytes(const std::string& name) {
+  std::optional<DType> type = dtype_from_name(name);
+  if (!type || !is_floating(*type)) fail("{}: expected a floating type such as f32, bf16, f8e4m3", name);
+  return size_of(*type);
+}
+
+void print_attention(const Config& config) {
+  if (!config.is_mla()) {
+    fmt::print("attention      {} query heads of {}, {} key/value heads\n", config.num_attention_heads,
+               config.head_dim, config.num_key_value_heads);
+    return;
+  }
+  fmt::print(
+      "attention      MLA, {} heads: nope {} + rope {}, value {}; latent {}; {}\n",
+      config.num_attention_heads, config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim,
+      config.kv_lora_rank,
+      config.q_lora_rank > 0 ? fmt::format("query rank {}", config.q_lora_rank) : "queries not compressed");
+}
+
+void print_experts(const Config& config) {
+  if (config.n_routed_experts == 0) return;
+  fmt::print("experts        {} routed of {}, top {}, {} shared; gate {} ({})", config.n_routed_experts,
+             config.moe_intermediate_size, config.num_experts_per_tok, config.n_shared_experts,
+             config.scoring_func, config.topk_method);
+  if (config.routing().group_score != GroupScore::none)
+    fmt::print(", {} of {} groups", config.topk_group, config.n_group);
+  fmt::print("\n");
+}
+
+void inspect(const InspectOptions& options) {
+  namespace fs = std::filesystem;
+  Config config = fs::is_directory(options.model) ? Config::from_file(options.model + "/config.json")
+                                                  : Config::from_file(options.model);
+  fmt::print("{}: {} layers of {}, vocabulary {}, context {}{}\n", config.model_type,
+             config.num_hidden_layers, config.hidden_size, config.vocab_size, config.max_position_embeddings,
+             config.tie_word_embeddings ? ", tied head" : "");
+  print_attention(config);
+  print_experts(config);
+  if (config.rope.type != "default") {
+    fmt::print("rope           {} ×{:g} over {}, softmax scale ×{:.5f}\n", config.rope.type,
+               config.rope.factor, config.rope.original_max_position_embeddings,
+               config.softmax_scale() * std::sqrt(static_cast<double>(config.qk_head_dim())));
+  }
+
+  ParameterCount count = count_parameters(config);
+  fmt::print("\n{:<22}{:>22}{:>22}\n", "parameters", "total", "active per token");
+  for (const auto& part : count.parts) {
+    if (part.total > 0 || part.active > 0)
+      fmt::print("  {:<20}{:>22}{:>22}\n", part.name, grouped(part.total), grouped(part.active));
+  }
+  fmt::print("  {:<20}{:>22}{:>22}\n", "main model", grouped(count.total), grouped(count.active));
+  if (count.mtp_own > 0) {
+    fmt::print("  {:<20}{:>22}\n", fmt::format("MTP (depth {})", config.num_mtp_layers),
+               grouped(count.mtp_own));
+    fmt::print("  {:<20}{:>22}\n", "  with shared parts", grouped(count.mtp_with_shared));
+  }
+
+  CacheFigures cache = cache_figures(config);
+  int64_t cache_bytes = type_bytes(options.cache);
+  fmt::print("\ncache a token, {} (all layers)\n", options.cache);
+  auto row = [&](const char* name, int64_t values) {
+    fmt::print("  {:<20}{:>14} bytes  {:>6.1f} %  {:>12} at {} × {} tokens\n", name,
+               grouped(values * cache_bytes),
+               100.0 * static_cast<double>(values) / static_cast<double>(cache.mha),
+               bytes_text(static_cast<double>(values * cache_bytes * options.context * options.batch)),
+               options.batch, options.context);
+  };
+  row(config.is_mla() ? "MLA (this model)" : "this model", cache.own);
+  row("MHA", cache.mha);
+  row(config.num_attention_heads >= 8 ? "GQA, 8 heads" : "GQA", cache.gqa8);
+  row("MQA", cache.mqa);
+
+  double weight_bytes = static_cast<double>(type_bytes(options.weights));
+  double model_bytes = static_cast<double>(count.total + count.mtp_own) * weight_bytes;
+  double held = static_cast<double>(cache.own * cache_bytes * options.context * options.batch);
+  fmt::print("\nmemory         weights {} ({}) + cache {} = {}\n", bytes_text(model_bytes), options.weights,
+             bytes_text(held), bytes_text(model_bytes + held));
+  fmt::print(
+      "decode         reads {} a token at context {}\n",
+      bytes_text(decode_bytes(config, options.context, weight_bytes, static_cast<double>(cache_bytes))),
+      options.context);
+  fmt::print(
+      "operations     {:.3f} GFLOP a token forward (training: ×3, mean context {}), {:.3f} decoding at "
+      "context {}\n",
+      forward_flops(config, options.context / 2, false) / 1e9, options.context / 2,
+      forward_flops(config, options.context, true) / 1e9, options.context);
+}
+
+}  // namespace
+
+void add_inspect(CLI::App& app) {
+  auto options = std::make_shared<InspectOptions>();
+  CLI::App* command =
+      app.add_subcommand("inspect", "Parameters, cache, memory and operations of a model or a config.json");
+  command->add_option("model", options->model, "Model directory or config.json")->required();
+  command->add_option("--context", options->context, "Tokens of context")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  command->add_option("--batch", options->batch, "Sequences held at once")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  command->add_option("--weights", options->weights, "Type of the weights in memory")->capture_default_str();
+  command->add_option("--cache", options->cache, "Type of the cache")->capture_default_str();
+  command->callback([options] { inspect(*options); });
+}
+
+}  // namespace latente

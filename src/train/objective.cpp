@@ -1,0 +1,119 @@
+#include "train/objective.h"
+
+#include <algorithm>
+
+namespace latente {
+namespace {
+
+template <class T>
+void put(const Tensor& tensor, int64_t index, T value) {
+  View view = tensor.view();
+  switch (view.dtype) {
+    case DType::f64:
+      view.as<double>()[index] = static_cast<double>(value);
+      break;
+    case DType::f32:
+      view.as<float>()[index] = static_cast<float>(value);
+      break;
+    default:
+      view.as<int32_t>()[index] = static_cast<int32_t>(value);
+  }
+}
+
+}  // namespace
+
+std::vector<Tensor> Objective::losses() const {
+  std::vector<Tensor> all{main.loss};
+  for (const Mtp& module : mtp) all.push_back(module.result.loss);
+  all.insert(all.end(), balance_losses.begin(), balance_losses.end());
+  return all;
+}
+
+Objective record_objective(Plan& plan, const Transformer& model, const Tensor& rope_table,
+                           const ObjectiveOptions& options) {
+  Shape tokens{options.sequences * options.sequence_length};
+  DType type = activation_type(model.weights());
+  Objective objective;
+  objective.ids = plan.input("ids", tokens, DType::i32);
+  objective.positions = plan.input("positions", tokens, DType::i32);
+  objective.starts = plan.input("starts", tokens, DType::i32);
+  objective.targets = plan.input("targets", tokens, DType::i32);
+  objective.token_weights = plan.input("token weights", tokens, type);
+  objective.token_mask = plan.input("token mask", tokens, type);
+
+  Step at;
+  at.positions = objective.positions;
+  at.rope_table = rope_table;
+  at.starts = objective.starts;
+  at.token_mask = objective.token_mask;
+  at.balance_alpha = options.balance_alpha;
+  at.balance_per_sequence = options.balance_per_sequence;
+  at.sequence_length = options.sequence_length;
+  at.count_load = options.count_load;
+
+  objective.hidden = model.hidden(objective.ids, at);
+  objective.main =
+      linear_cross_entropy(objective.hidden, model.head(), objective.targets, objective.token_weights);
+  Tensor fed = objective.hidden;
+  for (int64_t k = 0; k < static_cast<int64_t>(model.mtp.size()); ++k) {
+    Objective::Mtp module;
+    module.ids = plan.input("mtp ids", tokens, DType::i32);
+    module.targets = plan.input("mtp targets", tokens, DType::i32);
+    module.token_weights = plan.input("mtp token weights", tokens, type);
+    MtpModule::Output out = model.predict(k, fed, module.ids, at);
+    fed = out.hidden;
+    module.normed = out.normed;
+    Plan::Scope scope(&plan, model.mtp_path(k));
+    module.result = linear_cross_entropy(out.normed, model.head(), module.targets, module.token_weights);
+    objective.mtp.push_back(std::move(module));
+  }
+  objective.balance_losses = std::move(at.balance_losses);
+  objective.residuals = std::move(at.residuals);
+
+  plan.keep(objective.main.loss), plan.keep(objective.main.nll), plan.keep(objective.main.predicted);
+  for (const Objective::Mtp& module : objective.mtp) {
+    plan.keep(module.result.loss), plan.keep(module.result.nll), plan.keep(module.result.predicted);
+  }
+  for (const Tensor& loss : objective.balance_losses) plan.keep(loss);
+  return objective;
+}
+
+void fill_from_sequences(Objective& objective, std::span<const int32_t> ids, const ObjectiveOptions& options,
+                         std::span<const int64_t> lengths, double mtp_lambda) {
+  int64_t length = options.sequence_length;
+  int64_t depth = static_cast<int64_t>(objective.mtp.size());
+  std::vector<int64_t> counts(static_cast<size_t>(depth + 1), 0);
+  auto held = [&](int64_t sequence) {
+    return lengths.empty() ? length : lengths[static_cast<size_t>(sequence)];
+  };
+  for (int64_t s = 0; s < options.sequences; ++s) {
+    for (int64_t d = 0; d <= depth; ++d)
+      counts[static_cast<size_t>(d)] += std::max<int64_t>(held(s) - 1 - d, 0);
+  }
+  for (int64_t s = 0; s < options.sequences; ++s) {
+    for (int64_t i = 0; i < length; ++i) {
+      int64_t t = s * length + i;
+      auto token = [&](int64_t ahead) {
+        return i + ahead < held(s) ? ids[static_cast<size_t>(t + ahead)] : int32_t{-1};
+      };
+      auto weight = [&](int64_t d) {
+        int64_t count = counts[static_cast<size_t>(d)];
+        return token(d + 1) < 0 || count == 0 ? 0.0 : 1.0 / static_cast<double>(count);
+      };
+      put(objective.ids, t, std::max(token(0), 0));
+      put(objective.positions, t, i);
+      put(objective.starts, t, s * length);
+      put(objective.targets, t, token(1));
+      put(objective.token_weights, t, weight(0));
+      put(objective.token_mask, t, i < held(s) ? 1 : 0);
+      for (int64_t k = 0; k < depth; ++k) {
+        Objective::Mtp& module = objective.mtp[static_cast<size_t>(k)];
+        put(module.ids, t, std::max(token(k + 1), 0));
+        put(module.targets, t, token(k + 2));
+        put(module.token_weights, t, weight(k + 1) * mtp_lambda / static_cast<double>(depth));
+      }
+    }
+  }
+}
+
+}  // namespace latente
