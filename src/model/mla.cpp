@@ -39,8 +39,9 @@ Tensor Mla::operator()(const Tensor& x, Step& at, const LayerCache* cache) const
   k_rope = rope(k_rope, at.positions, at.rope_table, interleaved).reshape({tokens, rope_dim});
 
   if (cache) {
-    cache_store(c, at.slots, cache->keys.columns(0, kv_rank));
-    cache_store(k_rope, at.slots, cache->keys.columns(kv_rank, kv_rank + rope_dim));
+    Tensor entries = cache->keys.reshape({cache->keys[0], cache->keys[1], kv_rank + rope_dim});
+    cache_store(c, at.slots, entries.columns(0, kv_rank));
+    cache_store(k_rope, at.slots, entries.columns(kv_rank, kv_rank + rope_dim));
   }
   Tensor out = at.starts ? expanded(q, c, k_rope, at) : absorbed(q, at, *cache);
   return o_proj(out.reshape({tokens, heads * v_dim}));

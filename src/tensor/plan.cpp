@@ -156,9 +156,9 @@ void Plan::place(std::vector<Lifetime*>& lifetimes) {
   }
 }
 
-void Plan::allocate() {
+void Plan::allocate(std::shared_ptr<void> arena) {
   LATENTE_ASSERT(compiled_);
-  arena_ = backend_->allocate(arena_bytes_);
+  arena_ = arena ? std::move(arena) : backend_->allocate(arena_bytes_);
   for (const Tensor& tensor : intermediates_) {
     const Lifetime& lifetime = lifetime_of(tensor);
     if (lifetime.first >= 0) tensor.value().data = static_cast<char*>(arena_.get()) + lifetime.offset;

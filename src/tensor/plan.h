@@ -59,7 +59,9 @@ class Plan {
   void keep(const Tensor& tensor);
 
   void compile();
-  void allocate();
+  // Memory for inputs and intermediates. Plans that never run at the same time may share one arena of at least
+  // arena_bytes(); a plan may be moved to another arena between runs.
+  void allocate(std::shared_ptr<void> arena = nullptr);
   void run();
   // As run(), but throws Error naming the first op whose result is not finite, and the parameters it read.
   void run_checked();

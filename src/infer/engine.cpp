@@ -1,0 +1,166 @@
+#include "infer/engine.h"
+
+#include <algorithm>
+#include <chrono>
+
+namespace latente {
+namespace {
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+}  // namespace
+
+Engine::Engine(Backend& backend, const Transformer& model, const RunnerOptions& options)
+    : config_(&model.config()), runner_(backend, model, options), predicted_(model.mtp.size(), 0) {}
+
+std::span<float> Engine::row(std::span<float> logits, size_t index) const {
+  size_t vocabulary = static_cast<size_t>(config_->vocab_size);
+  return logits.subspan(index * vocabulary, vocabulary);
+}
+
+void Engine::check(std::span<const int32_t> prompt, const GenerationOptions& options) const {
+  options.sampling.validate();
+  if (prompt.empty()) fail("the prompt is empty");
+  if (static_cast<int64_t>(prompt.size()) >= runner_.context()) {
+    fail("the prompt has {} tokens, the context holds {}", prompt.size(), runner_.context());
+  }
+  for (int32_t id : prompt) {
+    if (id < 0 || id >= config_->vocab_size)
+      fail("token {} lies outside the vocabulary of {}", id, config_->vocab_size);
+  }
+  if (options.max_tokens < 0) fail("max_tokens: expected 0 or more, found {}", options.max_tokens);
+  if (options.draft < -1 || options.draft > 7)
+    fail("draft: expected 0 to 7 tokens, or -1, found {}", options.draft);
+}
+
+// Runs every module over the positions whose later tokens are known, up to what the main model has processed.
+void Engine::catch_up(int64_t processed) {
+  for (size_t k = 0; k < predicted_.size(); ++k) {
+    int64_t ahead = static_cast<int64_t>(k) + 1;
+    int64_t end = std::min(processed, static_cast<int64_t>(tokens_.size()) - ahead);
+    for (int64_t first = predicted_[k]; first < end;) {
+      int64_t count = std::min(end - first, runner_.chunk());
+      runner_.predict(
+          static_cast<int64_t>(k),
+          std::span(tokens_).subspan(static_cast<size_t>(first + ahead), static_cast<size_t>(count)), first);
+      first += count;
+    }
+    predicted_[k] = std::max(predicted_[k], end);
+  }
+}
+
+std::span<float> Engine::prefill(std::span<const int32_t> prompt, int64_t reuse) {
+  tokens_.assign(prompt.begin(), prompt.end());
+  for (int64_t& position : predicted_) position = std::min(position, reuse);
+  int64_t count = static_cast<int64_t>(prompt.size());
+  std::span<float> logits;
+  for (processed_ = reuse; processed_ < count;) {
+    int64_t piece = std::min(count - processed_, runner_.chunk());
+    if (processed_ > 0) catch_up(processed_);
+    logits = runner_.forward(prompt.subspan(static_cast<size_t>(processed_), static_cast<size_t>(piece)),
+                             processed_, 1);
+    processed_ += piece;
+  }
+  return logits;
+}
+
+std::vector<Engine::Draft> Engine::draft(int64_t count, const SamplingOptions& sampling, Random& random) {
+  std::vector<Draft> drafts;
+  std::vector<int32_t> sequence = tokens_;  // with the drafts so far
+  int64_t known = static_cast<int64_t>(tokens_.size()), last = processed_ - 1;
+  for (int64_t j = 0; j < count; ++j) {
+    std::span<float> logits;
+    if (j < runner_.modules()) {
+      int64_t first = predicted_[static_cast<size_t>(j)];
+      LATENTE_ASSERT(first <= last);
+      auto later = std::span(sequence).subspan(static_cast<size_t>(first + j + 1),
+                                               static_cast<size_t>(last - first + 1));
+      logits = runner_.predict(j, later, first);
+      predicted_[static_cast<size_t>(j)] = known - 1 - j;
+    } else {
+      logits = runner_.predict_again(sequence.back(), last + 1 + j - runner_.modules());
+    }
+    Distribution distribution = distribution_of(logits, sequence, sampling);
+    int32_t token = sample(distribution, random);
+    sequence.push_back(token);
+    drafts.push_back({token, std::move(distribution)});
+  }
+  return drafts;
+}
+
+GenerationStats Engine::generate(std::span<const int32_t> prompt, const GenerationOptions& options,
+                                 const std::function<bool(GeneratedToken)>& on_token) {
+  check(prompt, options);
+  GenerationStats stats;
+  stats.prompt_tokens = static_cast<int64_t>(prompt.size());
+  if (options.max_tokens == 0) return stats;
+  auto start = std::chrono::steady_clock::now();
+
+  size_t same = 0, reusable = std::min<size_t>(static_cast<size_t>(processed_), tokens_.size());
+  while (same < reusable && same + 1 < prompt.size() && prompt[same] == tokens_[same]) ++same;
+  int64_t reuse = static_cast<int64_t>(same);
+  for (int64_t position : predicted_) reuse = std::min(reuse, position);
+  stats.reused_tokens = reuse;
+
+  Random random(options.sampling.seed);
+  int64_t depth = options.draft < 0 ? runner_.modules() : options.draft;
+  if (runner_.modules() == 0) depth = 0;
+
+  // Emits a token; false ends the generation.
+  auto emit = [&](int32_t token, bool drafted) {
+    if (std::find(options.stop_tokens.begin(), options.stop_tokens.end(), token) !=
+        options.stop_tokens.end()) {
+      stats.finish = Finish::stop_token;
+      return false;
+    }
+    tokens_.push_back(token);
+    ++stats.generated_tokens;
+    if (!on_token({token, drafted})) {
+      stats.finish = Finish::interrupted;
+      return false;
+    }
+    stats.finish = Finish::length;
+    if (stats.generated_tokens >= options.max_tokens) return false;
+    stats.finish = Finish::context_full;
+    return static_cast<int64_t>(tokens_.size()) < runner_.context();
+  };
+
+  std::span<float> logits = prefill(prompt, reuse);
+  Distribution next = distribution_of(logits, tokens_, options.sampling);
+  catch_up(processed_);
+  stats.prompt_seconds = seconds_since(start);
+  start = std::chrono::steady_clock::now();
+  bool going = emit(sample(next, random), false);
+  while (going) {
+    int64_t known = static_cast<int64_t>(tokens_.size());
+    int64_t room = std::min(options.max_tokens - stats.generated_tokens, runner_.context() - known) - 1;
+    std::vector<Draft> drafts = draft(std::clamp<int64_t>(room, 0, depth), options.sampling, random);
+    std::vector<int32_t> input{tokens_.back()};
+    for (const Draft& proposal : drafts) input.push_back(proposal.token);
+    logits = runner_.forward(input, processed_, static_cast<int64_t>(input.size()));
+    ++stats.passes;
+    stats.drafted += static_cast<int64_t>(drafts.size());
+
+    size_t j = 0;
+    for (bool rejected = false; going && !rejected && j < drafts.size(); ++j) {
+      next = distribution_of(row(logits, j), tokens_, options.sampling);
+      Verdict verdict = verify(next, drafts[j].distribution, drafts[j].token, random);
+      rejected = !verdict.accepted;
+      stats.accepted += verdict.accepted ? 1 : 0;
+      going = emit(verdict.token, verdict.accepted);
+      if (rejected) break;
+    }
+    if (going && j == drafts.size()) {
+      next = distribution_of(row(logits, j), tokens_, options.sampling);
+      going = emit(sample(next, random), false);
+    }
+    processed_ =
+        std::min(processed_ + static_cast<int64_t>(input.size()), static_cast<int64_t>(tokens_.size()) - 1);
+  }
+  stats.decode_seconds = seconds_since(start);
+  return stats;
+}
+
+}  // namespace latente
