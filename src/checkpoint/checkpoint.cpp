@@ -22,8 +22,8 @@ std::string join(const std::string& directory, const std::string& name) {
 }
 
 void check_shard_name(const std::string& shard, const std::string& label) {
-  bool plain = !shard.empty() && shard.find_first_of("/\\") == shard.npos && shard.ends_with(".safetensors");
-  for (char c : shard) plain = plain && static_cast<unsigned char>(c) >= 0x20;
+  bool plain = shard.find_first_of("/\\") == shard.npos && shard.ends_with(".safetensors") &&
+               !has_control_character(shard);
   if (!plain)
     fail("{}: expected the name of a .safetensors file beside it, found {}", label, printable(shard));
 }

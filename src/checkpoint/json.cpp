@@ -1,5 +1,6 @@
 #include "checkpoint/json.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
@@ -93,6 +94,10 @@ std::string printable(std::string_view text) {
     }
   }
   return out + "\"";
+}
+
+bool has_control_character(std::string_view text) {
+  return std::any_of(text.begin(), text.end(), [](char c) { return (c >= 0 && c < 0x20) || c == 0x7f; });
 }
 
 }  // namespace latente

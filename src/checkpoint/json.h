@@ -16,4 +16,6 @@ nlohmann::json parse_json(std::string_view text, const std::string& label, int m
 // characters.
 std::string printable(std::string_view text);
 
+bool has_control_character(std::string_view text);
+
 }  // namespace latente

@@ -29,6 +29,15 @@ std::optional<int64_t> checked_bytes(const std::vector<int64_t>& extents, int64_
   return product / 8;
 }
 
+// A tensor's name or the metadata as JSON.
+std::string quoted(const nlohmann::json& value, const std::string& path) {
+  try {
+    return value.dump();
+  } catch (const nlohmann::json::type_error&) {
+    fail("{}: a tensor name or metadata is not UTF-8", path);
+  }
+}
+
 }  // namespace
 
 Shape SafetensorsEntry::shape() const {
@@ -142,13 +151,15 @@ SafetensorsWriter::SafetensorsWriter(const std::string& path, std::vector<Tensor
   std::stable_sort(order.begin(), order.end(),
                    [&](size_t a, size_t b) { return size_of(specs_[a].dtype) > size_of(specs_[b].dtype); });
 
-  std::string text = metadata.empty() ? "{"
-                                      : "{" + nlohmann::json(safetensors_metadata_key).dump() + ":" +
-                                            nlohmann::json(metadata).dump();
+  std::string text = "{";
+  if (!metadata.empty())
+    text += fmt::format("\"{}\":{}", safetensors_metadata_key, quoted(nlohmann::json(metadata), path));
   int64_t offset = 0;
   for (size_t i : order) {
     const TensorSpec& spec = specs_[i];
     LATENTE_ASSERT(spec.shape.rank() > 0);
+    if (has_control_character(spec.name))
+      fail("{}: tensor name {} has a control character", path, printable(spec.name));
     if (spec.name == safetensors_metadata_key)
       fail("{}: {} cannot name a tensor", path, safetensors_metadata_key);
     if (!slots_.emplace(spec.name, Slot{offset, i, false}).second)
@@ -157,7 +168,7 @@ SafetensorsWriter::SafetensorsWriter(const std::string& path, std::vector<Tensor
     for (int axis = 0; axis < spec.shape.rank(); ++axis)
       extents += fmt::format("{}{}", axis ? "," : "", spec.shape[axis]);
     text += fmt::format("{}{}:{{\"dtype\":\"{}\",\"shape\":[{}],\"data_offsets\":[{},{}]}}",
-                        text.size() > 1 ? "," : "", nlohmann::json(spec.name).dump(),
+                        text.size() > 1 ? "," : "", quoted(nlohmann::json(spec.name), path),
                         safetensors_name(spec.dtype), extents, offset, offset + spec.bytes());
     offset += spec.bytes();
   }

@@ -127,10 +127,8 @@ class HeaderReader final : public nlohmann::json_sax<nlohmann::json> {
         at_ = At::metadata_object;
         return true;
       }
-      for (char c : text) {
-        if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f)
-          fail("{}: tensor name {} has a control character", label_, printable(text));
-      }
+      if (has_control_character(text))
+        fail("{}: tensor name {} has a control character", label_, printable(text));
       header_.tensors.emplace_back();
       header_.tensors.back().entry.name.swap(text);
       at_ = At::tensor_object;
