@@ -37,6 +37,7 @@ void Engine::check(std::span<const int32_t> prompt, const GenerationOptions& opt
 
 // Runs every module over the positions whose later tokens are known, up to what the main model has processed.
 void Engine::catch_up(int64_t processed) {
+  if (depth_ == 0) return;
   for (size_t k = 0; k < predicted_.size(); ++k) {
     int64_t ahead = static_cast<int64_t>(k) + 1;
     int64_t end = std::min(processed, static_cast<int64_t>(tokens_.size()) - ahead);
@@ -101,12 +102,14 @@ GenerationStats Engine::generate(std::span<const int32_t> prompt, const Generati
   size_t same = 0, reusable = std::min<size_t>(static_cast<size_t>(processed_), tokens_.size());
   while (same < reusable && same + 1 < prompt.size() && prompt[same] == tokens_[same]) ++same;
   int64_t reuse = static_cast<int64_t>(same);
-  for (int64_t position : predicted_) reuse = std::min(reuse, position);
+  depth_ = options.draft < 0 ? runner_.modules() : options.draft;
+  if (runner_.modules() == 0) depth_ = 0;
+  // Plain decoding leaves the modules behind; what they then need, the main model has to run again.
+  if (depth_ > 0) {
+    for (int64_t position : predicted_) reuse = std::min(reuse, position);
+  }
   stats.reused_tokens = reuse;
-
   Random random(options.sampling.seed);
-  int64_t depth = options.draft < 0 ? runner_.modules() : options.draft;
-  if (runner_.modules() == 0) depth = 0;
 
   // Emits a token; false ends the generation.
   auto emit = [&](int32_t token, bool drafted) {
@@ -136,7 +139,7 @@ GenerationStats Engine::generate(std::span<const int32_t> prompt, const Generati
   while (going) {
     int64_t known = static_cast<int64_t>(tokens_.size());
     int64_t room = std::min(options.max_tokens - stats.generated_tokens, runner_.context() - known) - 1;
-    std::vector<Draft> drafts = draft(std::clamp<int64_t>(room, 0, depth), options.sampling, random);
+    std::vector<Draft> drafts = draft(std::clamp<int64_t>(room, 0, depth_), options.sampling, random);
     std::vector<int32_t> input{tokens_.back()};
     for (const Draft& proposal : drafts) input.push_back(proposal.token);
     logits = runner_.forward(input, processed_, static_cast<int64_t>(input.size()));

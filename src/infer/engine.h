@@ -73,6 +73,7 @@ class Engine {
   Runner runner_;
   std::vector<int32_t> tokens_;     // the sequence so far
   int64_t processed_ = 0;           // positions the main model has run
+  int64_t depth_ = 0;               // drafts a pass in this generation
   std::vector<int64_t> predicted_;  // by module: positions run with known tokens
 };
 

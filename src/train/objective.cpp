@@ -116,4 +116,20 @@ void fill_from_sequences(Objective& objective, std::span<const int32_t> ids, con
   }
 }
 
+GradientMemory allocate_gradients(Backend& backend, Transformer& model) {
+  GradientMemory block;
+  std::vector<int64_t> offsets;
+  model.for_each([&](const std::string&, Tensor& tensor) {
+    if (!tensor.value().grad) return;
+    block.gradients.emplace_back(tensor.value().grad);
+    offsets.push_back(block.bytes);
+    block.bytes += (block.gradients.back().view().bytes() + 63) / 64 * 64;
+  });
+  block.memory = backend.allocate(block.bytes);
+  for (size_t i = 0; i < offsets.size(); ++i) {
+    bind(block.gradients[i], static_cast<char*>(block.memory.get()) + offsets[i], block.memory);
+  }
+  return block;
+}
+
 }  // namespace latente

@@ -50,4 +50,12 @@ Objective record_objective(Plan& plan, const Transformer& model, const Tensor& r
 void fill_from_sequences(Objective& objective, std::span<const int32_t> ids, const ObjectiveOptions& options,
                          std::span<const int64_t> lengths, double mtp_lambda);
 
+// Zeroed memory for the gradient of every parameter that plan.backward() reached, in one block.
+struct GradientMemory {
+  std::shared_ptr<void> memory;
+  int64_t bytes = 0;
+  std::vector<Tensor> gradients;
+};
+GradientMemory allocate_gradients(Backend& backend, Transformer& model);
+
 }  // namespace latente
