@@ -1,0 +1,107 @@
+#include "train/optimizer.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace latente {
+
+Optimizer::Optimizer(Backend& backend, Transformer& model, GradientMemory& gradients,
+                     const OptimizerOptions& options)
+    : backend_(&backend),
+      gradients_(&gradients),
+      options_(options),
+      norm_(buffer({1}, DType::f64, "gradient norm")),
+      scalars_(buffer({4}, DType::f64, "optimizer scalars")) {
+  model.for_each([&](const std::string& path, Tensor& tensor) {
+    if (!tensor.value().grad) return;
+    Slot slot;
+    slot.name = path;
+    slot.parameter = tensor;
+    slot.gradient = Tensor(tensor.value().grad);
+    slot.m = buffer(tensor.shape(), slot.gradient.dtype());
+    slot.v = buffer(tensor.shape(), slot.gradient.dtype());
+    if (tensor.dtype() == DType::bf16) {
+      slot.master = buffer(tensor.shape(), DType::f32);
+      convert(DType::bf16, tensor.view().data, DType::f32, slot.master.view().data, tensor.count());
+    }
+    slot.decays = tensor.shape().rank() > 1;
+    slots_.push_back(std::move(slot));
+  });
+}
+
+int64_t Optimizer::state_bytes(Transformer& model) {
+  int64_t bytes = 0;
+  model.for_each([&](const std::string&, Tensor& tensor) {
+    if (!tensor.requires_grad()) return;
+    int64_t width = tensor.dtype() == DType::f64 ? 8 : 4;
+    bytes += tensor.count() * (2 * width + (tensor.dtype() == DType::bf16 ? 4 : 0));
+  });
+  return bytes;
+}
+
+void Optimizer::zero_gradients() {
+  View all(gradients_->memory.get(), {gradients_->bytes / 4},
+           DType::f32);  // zero bits are zero in every type
+  backend_->fill(all, 0.0);
+}
+
+double Optimizer::gradient_norm() {
+  backend_->fill(norm_.view(), 0.0);
+  for (const Slot& slot : slots_) backend_->add_sum_of_squares(slot.gradient.view(), norm_.view());
+  double sum = 0;
+  backend_->download(norm_.view(), &sum);
+  return std::sqrt(sum);
+}
+
+void Optimizer::step(double learning_rate, double gradient_norm) {
+  ++steps_;
+  double factor = options_.clip > 0 && gradient_norm > options_.clip ? options_.clip / gradient_norm : 1.0;
+  double steps = static_cast<double>(steps_);
+  double scalars[4] = {learning_rate, factor, 1 - std::pow(options_.beta1, steps),
+                       1 - std::pow(options_.beta2, steps)};
+  backend_->upload(scalars, scalars_.view());
+  for (const Slot& slot : slots_) {
+    AdamW how{options_.beta1, options_.beta2, options_.epsilon, slot.decays ? options_.weight_decay : 0.0};
+    backend_->adamw(slot.parameter.view(), slot.master.view(), slot.gradient.view(), slot.m.view(),
+                    slot.v.view(), scalars_.view(), how);
+  }
+}
+
+void Optimizer::for_each_state(const std::function<void(const std::string&, const View&)>& f) {
+  for (const Slot& slot : slots_) {
+    f("m." + slot.name, slot.m.view());
+    f("v." + slot.name, slot.v.view());
+    if (slot.master) f("master." + slot.name, slot.master.view());
+  }
+}
+
+void update_routing_biases(Backend& backend, Transformer& model, double rate) {
+  for (auto& [path, gate] : model.gates()) {
+    if (gate->e_score_correction_bias) {
+      backend.update_routing_bias(gate->load.view(), gate->e_score_correction_bias.view(), rate);
+    } else {
+      backend.fill(gate->load.view(), 0.0);
+    }
+  }
+}
+
+LoadFigures load_figures(std::span<const float> load) {
+  double sum = 0, most = 0;
+  LoadFigures figures;
+  for (float count : load) {
+    sum += count;
+    most = std::max<double>(most, count);
+    figures.dead += count == 0 ? 1 : 0;
+  }
+  if (sum == 0) return {};
+  double mean = sum / static_cast<double>(load.size());
+  figures.max_violation = (most - mean) / mean;
+  double entropy = 0;
+  for (float count : load) {
+    if (count > 0) entropy -= count / sum * std::log(count / sum);
+  }
+  if (load.size() > 1) figures.entropy = entropy / std::log(static_cast<double>(load.size()));
+  return figures;
+}
+
+}  // namespace latente
