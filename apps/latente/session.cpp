@@ -1,0 +1,176 @@
+#include "session.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "base/file.h"
+#include "model/figures.h"
+
+namespace latente {
+namespace {
+
+std::atomic<bool> stop_requested = false;
+
+// Ctrl-C ends the reply rather than the program, while one is being written.
+class InterruptGuard {
+ public:
+  InterruptGuard() {
+    stop_requested = false;
+    struct sigaction action {};
+    action.sa_handler = [](int) { stop_requested = true; };
+    sigaction(SIGINT, &action, &before_);
+  }
+  ~InterruptGuard() { sigaction(SIGINT, &before_, nullptr); }
+
+ private:
+  struct sigaction before_ {};
+};
+
+DType weight_type(const std::string& name, const Checkpoint& checkpoint) {
+  if (name == "auto") return stored_type(checkpoint) == DType::f64 ? DType::f64 : stored_type(checkpoint);
+  std::optional<DType> type = dtype_from_name(name);
+  if (type != DType::f32 && type != DType::f64 && type != DType::bf16)
+    fail("--dtype: expected auto, f32, bf16 or f64, found {}", name);
+  return *type;
+}
+
+}  // namespace
+
+bool interrupted() { return stop_requested; }
+
+void add_session_options(CLI::App& command, SessionOptions& options) {
+  command.add_option("model", options.model, "Model directory (Hugging Face layout)")
+      ->required()
+      ->check(CLI::ExistingDirectory);
+  command.add_option("-n,--max-tokens", options.max_tokens, "Tokens to write at most")->capture_default_str();
+  command.add_option("-t,--temperature", options.temperature,
+                     "0 = always the most likely token [model's default, else 0]");
+  command.add_option("--top-k", options.top_k, "Sample among the k most likely; 0 = all");
+  command.add_option("--top-p", options.top_p, "Sample among the fewest that reach this probability");
+  command.add_option("--min-p", options.min_p, "Drop tokens below this share of the most likely");
+  command.add_option("--repetition-penalty", options.repetition_penalty,
+                     "Above 1 makes repetition less likely");
+  command.add_option("--seed", options.seed, "Of the sampler [from the clock]");
+  command.add_option("--stop", options.stop, "Stop at this text (may be repeated)")->expected(1)->take_all();
+  command.add_option("--draft", options.draft,
+                     "Tokens the MTP modules draft each pass, 0 to 7 [one a module]");
+  command.add_flag("--plain", options.plain, "Decode without drafting (same as --draft 0)");
+  command.add_flag("--stats", options.stats, "Print speed, acceptance and cache size at the end");
+  command.add_option("--ctx-size", options.context, "Tokens the cache holds [the model's, at most 4096]");
+  command.add_option("--kv-cache-dtype", options.cache, "f32 or bf16")->capture_default_str();
+  command.add_option("--dtype", options.dtype, "Weights in memory: auto, f32, bf16, f64")
+      ->capture_default_str();
+  command.add_option("--threads", options.threads, "0 = all cores")->capture_default_str();
+}
+
+Session::Session(const SessionOptions& options)
+    : options_(options), backend_(options.threads), tokenizer_(Tokenizer::load(options.model)) {
+  auto start = std::chrono::steady_clock::now();
+  checkpoint_ = std::make_unique<Checkpoint>(options.model);
+  model_ = std::make_unique<Transformer>(load_config(*checkpoint_), weight_type(options.dtype, *checkpoint_));
+  LoadOptions how;
+  how.map_where_possible = true;
+  load_parameters(*model_, *checkpoint_, how);
+
+  RunnerOptions runner;
+  runner.context = options.context > 0 ? options.context
+                                       : std::min<int64_t>(model_->config().max_position_embeddings, 4096);
+  std::optional<DType> cache = dtype_from_name(options.cache);
+  if (cache != DType::f32 && cache != DType::bf16)
+    fail("--kv-cache-dtype: expected f32 or bf16, found {}", options.cache);
+  runner.cache_type = *cache;
+  engine_ = std::make_unique<Engine>(backend_, *model_, runner);
+
+  generation_.max_tokens = options.max_tokens;
+  generation_.draft = options.plain ? 0 : options.draft;
+  for (int64_t id : model_->config().eos_token_ids)
+    generation_.stop_tokens.push_back(static_cast<int32_t>(id));
+  if (tokenizer_.eos_id()) generation_.stop_tokens.push_back(*tokenizer_.eos_id());
+  read_generation_defaults();
+  SamplingOptions& sampling = generation_.sampling;
+  if (options.temperature >= 0) sampling.temperature = options.temperature;
+  if (options.top_k >= 0) sampling.top_k = options.top_k;
+  if (options.top_p >= 0) sampling.top_p = options.top_p;
+  if (options.min_p >= 0) sampling.min_p = options.min_p;
+  if (options.repetition_penalty >= 0) sampling.repetition_penalty = options.repetition_penalty;
+  sampling.seed = options.seed >= 0
+                      ? static_cast<uint64_t>(options.seed)
+                      : static_cast<uint64_t>(std::chrono::system_clock::now().time_since_epoch().count());
+  sampling.validate();
+  load_seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// generation_config.json says how the model's makers sample; flags override it.
+void Session::read_generation_defaults() {
+  std::string path = options_.model + "/generation_config.json";
+  if (!std::filesystem::exists(path)) return;
+  nlohmann::json json = nlohmann::json::parse(read_file(path, 1 << 20), nullptr, false);
+  if (!json.is_object()) fail("{}: expected a JSON object", path);
+  auto number = [&](const char* key, auto& value) {
+    auto found = json.find(key);
+    if (found == json.end() || found->is_null()) return;
+    if (!found->is_number()) fail("{}: {}: expected a number, found {}", path, key, found->dump());
+    value = found->template get<std::remove_reference_t<decltype(value)>>();
+  };
+  SamplingOptions& sampling = generation_.sampling;
+  bool samples = json.contains("do_sample") && json["do_sample"] == true;
+  if (samples) {
+    sampling.temperature = 1.0;
+    number("temperature", sampling.temperature);
+    number("top_k", sampling.top_k);
+    number("top_p", sampling.top_p);
+    number("min_p", sampling.min_p);
+  }
+  number("repetition_penalty", sampling.repetition_penalty);
+  if (!json.contains("eos_token_id")) return;
+  for (const nlohmann::json& id :
+       json["eos_token_id"].is_array() ? json["eos_token_id"] : nlohmann::json{json["eos_token_id"]}) {
+    if (id.is_number_integer()) generation_.stop_tokens.push_back(id.get<int32_t>());
+  }
+}
+
+std::string Session::reply(std::span<const int32_t> prompt, const std::function<void(std::string_view)>& show,
+                           GenerationStats& stats) {
+  InterruptGuard guard;
+  StreamDecoder decoder(tokenizer_, true);
+  StopStrings stops(options_.stop);
+  std::string text;
+  auto pass = [&](const std::string& piece) {
+    if (piece.empty()) return;
+    text += piece;
+    show(piece);
+  };
+  stats = engine_->generate(prompt, generation_, [&](GeneratedToken token) {
+    pass(stops.push(decoder.push(token.id)));
+    return !stops.stopped() && !interrupted();
+  });
+  if (!stops.stopped()) pass(stops.push(decoder.finish()));
+  if (!stops.stopped()) pass(stops.finish());
+  ++generation_.sampling.seed;  // the next reply draws anew
+  return text;
+}
+
+std::string Session::describe(const GenerationStats& stats) const {
+  std::string text = fmt::format("prompt      {} tokens ({} from the cache), {:.1f} tok/s\n",
+                                 stats.prompt_tokens, stats.reused_tokens, stats.prompt_tokens_per_second());
+  text += fmt::format("decode      {} tokens, {:.1f} tok/s, {:.2f} tokens a pass\n", stats.generated_tokens,
+                      stats.decode_tokens_per_second(), stats.tokens_per_pass());
+  if (stats.drafted > 0) {
+    text += fmt::format("drafts      {} drafted, {} accepted ({:.1f} %)\n", stats.drafted, stats.accepted,
+                        100 * stats.acceptance());
+  }
+  CacheFigures cache = cache_figures(config());
+  text += fmt::format("cache       {} bytes a token; MHA of the same heads: {:.1f}× the main model's\n",
+                      engine_->runner().cache_bytes_per_token(),
+                      static_cast<double>(cache.mha) / static_cast<double>(cache.own));
+  text += fmt::format("loading     {:.2f} s", load_seconds_);
+  return text;
+}
+
+}  // namespace latente
