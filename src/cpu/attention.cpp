@@ -1,0 +1,323 @@
+#include "cpu/attention_kernels.h"
+#include "cpu/cpu_backend.h"
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+#include <type_traits>
+#include <vector>
+
+namespace latente {
+namespace attention {
+
+void* scratch(int slot, int64_t bytes) {
+  struct Free {
+    void operator()(std::byte* p) const { ::operator delete (p, std::align_val_t{64}); }
+  };
+  struct Memory {
+    std::unique_ptr<std::byte, Free> data;
+    int64_t size = 0;
+  };
+  thread_local Memory slots[2];
+  Memory& memory = slots[slot];
+  if (memory.size < bytes) {
+    memory.data.reset();
+    memory.size = 0;
+    memory.data.reset(
+        static_cast<std::byte*>(::operator new (static_cast<size_t>(bytes), std::align_val_t{64})));
+    memory.size = bytes;
+  }
+  return memory.data.get();
+}
+
+namespace {
+
+// body(task) for each task in [0, tasks), handed out in order to whoever is free.
+template <class Body>
+void for_each_task(ThreadPool& pool, int64_t tasks, const Body& body) {
+  pool.parallel_for(tasks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) body(task);
+  });
+}
+
+template <class T>
+Rows<T> rows_of(const View& v) {
+  if (!v) return {};
+  return {v.as<std::remove_const_t<T>>(), v.stride(0), v.shape.rank() == 3 ? v.stride(1) : 1};
+}
+
+template <class T>
+GradRows<T> grad_rows(const Grad& g) {
+  return {rows_of<T>(g.view), g.accumulate};
+}
+
+template <class T>
+Expanded<T> expanded(const View& q, const View& k, const View& k_rope, const View& v, const View& starts,
+                     double scale, const View& out, const View& lse) {
+  LATENTE_ASSERT(q.shape.rank() == 3 && k.shape.rank() == 3 && v.shape.rank() == 3 && out.shape.rank() == 3);
+  Expanded<T> a;
+  a.heads = q[1];
+  a.groups = k[1];
+  a.nope = k[2];
+  a.rope = k_rope ? k_rope[-1] : 0;
+  a.value = v[2];
+  LATENTE_ASSERT(q[2] == a.nope + a.rope && a.heads % a.groups == 0 && v[1] == a.groups);
+  LATENTE_ASSERT(k[0] == q[0] && v[0] == q[0] && starts.count() == q[0] && starts.contiguous());
+  LATENTE_ASSERT(out[0] == q[0] && out[1] == a.heads && out[2] == a.value && lse[0] == q[0] &&
+                 lse[1] == a.heads);
+  a.scale = scale;
+  a.q = rows_of<const T>(q);
+  a.k = rows_of<const T>(k);
+  a.k_rope = rows_of<const T>(k_rope);
+  a.v = rows_of<const T>(v);
+  a.starts = starts.as<int32_t>();
+  a.out = rows_of<T>(out);
+  a.lse = {lse.as<T>(), lse.stride(0), lse.stride(1)};
+  return a;
+}
+
+struct Block {
+  Segment segment;
+  int64_t begin = 0;
+};
+
+// A segment begins at each token that attends to none before it.
+void segments_of(const int32_t* starts, int64_t tokens, std::vector<Segment>& segments) {
+  segments.clear();
+  for (int64_t t = 0; t < tokens; ++t) {
+    if (t == 0 || starts[t] >= t) segments.push_back({t, t});
+    segments.back().end = t + 1;
+  }
+}
+
+void blocks_of(const std::vector<Segment>& segments, std::vector<Block>& blocks) {
+  blocks.clear();
+  for (Segment s : segments) {
+    for (int64_t t = s.begin; t < s.end; t += expanded_block) blocks.push_back({s, t});
+  }
+}
+
+// Reused from call to call.
+struct Division {
+  std::vector<Segment> segments;
+  std::vector<Block> blocks;
+  std::vector<PagedUnit> units;
+  std::vector<int64_t> first_chunk;
+};
+Division& division() {
+  thread_local Division d;
+  return d;
+}
+
+template <class T>
+void forward(ThreadPool& pool, const Expanded<T>& a, int64_t tokens) {
+  Division& d = division();
+  segments_of(a.starts, tokens, d.segments);
+  blocks_of(d.segments, d.blocks);
+  const int64_t blocks = static_cast<int64_t>(d.blocks.size());
+  // Head by head, for its keys to stay in the cache; the longest blocks first, for even ends.
+  for_each_task(pool, a.heads * blocks, [&a, &d, blocks](int64_t task) {
+    const Block& block = d.blocks[static_cast<size_t>(blocks - 1 - task % blocks)];
+    forward_task(a, block.segment, block.begin, task / blocks);
+  });
+}
+
+template <class T>
+void add_parts(const T* parts, int64_t heads, int64_t tokens, int64_t rope, bool accumulate,
+               const Rows<T>& to, int64_t begin, int64_t end) {
+  for (int64_t t = begin; t < end; ++t) {
+    T* sum = to.at(t, 0);
+    if (!accumulate) std::fill(sum, sum + rope, T{0});
+    for (int64_t h = 0; h < heads; ++h) {
+      const T* part = parts + (h * tokens + t) * rope;
+      for (int64_t i = 0; i < rope; ++i) sum[i] += part[i];
+    }
+  }
+}
+
+template <class T>
+void backward(ThreadPool& pool, ExpandedBackward<T>& b, const GradRows<T>& d_k_rope) {
+  const Expanded<T>& a = b.forward;
+  const int64_t tokens = b.tokens;
+  constexpr int64_t rows = 16;
+  const int64_t row_tasks = (tokens + rows - 1) / rows;
+  for_each_task(pool, row_tasks,
+                [&](int64_t task) { delta_task(b, task * rows, std::min(tokens, (task + 1) * rows)); });
+
+  Division& d = division();
+  segments_of(a.starts, tokens, d.segments);
+  blocks_of(d.segments, d.blocks);
+  const int64_t segments = static_cast<int64_t>(d.segments.size());
+  const int64_t blocks = static_cast<int64_t>(d.blocks.size());
+  const bool keys = b.d_k || b.d_v || d_k_rope;
+  const bool queries = static_cast<bool>(b.d_q);
+  // With enough (kv head, sequence) pairs one pass gives every gradient; otherwise keys and queries have a
+  // pass each, divided by blocks, with the same results.
+  const bool one_pass = keys && queries && (pool.size() == 1 || a.groups * segments >= 4 * pool.size());
+
+  // Kv heads go in waves, for their parts of d_k_rope to fit into memory.
+  const int64_t wave = d_k_rope ? std::min<int64_t>(a.groups, 32) : a.groups;
+  if (d_k_rope) {
+    b.d_k_rope = static_cast<T*>(scratch(1, wave * tokens * a.rope * static_cast<int64_t>(sizeof(T))));
+  }
+  for (int64_t first = 0; keys && first < a.groups; first += wave) {
+    b.first_head = first;
+    const int64_t heads = std::min(wave, a.groups - first);
+    if (one_pass) {
+      for_each_task(pool, heads * segments, [&](int64_t task) {
+        const Segment s = d.segments[static_cast<size_t>(task % segments)];
+        backward_task(b, s, s.begin, s.end, first + task / segments, true);
+      });
+    } else {
+      for_each_task(pool, heads * blocks, [&](int64_t task) {
+        const Block& block = d.blocks[static_cast<size_t>(task % blocks)];
+        backward_task(b, block.segment, block.begin,
+                      std::min(block.begin + expanded_block, block.segment.end), first + task / blocks,
+                      false);
+      });
+    }
+    if (d_k_rope) {
+      for_each_task(pool, row_tasks, [&](int64_t task) {
+        add_parts(b.d_k_rope, heads, tokens, a.rope, d_k_rope.accumulate || first > 0, d_k_rope.rows,
+                  task * rows, std::min(tokens, (task + 1) * rows));
+      });
+    }
+  }
+  if (queries && !one_pass) {
+    for_each_task(pool, a.heads * blocks, [&](int64_t task) {
+      const Block& block = d.blocks[static_cast<size_t>(blocks - 1 - task % blocks)];
+      backward_query_task(b, block.segment, block.begin, task / blocks);
+    });
+  }
+}
+
+template <class T, class S>
+void paged(ThreadPool& pool, const View& q, const View& keys, const View& values, const Pages& pages,
+           double scale, const View& out) {
+  Paged<T, S> a;
+  a.heads = q[1];
+  a.groups = keys[2];
+  a.key = keys[3];
+  a.value = values[3];
+  a.page = keys[1];
+  a.scale = scale;
+  a.q = rows_of<const T>(q);
+  a.out = rows_of<T>(out);
+  a.keys = keys.as<S>();
+  a.values = values.as<S>();
+  a.key_page = keys.stride(0), a.key_slot = keys.stride(1), a.key_head = keys.stride(2);
+  a.value_page = values.stride(0), a.value_slot = values.stride(1), a.value_head = values.stride(2);
+  a.values_are_keys = a.keys == a.values && a.value <= a.key && a.key_page == a.value_page &&
+                      a.key_slot == a.value_slot && (a.groups == 1 || a.key_head == a.value_head);
+  a.block_table = pages.block_table.as<int32_t>();
+  a.block_table_row = pages.block_table.stride(0);
+  a.position = pages.position.as<int32_t>();
+  const int32_t* sequence = pages.sequence.as<int32_t>();
+
+  Division& d = division();
+  d.units.clear();
+  d.first_chunk.clear();
+  int64_t chunks = 0;
+  for (int64_t t = 0, next; t < q[0]; t = next) {
+    next = t + 1;
+    while (next < q[0] && sequence[next] == sequence[t]) ++next;
+    const int64_t rows = (next - t) * (a.heads / a.groups);
+    for (int64_t g = 0; g < a.groups; ++g) {
+      for (int64_t row = 0; row < rows; row += paged_rows) {
+        PagedUnit unit{t, next - t, sequence[t], g, row, std::min(paged_rows, rows - row), 0};
+        const int64_t share = a.heads / a.groups;
+        int64_t last = -1;
+        for (int64_t i = row / share; i <= (row + unit.rows - 1) / share; ++i) {
+          last = std::max<int64_t>(last, a.position[t + i]);
+        }
+        unit.chunks = std::max<int64_t>(1, (last + paged_chunk) / paged_chunk);
+        d.first_chunk.push_back(chunks);
+        chunks += unit.chunks;
+        d.units.push_back(unit);
+      }
+    }
+  }
+  const int64_t units = static_cast<int64_t>(d.units.size());
+  const int64_t partial = paged_partial_size<T>(a.value);
+  const int64_t partial_bytes = chunks * partial * static_cast<int64_t>(sizeof(T));
+  if (pool.size() == 1 || chunks == units || units >= 8 * pool.size() ||
+      partial_bytes > (int64_t{64} << 20)) {
+    for_each_task(pool, units, [&](int64_t task) { paged_unit_task(a, d.units[static_cast<size_t>(task)]); });
+    return;
+  }
+  T* partials = static_cast<T*>(scratch(1, partial_bytes));
+  for_each_task(pool, chunks, [&](int64_t task) {
+    const auto after = std::upper_bound(d.first_chunk.begin(), d.first_chunk.end(), task);
+    const size_t unit = static_cast<size_t>(after - d.first_chunk.begin()) - 1;
+    paged_chunk_task(a, d.units[unit], task - d.first_chunk[unit], partials + task * partial);
+  });
+  for_each_task(pool, units, [&](int64_t task) {
+    const size_t unit = static_cast<size_t>(task);
+    paged_merge_task(a, d.units[unit], partials + d.first_chunk[unit] * partial, partial);
+  });
+}
+
+}  // namespace
+}  // namespace attention
+
+void CpuBackend::attention_expanded(View q, View k, View k_rope, View v, View starts, double scale, View out,
+                                    View lse) {
+  if (q.dtype == DType::f64) {
+    attention::forward(pool_, attention::expanded<double>(q, k, k_rope, v, starts, scale, out, lse), q[0]);
+  } else {
+    attention::forward(pool_, attention::expanded<float>(q, k, k_rope, v, starts, scale, out, lse), q[0]);
+  }
+}
+
+void CpuBackend::attention_expanded_backward(View d_out, View q, View k, View k_rope, View v, View starts,
+                                             double scale, View out, View lse, View delta, Grad d_q, Grad d_k,
+                                             Grad d_k_rope, Grad d_v) {
+  auto run = [&]<class T>(T) {
+    attention::ExpandedBackward<T> b;
+    b.forward = attention::expanded<T>(q, k, k_rope, v, starts, scale, out, lse);
+    b.d_out = attention::rows_of<const T>(d_out);
+    b.delta = {delta.as<T>(), delta.stride(0), delta.stride(1)};
+    b.d_q = attention::grad_rows<T>(d_q);
+    b.d_k = attention::grad_rows<T>(d_k);
+    b.d_v = attention::grad_rows<T>(d_v);
+    b.tokens = q[0];
+    attention::backward(pool_, b, attention::grad_rows<T>(d_k_rope));
+  };
+  q.dtype == DType::f64 ? run(0.0) : run(0.0f);
+}
+
+void CpuBackend::attention_paged(View q, View keys, View values, const Pages& pages, double scale, View out) {
+  LATENTE_ASSERT(q.shape.rank() == 3 && keys.shape.rank() == 4 && values.shape.rank() == 4);
+  LATENTE_ASSERT(q[2] == keys[3] && out[2] == values[3] && q[1] % keys[2] == 0 && keys[2] == values[2] &&
+                 keys[1] == values[1] && keys.dtype == values.dtype);
+  LATENTE_ASSERT(pages.sequence.contiguous() && pages.position.contiguous() &&
+                 pages.block_table.stride(1) == 1);
+  if (q.dtype == DType::f64) {
+    attention::paged<double, double>(pool_, q, keys, values, pages, scale, out);
+  } else if (keys.dtype == DType::bf16) {
+    attention::paged<float, bf16>(pool_, q, keys, values, pages, scale, out);
+  } else {
+    attention::paged<float, float>(pool_, q, keys, values, pages, scale, out);
+  }
+}
+
+void CpuBackend::cache_store(View x, View slots, View cache) {
+  LATENTE_ASSERT(x.shape.rank() == 2 && cache.shape.rank() == 3 && x[1] <= cache[2] && slots[0] == x[0]);
+  const int32_t* slot = slots.as<int32_t>();
+  const int64_t page = cache[1], from_size = size_of(x.dtype), to_size = size_of(cache.dtype);
+  for (int64_t t = 0; t < x[0]; ++t) {
+    const int64_t at = slot[t * slots.stride(0)];
+    if (at < 0) continue;
+    LATENTE_ASSERT(at < cache[0] * page);
+    const std::byte* from = static_cast<const std::byte*>(x.data) + t * x.stride(0) * from_size;
+    const int64_t offset = at / page * cache.stride(0) + at % page * cache.stride(1);
+    std::byte* to = static_cast<std::byte*>(cache.data) + offset * to_size;
+    if (x.dtype == cache.dtype) {
+      std::memcpy(to, from, static_cast<size_t>(x[1] * from_size));
+    } else {
+      convert(x.dtype, from, cache.dtype, to, x[1]);
+    }
+  }
+}
+
+}  // namespace latente

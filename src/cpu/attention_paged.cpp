@@ -1,0 +1,256 @@
+// Attention over a paged cache. The rows of a unit (query tokens of one sequence x heads that share keys) lie
+// in the vector lanes.
+#include <cmath>
+#include <limits>
+
+#include "cpu/attention_kernels.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "cpu/attention_paged.cpp"
+#include "hwy/foreach_target.h"  // must precede highway.h
+
+#include "cpu/attention_tile-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace latente::attention::HWY_NAMESPACE {
+
+// A unit's result over some keys: out [rows, value] relative to the maxima, in base 2.
+template <class T>
+struct Partial {
+  Partial(T* memory, int64_t value) : out_row(padded<T>(value)) {
+    Carver<T> carver(memory);
+    out = carver.take(paged_rows * out_row);
+    maximum = carver.take(paged_rows);
+    sum = carver.take(paged_rows);
+  }
+  static int64_t elements(int64_t value) { return paged_rows * (padded<T>(value) + 2); }
+
+  int64_t out_row;
+  T *out, *maximum, *sum;
+};
+
+template <class T, class S>
+struct ChunkScratch {
+  ChunkScratch(const Paged<T, S>& a, void* memory)
+      : key_row(padded<T>(a.key)), value_row(a.values_are_keys ? key_row : padded<T>(a.value)) {
+    Carver<T> carver(memory);
+    queries = carver.take(a.key * paged_rows);
+    scores = carver.take(paged_block * paged_rows);
+    keys = carver.take(paged_block * key_row);
+    values = a.values_are_keys ? keys : carver.take(paged_block * value_row);
+    factor = carver.take(paged_rows);
+    first = carver.take(paged_rows);
+    last = carver.take(paged_rows);
+    partials = carver.take(0);
+  }
+  static int64_t elements(const Paged<T, S>& a) {
+    return paged_block * (2 * padded<T>(a.key) + padded<T>(a.value) + paged_rows + 8) + a.key * paged_rows;
+  }
+
+  int64_t key_row, value_row;
+  T *queries, *scores, *keys, *values, *factor, *first, *last;
+  T* partials;  // what follows in memory
+};
+
+struct RowAt {
+  int64_t token, head;
+};
+
+template <class T, class S>
+RowAt row_at(const Paged<T, S>& a, const PagedUnit& unit, int64_t row) {
+  const int64_t share = a.heads / a.groups, index = unit.first_row + row;
+  return {unit.token + index / share, unit.group * share + index % share};
+}
+
+template <class T, class S>
+void load_paged_queries(const Paged<T, S>& a, const PagedUnit& unit, ChunkScratch<T, S>& s) {
+  const int64_t padded_rows = round_up(unit.rows, lanes<T>());
+  const T scale = static_cast<T>(a.scale * 1.4426950408889634);
+  for (int64_t row = 0; row < unit.rows;) {
+    const RowAt at = row_at(a, unit, row);
+    const int64_t share = a.heads / a.groups;
+    const int64_t here = std::min(unit.rows - row, (unit.group + 1) * share - at.head);
+    const bool final = row + here == unit.rows;
+    transpose(a.q.at(at.token, at.head), a.q.head, here, a.key, scale, s.queries + row, paged_rows,
+              final ? padded_rows - row : here);
+    row += here;
+  }
+}
+
+template <class T, class S>
+void reduce_chunk(const Paged<T, S>& a, const PagedUnit& unit, int64_t chunk, const ChunkScratch<T, S>& s,
+                  const Partial<T>& to) {
+  const Tag<T> d;
+  constexpr int64_t L = lanes<T>();
+  const int64_t padded_rows = round_up(unit.rows, L);
+  int64_t final_key = -1;  // of the rows of this unit
+  for (int64_t row = 0; row < unit.rows; ++row) {
+    final_key = std::max<int64_t>(final_key, a.position[row_at(a, unit, row).token]);
+  }
+  for (int64_t i = 0; i < padded_rows; i += L) {
+    hn::Store(hn::Set(d, lowest<T>()), d, to.maximum + i);
+    hn::Store(hn::Zero(d), d, to.sum + i);
+  }
+  const int32_t* pages = a.block_table + unit.sequence * a.block_table_row;
+  int64_t at = chunk * paged_chunk;
+  const int64_t end = std::min(at + paged_chunk, final_key + 1);
+  if (at >= end) {
+    for (int64_t row = 0; row < unit.rows; ++row) std::fill_n(to.out + row * to.out_row, to.out_row, T{0});
+    return;
+  }
+  for (bool start = true; at < end; at += paged_block, start = false) {
+    const int64_t keys = std::min(paged_block, end - at);
+    for (int64_t k = 0; k < keys; ++k) {
+      const int64_t page = pages[(at + k) / a.page], slot = (at + k) % a.page;
+      T* key = s.keys + k * s.key_row;
+      copy_row(a.keys + page * a.key_page + slot * a.key_slot + unit.group * a.key_head, a.key, key);
+      if (a.values_are_keys) continue;
+      T* value = s.values + k * s.value_row;
+      copy_row(a.values + page * a.value_page + slot * a.value_slot + unit.group * a.value_head, a.value,
+               value);
+      std::fill(value + a.value, value + s.value_row, T{0});
+    }
+    multiply<Start::zero, false, T>(
+        {keys, padded_rows, s.keys, s.key_row, 1, s.queries, paged_rows, s.scores, paged_rows},
+        [&](int64_t, int64_t, int64_t, int64_t) HWY_ATTR {
+          return Range{0, a.key};
+        });
+    for (int64_t row = 0; row < padded_rows; ++row) {
+      s.first[row] = 0;
+      const int64_t token = row_at(a, unit, std::min(row, unit.rows - 1)).token;
+      s.last[row] = static_cast<T>(a.position[token] - at);
+    }
+    for (int64_t i = 0; i < padded_rows; i += L) {
+      const bool masked = std::any_of(s.last + i, s.last + i + L,
+                                      [&](T last) HWY_ATTR { return last < static_cast<T>(keys - 1); });
+      auto softmax = masked ? softmax_column<true, T> : softmax_column<false, T>;
+      softmax(s.scores + i, paged_rows, keys, keys, s.first + i, s.last + i, to.maximum + i, to.sum + i,
+              s.factor + i);
+    }
+    const Product<T> product{unit.rows, round_up(a.value, L), s.scores, 1,          paged_rows,
+                             s.values,  s.value_row,          to.out,   to.out_row, s.factor};
+    auto range = [&](int64_t, int64_t, int64_t, int64_t) HWY_ATTR { return Range{0, keys}; };
+    if (start) {
+      multiply<Start::zero, true>(product, range);
+    } else {
+      multiply<Start::scale, true>(product, range);
+    }
+  }
+}
+
+// into = the union of into and from.
+template <class T>
+void merge(const Partial<T>& into, const Partial<T>& from, int64_t rows, int64_t value, T* factors) {
+  const Tag<T> d;
+  constexpr int64_t L = lanes<T>();
+  T *keep = factors, *add = factors + paged_rows;
+  for (int64_t i = 0; i < round_up(rows, L); i += L) {
+    const auto a = hn::Load(d, into.maximum + i), b = hn::Load(d, from.maximum + i), top = hn::Max(a, b);
+    const auto of_a = exp2(d, hn::Sub(a, top)), of_b = exp2(d, hn::Sub(b, top));
+    hn::Store(top, d, into.maximum + i);
+    hn::Store(of_a, d, keep + i);
+    hn::Store(of_b, d, add + i);
+    hn::Store(hn::MulAdd(hn::Load(d, from.sum + i), of_b, hn::Mul(hn::Load(d, into.sum + i), of_a)), d,
+              into.sum + i);
+  }
+  for (int64_t row = 0; row < rows; ++row) {
+    const auto of_a = hn::Set(d, keep[row]), of_b = hn::Set(d, add[row]);
+    T* a = into.out + row * into.out_row;
+    const T* b = from.out + row * from.out_row;
+    for (int64_t i = 0; i < value; i += L) {
+      hn::Store(hn::MulAdd(hn::Load(d, b + i), of_b, hn::Mul(hn::Load(d, a + i), of_a)), d, a + i);
+    }
+  }
+}
+
+template <class T, class S>
+void write_rows(const Paged<T, S>& a, const PagedUnit& unit, const Partial<T>& from) {
+  for (int64_t row = 0; row < unit.rows; ++row) {
+    const RowAt at = row_at(a, unit, row);
+    const T sum = from.sum[row], inverse = sum > 0 ? 1 / sum : T{0};
+    T* to = a.out.at(at.token, at.head);
+    for (int64_t i = 0; i < a.value; ++i) to[i] = from.out[row * from.out_row + i] * inverse;
+  }
+}
+
+template <class T, class S>
+void chunk_task(const Paged<T, S>& a, const PagedUnit& unit, int64_t chunk, T* partial) {
+  ChunkScratch<T, S> s(a, scratch(0, ChunkScratch<T, S>::elements(a) * static_cast<int64_t>(sizeof(T))));
+  load_paged_queries(a, unit, s);
+  reduce_chunk(a, unit, chunk, s, Partial<T>(partial, a.value));
+}
+
+template <class T, class S>
+void merge_task(const Paged<T, S>& a, const PagedUnit& unit, T* partials, int64_t stride) {
+  T* factors = static_cast<T*>(scratch(0, 2 * paged_rows * static_cast<int64_t>(sizeof(T))));
+  const Partial<T> result(partials, a.value);
+  for (int64_t chunk = 1; chunk < unit.chunks; ++chunk) {
+    merge(result, Partial<T>(partials + chunk * stride, a.value), unit.rows, a.value, factors);
+  }
+  write_rows(a, unit, result);
+}
+
+template <class T, class S>
+void unit_task(const Paged<T, S>& a, const PagedUnit& unit) {
+  const int64_t partial = Partial<T>::elements(a.value);
+  const int64_t elements = ChunkScratch<T, S>::elements(a) + 2 * partial + 2 * paged_rows;
+  ChunkScratch<T, S> s(a, scratch(0, elements * static_cast<int64_t>(sizeof(T))));
+  const Partial<T> result(s.partials, a.value), next(s.partials + partial, a.value);
+  load_paged_queries(a, unit, s);
+  reduce_chunk(a, unit, 0, s, result);
+  for (int64_t chunk = 1; chunk < unit.chunks; ++chunk) {
+    reduce_chunk(a, unit, chunk, s, next);
+    merge(result, next, unit.rows, a.value, s.partials + 2 * partial);
+  }
+  write_rows(a, unit, result);
+}
+
+#define LATENTE_PAGED(NAME, T, S)                                                               \
+  void chunk_##NAME(const Paged<T, S>& a, const PagedUnit& unit, int64_t chunk, T* partial) {   \
+    chunk_task(a, unit, chunk, partial);                                                        \
+  }                                                                                             \
+  void merge_##NAME(const Paged<T, S>& a, const PagedUnit& unit, T* partials, int64_t stride) { \
+    merge_task(a, unit, partials, stride);                                                      \
+  }                                                                                             \
+  void unit_##NAME(const Paged<T, S>& a, const PagedUnit& unit) { unit_task(a, unit); }
+LATENTE_PAGED(f32, float, float)
+LATENTE_PAGED(bf16, float, bf16)
+LATENTE_PAGED(f64, double, double)
+#undef LATENTE_PAGED
+
+}  // namespace latente::attention::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace latente::attention {
+
+template <class T>
+int64_t paged_partial_size(int64_t value) {
+  return paged_rows * (padded<T>(value) + 2);
+}
+template int64_t paged_partial_size<float>(int64_t);
+template int64_t paged_partial_size<double>(int64_t);
+
+#define LATENTE_PAGED(NAME, T, S)                                                                   \
+  HWY_EXPORT(chunk_##NAME);                                                                         \
+  HWY_EXPORT(merge_##NAME);                                                                         \
+  HWY_EXPORT(unit_##NAME);                                                                          \
+  template <>                                                                                       \
+  void paged_chunk_task(const Paged<T, S>& a, const PagedUnit& unit, int64_t chunk, T* partial) {   \
+    HWY_DYNAMIC_DISPATCH(chunk_##NAME)(a, unit, chunk, partial);                                    \
+  }                                                                                                 \
+  template <>                                                                                       \
+  void paged_merge_task(const Paged<T, S>& a, const PagedUnit& unit, T* partials, int64_t stride) { \
+    HWY_DYNAMIC_DISPATCH(merge_##NAME)(a, unit, partials, stride);                                  \
+  }                                                                                                 \
+  template <>                                                                                       \
+  void paged_unit_task(const Paged<T, S>& a, const PagedUnit& unit) {                               \
+    HWY_DYNAMIC_DISPATCH(unit_##NAME)(a, unit);                                                     \
+  }
+LATENTE_PAGED(f32, float, float)
+LATENTE_PAGED(bf16, float, bf16)
+LATENTE_PAGED(f64, double, double)
+#undef LATENTE_PAGED
+
+}  // namespace latente::attention
+#endif

@@ -1,0 +1,248 @@
+// Vector building blocks of attention, compiled once for each instruction set.
+#if defined(LATENTE_ATTENTION_TILE_INL_H) == defined(HWY_TARGET_TOGGLE)
+#ifdef LATENTE_ATTENTION_TILE_INL_H
+#undef LATENTE_ATTENTION_TILE_INL_H
+#else
+#define LATENTE_ATTENTION_TILE_INL_H
+#endif
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include "cpu/attention_kernels.h"
+#include "hwy/contrib/math/math-inl.h"
+#include "hwy/highway.h"
+
+#ifndef LATENTE_UNROLL
+#if defined(__clang__)
+#define LATENTE_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define LATENTE_UNROLL _Pragma("GCC unroll 16")
+#endif
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace latente::attention::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+template <class T>
+using Tag = hn::ScalableTag<T>;
+template <class T>
+constexpr int64_t lanes() {
+  return static_cast<int64_t>(hn::MaxLanes(Tag<T>()));
+}
+
+constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// What a product starts from: nothing, what stands in c, or that times a factor of its row.
+enum class Start { zero, load, scale };
+
+// c[m, n] = start + sum over k of a(m, k) · b[k, n]. Element (m, k) of a stands at a[m * a_row + k * a_step],
+// one of which is 1. n is a multiple of the vector length. Each element of c is one chain of fused
+// multiply-adds in rising k, whatever the tile it falls into.
+template <class T>
+struct Product {
+  int64_t m, n;
+  const T* a;
+  int64_t a_row, a_step;
+  const T* b;
+  int64_t b_step;
+  T* c;
+  int64_t c_row;
+  const T* factor = nullptr;
+};
+
+struct Range {
+  int64_t begin, end;
+};
+
+template <int M, int N, Start start, bool unit_rows, class T>
+void tile(int64_t k, const T* HWY_RESTRICT a, int64_t a_stride, const T* HWY_RESTRICT b, int64_t b_step,
+          T* HWY_RESTRICT c, int64_t c_row, const T* HWY_RESTRICT factor) {
+  const Tag<T> d;
+  using V = hn::Vec<Tag<T>>;
+  constexpr int64_t L = lanes<T>();
+  V sum[M][N];
+  LATENTE_UNROLL
+  for (int i = 0; i < M; ++i) {
+    LATENTE_UNROLL
+    for (int j = 0; j < N; ++j) {
+      if constexpr (start == Start::zero) {
+        sum[i][j] = hn::Zero(d);
+      } else {
+        sum[i][j] = hn::Load(d, c + i * c_row + j * L);
+        if constexpr (start == Start::scale) sum[i][j] = hn::Mul(sum[i][j], hn::Set(d, factor[i]));
+      }
+    }
+  }
+  for (; k > 0; --k) {
+    V column[N];
+    LATENTE_UNROLL
+    for (int j = 0; j < N; ++j) column[j] = hn::Load(d, b + j * L);
+    LATENTE_UNROLL
+    for (int i = 0; i < M; ++i) {
+      // Every third row has a pointer of its own, the others are at one or two strides from it.
+      const T* row = unit_rows ? a + i : a + i / 3 * 3 * a_stride + i % 3 * a_stride;
+      const V element = hn::Set(d, *row);
+      LATENTE_UNROLL
+      for (int j = 0; j < N; ++j) sum[i][j] = hn::MulAdd(element, column[j], sum[i][j]);
+    }
+    a += unit_rows ? a_stride : 1;
+    b += b_step;
+  }
+  LATENTE_UNROLL
+  for (int i = 0; i < M; ++i) {
+    LATENTE_UNROLL
+    for (int j = 0; j < N; ++j) hn::Store(sum[i][j], d, c + i * c_row + j * L);
+  }
+}
+
+// Rows of a tile: with two vectors a row, as many sums as the registers hold.
+#if HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM
+inline constexpr int tile_rows = 12;
+#else
+inline constexpr int tile_rows = 6;
+#endif
+
+template <class T>
+using TileFunction = void (*)(int64_t, const T*, int64_t, const T*, int64_t, T*, int64_t, const T*);
+
+template <int N, Start start, bool unit_rows, class T, int... M>
+constexpr std::array<TileFunction<T>, sizeof...(M)> tile_table(std::integer_sequence<int, M...>) {
+  return {&tile<M + 1, N, start, unit_rows, T>...};
+}
+
+// range(m0, m1, n0, n1) gives the k for which rows [m0, m1) of a and columns [n0, n1) of b need to meet; an
+// empty one leaves that part of c as it is. Elements of a outside the range must be zeros, or the part of c
+// unused.
+template <Start start, bool unit_rows, class T, class RangeOf>
+HWY_INLINE void multiply(const Product<T>& p, const RangeOf& range) {
+  constexpr int64_t L = lanes<T>();
+  constexpr auto rows = std::make_integer_sequence<int, tile_rows>();
+  static constexpr auto wide = tile_table<2, start, unit_rows, T>(rows);
+  static constexpr auto narrow = tile_table<1, start, unit_rows, T>(rows);
+  const int64_t tiles = (p.m + tile_rows - 1) / tile_rows;
+  const int64_t a_k = unit_rows ? p.a_step : 1, a_m = unit_rows ? 1 : p.a_row;
+  for (int64_t n = 0; n < p.n;) {
+    const int64_t width = p.n - n >= 2 * L ? 2 * L : L;
+    const auto& table = width == L ? narrow : wide;
+    for (int64_t i = 0, m = 0; i < tiles; ++i) {
+      const int64_t height = (p.m - m + tiles - i - 1) / (tiles - i);
+      const Range k = range(m, m + height, n, n + width);
+      if (k.begin < k.end) {
+        table[static_cast<size_t>(height - 1)](k.end - k.begin, p.a + m * a_m + k.begin * a_k,
+                                               unit_rows ? p.a_step : p.a_row, p.b + k.begin * p.b_step + n,
+                                               p.b_step, p.c + m * p.c_row + n, p.c_row,
+                                               start == Start::scale ? p.factor + m : nullptr);
+      }
+      m += height;
+    }
+    n += width;
+  }
+}
+
+// 2^x; exactly 1 at 0, and 0 below the smallest normal number.
+template <class V>
+HWY_INLINE V exp2(Tag<float> d, V x) {
+  const hn::RebindToUnsigned<Tag<float>> du;
+  const auto magic = hn::Set(d, 12582912.0f);  // 1.5·2^23: adding it rounds to an integer
+  const auto clamped = hn::Max(x, hn::Set(d, -127.0f));
+  const auto shifted = hn::Add(clamped, magic);
+  const auto f = hn::Sub(clamped, hn::Sub(shifted, magic));
+  // Chebyshev-like fit of (2^f - 1) / f on [-1/2, 1/2]; relative error of 2^f 2e-9.
+  auto y = hn::Set(d, 1.5353362e-4f);
+  y = hn::MulAdd(y, f, hn::Set(d, 1.3398875e-3f));
+  y = hn::MulAdd(y, f, hn::Set(d, 9.6184369e-3f));
+  y = hn::MulAdd(y, f, hn::Set(d, 5.5503324e-2f));
+  y = hn::MulAdd(y, f, hn::Set(d, 2.4022648e-1f));
+  y = hn::MulAdd(y, f, hn::Set(d, 6.9314718e-1f));
+  y = hn::MulAdd(y, f, hn::Set(d, 1.0f));
+  const auto bits = hn::Add(hn::BitCast(du, y), hn::ShiftLeft<23>(hn::BitCast(du, shifted)));
+  return hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, -126.0f)), hn::BitCast(d, bits));
+}
+
+template <class V>
+HWY_INLINE V exp2(Tag<double> d, V x) {
+  return hn::Exp(d, hn::Mul(hn::Max(x, hn::Set(d, -1e6)), hn::Set(d, 0.69314718055994530942)));
+}
+
+// to[c * to_row + r] = factor · from[r * from_row + c]; r from rows up to `padded_rows` is set to zero.
+template <class T>
+HWY_INLINE void transpose(const T* from, int64_t from_row, int64_t rows, int64_t columns, T factor, T* to,
+                          int64_t to_row, int64_t padded_rows) {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < columns; ++c) to[c * to_row + r] = factor * from[r * from_row + c];
+  }
+  for (int64_t c = 0; c < columns; ++c)
+    std::fill(to + c * to_row + rows, to + c * to_row + padded_rows, T{0});
+}
+
+template <class T>
+HWY_INLINE void copy_row(const T* from, int64_t count, T* to) {
+  const Tag<T> d;
+  constexpr int64_t L = lanes<T>();
+  int64_t i = 0;
+  for (; i + L <= count; i += L) hn::StoreU(hn::LoadU(d, from + i), d, to + i);
+  for (; i < count; ++i) to[i] = from[i];
+}
+
+HWY_INLINE void copy_row(const bf16* from, int64_t count, float* to) {
+  const hn::Rebind<uint16_t, Tag<float>> narrow;
+  const hn::RebindToUnsigned<Tag<float>> wide;
+  const Tag<float> d;
+  constexpr int64_t L = lanes<float>();
+  int64_t i = 0;
+  for (; i + L <= count; i += L) {
+    const auto bits = hn::LoadU(narrow, reinterpret_cast<const uint16_t*>(from) + i);
+    hn::StoreU(hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(wide, bits))), d, to + i);
+  }
+  for (; i < count; ++i) to[i] = static_cast<float>(from[i]);
+}
+
+// Lowest maximum: finite, so that differences of maxima are never NaN.
+template <class T>
+constexpr T lowest() {
+  return static_cast<T>(-3e38);
+}
+
+// Online softmax of a block of scores [key, query] in base 2, a vector of queries: takes maximum and sum so
+// far, leaves the new ones, the factor that brings older results to the new maximum, and in s the
+// probabilities relative to it. A query admits the keys [first, last] (indices within the block; masked
+// only). Keys from `live` up to `keys` are beyond every query of the vector.
+template <bool masked, class T>
+HWY_INLINE void softmax_column(T* s, int64_t s_row, int64_t live, int64_t keys, const T* first, const T* last,
+                               T* maximum, T* sum, T* factor) {
+  const Tag<T> d;
+  const auto before = hn::Load(d, maximum);
+  auto top = before;
+  if constexpr (masked) {
+    const auto low = hn::Load(d, first), high = hn::Load(d, last);
+    const auto never = hn::Set(d, -std::numeric_limits<T>::infinity());
+    for (int64_t k = 0; k < live; ++k) {
+      const auto key = hn::Set(d, static_cast<T>(k));
+      const auto admitted = hn::And(hn::Ge(key, low), hn::Le(key, high));
+      const auto score = hn::IfThenElse(admitted, hn::Load(d, s + k * s_row), never);
+      hn::Store(score, d, s + k * s_row);
+      top = hn::Max(top, score);
+    }
+  } else {
+    for (int64_t k = 0; k < live; ++k) top = hn::Max(top, hn::Load(d, s + k * s_row));
+  }
+  auto total = hn::Zero(d);
+  for (int64_t k = 0; k < live; ++k) {
+    const auto p = exp2(d, hn::Sub(hn::Load(d, s + k * s_row), top));
+    hn::Store(p, d, s + k * s_row);
+    total = hn::Add(total, p);
+  }
+  for (int64_t k = live; k < keys; ++k) hn::Store(hn::Zero(d), d, s + k * s_row);
+  const auto correction = exp2(d, hn::Sub(before, top));
+  hn::Store(top, d, maximum);
+  hn::Store(correction, d, factor);
+  hn::Store(hn::MulAdd(hn::Load(d, sum), correction, total), d, sum);
+}
+
+}  // namespace latente::attention::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif
