@@ -81,13 +81,17 @@ struct Block {
   int64_t begin = 0;
 };
 
-// A segment begins at each token that attends to none before it.
+// A segment begins at each token such that neither it nor any later one attends to a token before it.
 void segments_of(const int32_t* starts, int64_t tokens, std::vector<Segment>& segments) {
   segments.clear();
-  for (int64_t t = 0; t < tokens; ++t) {
-    if (t == 0 || starts[t] >= t) segments.push_back({t, t});
-    segments.back().end = t + 1;
+  int64_t end = tokens, earliest = tokens;
+  for (int64_t t = tokens - 1; t >= 0; --t) {
+    earliest = std::min<int64_t>(earliest, starts[t]);
+    if (earliest < t && t > 0) continue;
+    segments.push_back({t, end});
+    end = t;
   }
+  std::reverse(segments.begin(), segments.end());
 }
 
 void blocks_of(const std::vector<Segment>& segments, std::vector<Block>& blocks) {

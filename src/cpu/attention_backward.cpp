@@ -43,6 +43,7 @@ struct Pair {
   Carver<T> carver;
   T *queries, *queries_t, *d_outs, *d_outs_t, *keys, *values, *scores, *d_scores, *lse, *delta, *first, *last;
   int64_t key_begin = 0, key_count = 0, query_begin = 0, query_count = 0;
+  int64_t earliest = 0, latest = 0;  // of the starts of the query block
 };
 
 template <class T>
@@ -70,6 +71,9 @@ void load_queries(const ExpandedBackward<T>& b, int64_t begin, int64_t count, in
   const int64_t padded_count = round_up(count, lanes<T>());
   p.query_begin = begin;
   p.query_count = count;
+  const auto [earliest, latest] = std::minmax_element(a.starts + begin, a.starts + begin + count);
+  p.earliest = *earliest;
+  p.latest = *latest;
   for (int64_t i = 0; i < count; ++i) {
     load_row(a.q.at(begin + i, head), p.width, p.queries + i * p.key_row, p.key_row);
     load_row(b.d_out.at(begin + i, head), a.value, p.d_outs + i * p.value_row, p.value_row);
@@ -124,7 +128,7 @@ void pair_scores(const Expanded<T>& a, Pair<T>& p) {
       {p.key_count, padded_count, p.values, p.value_row, 1, p.d_outs_t, p.block, p.d_scores, p.block},
       range(a.value));
   const int64_t final_query = p.query_begin + p.query_count - 1;
-  const bool masked = p.key_begin + p.key_count - 1 > p.query_begin || a.starts[final_query] > p.key_begin;
+  const bool masked = p.key_begin + p.key_count - 1 > p.query_begin || p.latest > p.key_begin;
   for (int64_t i = 0; i < padded_count; ++i) {
     p.first[i] = static_cast<T>(a.starts[std::min(p.query_begin + i, final_query)] - p.key_begin);
     p.last[i] = static_cast<T>(i - ahead);
@@ -194,8 +198,9 @@ void backward_keys(const ExpandedBackward<T>& b, Segment segment, int64_t begin,
     for (int64_t i = 0; i < share; ++i) {
       const int64_t head = group * share + i;
       for (int64_t query = at; query < segment.end; query += block) {
-        if (a.starts[query] >= at + p.key_count) break;
-        load_queries(b, query, std::min(block, segment.end - query), head, p);
+        const int64_t count = std::min(block, segment.end - query);
+        if (*std::min_element(a.starts + query, a.starts + query + count) >= at + p.key_count) continue;
+        load_queries(b, query, count, head, p);
         pair_scores(a, p);
         add_key_gradients(a, p, d_keys, d_values);
         if (queries) add_query_gradients(p, d_queries + (i * length + query - segment.begin) * key_row);
@@ -230,7 +235,7 @@ void backward_queries(const ExpandedBackward<T>& b, Segment segment, int64_t beg
   T* d_queries = p.carver.take(block * key_row);
   std::fill(d_queries, d_queries + block * key_row, T{0});
   load_queries(b, begin, end - begin, head, p);
-  int64_t at = segment.begin + (a.starts[begin] - segment.begin) / block * block;
+  int64_t at = segment.begin + (p.earliest - segment.begin) / block * block;
   for (; at < end; at += block) {
     load_keys(a, at, std::min(block, segment.end - at), head / (a.heads / a.groups), p);
     pair_scores(a, p);

@@ -41,7 +41,8 @@ void forward_block(const Expanded<T>& a, Segment segment, int64_t begin, int64_t
   }
 
   const int64_t final_query = begin + count - 1;
-  int64_t at = segment.begin + (a.starts[begin] - segment.begin) / block * block;
+  const auto [earliest, latest] = std::minmax_element(a.starts + begin, a.starts + begin + count);
+  int64_t at = segment.begin + (*earliest - segment.begin) / block * block;
   for (bool start = true; at <= final_query; at += block, start = false) {
     const int64_t keys_here = std::min(block, final_query + 1 - at);
     for (int64_t k = 0; k < keys_here; ++k) {
@@ -56,7 +57,7 @@ void forward_block(const Expanded<T>& a, Segment segment, int64_t begin, int64_t
         [&](int64_t k0, int64_t, int64_t, int64_t q1) HWY_ATTR {
           return Range{0, k0 + ahead < q1 ? width : 0};
         });
-    const bool masked = at + keys_here - 1 > begin || a.starts[final_query] > at;
+    const bool masked = at + keys_here - 1 > begin || *latest > at;
     if (masked) {
       for (int64_t i = 0; i < padded_count; ++i) {
         first[i] = static_cast<T>(a.starts[std::min(begin + i, final_query)] - at);
