@@ -137,7 +137,8 @@ class Case:
 
 CASES = {
     "v3": Case(V3 | {"num_hidden_layers": 3}),
-    "v3-yarn": Case(V3 | yarn(4, 16, 1.0, 1.0) | {"qk_rope_head_dim": 16}, length=28),
+    # A small base, so that YaRN's ramp between kept and interpolated frequencies has several steps.
+    "v3-yarn": Case(V3 | yarn(4, 16, 1.0, 1.0) | {"qk_rope_head_dim": 32, "rope_theta": 100.0}, length=28),
     "v3-noq": Case(V3 | {"q_lora_rank": None, "n_routed_experts": 6, "n_group": 1, "topk_group": 1}),
     "v2-group": Case(V2 | yarn(4, 16, 0.707, 0.707)),
     "v2-lite": Case(
@@ -248,5 +249,6 @@ def deepseek_shape(rng, family, heads):
         shape["topk_method"] = "group_limited_greedy" if n_group > 1 else "greedy"
     if rng.random() < 0.4:
         mscale = rng.choice([0.707, 1.0])
+        shape["rope_theta"] = rng.choice([100.0, 1000.0, 10000.0])
         shape |= yarn(rng.choice([4, 8]), 16, mscale, rng.choice([mscale, 0.5]))
     return shape
