@@ -1,0 +1,45 @@
+// Matrix products, all of one form: c[m, n] (+)= sum over k of a(m, k) · b(k, n).
+//
+// Both operands are packed into panels that the innermost loop reads in order (Goto and van de Geijn 2008):
+// whatever an operand looks like in memory - transposed, strided, gathered, bfloat16 - only packing knows. An
+// element of c is one chain of fused multiply-adds in rising k for each block of gemm_depth values of k, and
+// these sums are added in rising order; so it depends neither on the tile it falls into, nor on m and n, nor
+// on threads.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "base/threads.h"
+#include "tensor/dtype.h"
+
+namespace latente::gemm {
+
+inline constexpr int64_t depth = 256;
+
+// A matrix as lines of unit stride.
+template <class T>
+struct Lines {
+  const T* data = nullptr;
+  int64_t stride = 0;
+  bool along_k = false;  // a line runs along k, and there is one for each m (or n); else the reverse
+  const int32_t* order = nullptr;  // line i stands at data + order[i] * stride; null: at data + i * stride
+  const T* line(int64_t i) const { return data + (order ? order[i] : i) * stride; }
+};
+
+template <class T, class S>
+struct Problem {
+  int64_t m = 0, n = 0, k = 0;
+  Lines<T> a;
+  Lines<S> b;
+  T* c = nullptr;
+  int64_t c_row = 0;
+  const T* bias = nullptr;  // [n]
+  bool accumulate = false;
+};
+
+// Solves all problems, which must not overlap in c. T, S: float, float; float, bf16; double, double.
+template <class T, class S>
+void multiply(ThreadPool& pool, std::span<const Problem<T, S>> problems);
+
+}  // namespace latente::gemm

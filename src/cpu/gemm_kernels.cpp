@@ -1,0 +1,362 @@
+// Packing and the register tile.
+#include "cpu/gemm_kernels.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <utility>
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "cpu/gemm_kernels.cpp"
+#include "hwy/foreach_target.h"  // must precede highway.h
+
+#include "hwy/cache_control.h"
+#include "hwy/highway.h"
+
+#ifndef LATENTE_UNROLL
+#if defined(__clang__)
+#define LATENTE_UNROLL _Pragma("clang loop unroll(full)")
+#define LATENTE_UNROLL_4 _Pragma("clang loop unroll_count(4)")
+#else
+#define LATENTE_UNROLL _Pragma("GCC unroll 16")
+#define LATENTE_UNROLL_4 _Pragma("GCC unroll 4")
+#endif
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace latente::gemm::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+template <class T>
+using Tag = hn::ScalableTag<T>;
+template <class T>
+constexpr int64_t lanes = static_cast<int64_t>(hn::MaxLanes(Tag<T>()));
+
+// With two vectors a row, as many sums as the registers hold.
+#if HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM
+inline constexpr int rows_of_tile = 12;
+#else
+inline constexpr int rows_of_tile = 6;
+#endif
+template <class T>
+constexpr int64_t columns_of_tile = 2 * lanes<T>;
+
+// Panels of b that a tile of `rows` rows takes at once: a low tile needs several for its chains of
+// multiply-adds to hide their latency.
+constexpr int panels_at_once(int rows) { return rows == 1 ? 4 : 2 * rows <= rows_of_tile ? 2 : 1; }
+
+// c[H, columns] = init + a · b. a [k, H]; b: P panels [k, 2 vectors], `b_panel` elements apart.
+template <int H, int P, class T>
+void tile(int64_t k, const T* HWY_RESTRICT a, const T* HWY_RESTRICT b, int64_t b_panel, T* c, int64_t c_row,
+          const T* init, int64_t init_row, int64_t columns) {
+  const Tag<T> d;
+  using V = hn::Vec<Tag<T>>;
+  constexpr int64_t L = lanes<T>;
+  constexpr int N = 2 * P;
+  V sum[H][N];
+  LATENTE_UNROLL
+  for (int i = 0; i < H; ++i) {
+    hwy::Prefetch(c + i * c_row);
+    LATENTE_UNROLL
+    for (int j = 0; j < N; ++j) sum[i][j] = hn::Zero(d);
+  }
+  LATENTE_UNROLL_4
+  for (; k > 0; --k) {
+    V row[N];
+    LATENTE_UNROLL
+    for (int j = 0; j < N; ++j) row[j] = hn::Load(d, b + j / 2 * b_panel + j % 2 * L);
+    LATENTE_UNROLL
+    for (int i = 0; i < H; ++i) {
+      const V element = hn::Set(d, a[i]);
+      LATENTE_UNROLL
+      for (int j = 0; j < N; ++j) sum[i][j] = hn::MulAdd(element, row[j], sum[i][j]);
+    }
+    a += H;
+    b += 2 * L;
+  }
+  if (columns == N * L) {
+    LATENTE_UNROLL
+    for (int i = 0; i < H; ++i) {
+      LATENTE_UNROLL
+      for (int j = 0; j < N; ++j) {
+        if (init) sum[i][j] = hn::Add(hn::LoadU(d, init + i * init_row + j * L), sum[i][j]);
+        hn::StoreU(sum[i][j], d, c + i * c_row + j * L);
+      }
+    }
+    return;
+  }
+  HWY_ALIGN T part[H * N * L];
+  LATENTE_UNROLL
+  for (int i = 0; i < H; ++i) {
+    LATENTE_UNROLL
+    for (int j = 0; j < N; ++j) hn::Store(sum[i][j], d, part + (i * N + j) * L);
+  }
+  for (int i = 0; i < H; ++i) {
+    for (int64_t j = 0; j < columns; ++j) {
+      const T value = part[i * N * L + j];
+      c[i * c_row + j] = init ? init[i * init_row + j] + value : value;
+    }
+  }
+}
+
+template <class T>
+using TileFunction = void (*)(int64_t, const T*, const T*, int64_t, T*, int64_t, const T*, int64_t, int64_t);
+
+template <bool wide, class T, int... H>
+constexpr std::array<TileFunction<T>, sizeof...(H)> tile_table(std::integer_sequence<int, H...>) {
+  return {&tile < H + 1, wide ? panels_at_once(H + 1) : 1, T > ...};
+}
+
+template <class T>
+void block(const Block<T>& p) {
+  constexpr int64_t width = columns_of_tile<T>;
+  constexpr auto heights = std::make_integer_sequence<int, rows_of_tile>();
+  static constexpr auto narrow = tile_table<false, T>(heights);
+  static constexpr auto wide = tile_table<true, T>(heights);
+  // Rows of a that stay in the second-level cache while the panels of b pass through the first.
+  constexpr int64_t group = (sizeof(T) == 4 ? 144 : 72) / rows_of_tile;
+  for (int64_t begin = p.first; begin < p.last; begin += group) {
+    const int64_t end = std::min(begin + group, p.last);
+    const int64_t at_once = end - begin > 1 ? 1 : panels_at_once(static_cast<int>(p.panels.height(begin)));
+    for (int64_t j = 0; j < p.n;) {
+      const bool several = at_once > 1 && p.n - j >= at_once * width;
+      const int64_t columns = several ? at_once * width : std::min(width, p.n - j);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t start = p.panels.start(i), height = p.panels.height(i);
+        (several ? wide : narrow)[static_cast<size_t>(height - 1)](
+            p.k, p.a + p.panels.offset(i, p.k), p.b + j * p.k, width * p.k, p.c + start * p.c_row + j,
+            p.c_row, p.init ? p.init + start * p.init_row + j : nullptr, p.init_row, columns);
+      }
+      j += columns;
+    }
+  }
+}
+
+HWY_INLINE float widen(bf16 value) { return static_cast<float>(value); }
+HWY_INLINE float widen(float value) { return value; }
+HWY_INLINE double widen(double value) { return value; }
+
+#if HWY_TARGET <= HWY_AVX2
+using Eight = hn::FixedTag<float, 8>;
+using Four = hn::FixedTag<float, 4>;
+
+// Four vectors, of lines 0..3 in the lower and 4..7 in the upper half, become four of eight lines each.
+template <class V>
+HWY_INLINE void transpose_halves(V (&v)[4]) {
+  const hn::Repartition<double, Eight> pairs;
+  const Eight d;
+  const auto a = hn::BitCast(pairs, hn::InterleaveLower(d, v[0], v[1]));
+  const auto b = hn::BitCast(pairs, hn::InterleaveUpper(d, v[0], v[1]));
+  const auto e = hn::BitCast(pairs, hn::InterleaveLower(d, v[2], v[3]));
+  const auto f = hn::BitCast(pairs, hn::InterleaveUpper(d, v[2], v[3]));
+  v[0] = hn::BitCast(d, hn::InterleaveLower(pairs, a, e));
+  v[1] = hn::BitCast(d, hn::InterleaveUpper(pairs, a, e));
+  v[2] = hn::BitCast(d, hn::InterleaveLower(pairs, b, f));
+  v[3] = hn::BitCast(d, hn::InterleaveUpper(pairs, b, f));
+}
+
+// to[k * step + i] = line i at k, for eight k and eight lines.
+HWY_INLINE void transpose_eight(const float* const (&line)[8], int64_t k, float* to, int64_t step) {
+  const Eight d;
+  const Four half;
+  LATENTE_UNROLL
+  for (int q = 0; q < 8; q += 4) {
+    hn::Vec<Eight> v[4];
+    LATENTE_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      v[i] = hn::Combine(d, hn::LoadU(half, line[i + 4] + k + q), hn::LoadU(half, line[i] + k + q));
+    }
+    transpose_halves(v);
+    LATENTE_UNROLL
+    for (int i = 0; i < 4; ++i) hn::StoreU(v[i], d, to + (q + i) * step);
+  }
+}
+
+// Pairs of neighbours travel as one 32-bit lane.
+HWY_INLINE void transpose_eight(const bf16* const (&line)[8], int64_t k, float* to, int64_t step) {
+  const Eight d;
+  const Four half;
+  const hn::RebindToUnsigned<Eight> bits;
+  hn::Vec<Eight> v[4];
+  LATENTE_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    v[i] = hn::Combine(d, hn::LoadU(half, reinterpret_cast<const float*>(line[i + 4] + k)),
+                       hn::LoadU(half, reinterpret_cast<const float*>(line[i] + k)));
+  }
+  transpose_halves(v);
+  LATENTE_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const auto pair = hn::BitCast(bits, v[i]);
+    hn::StoreU(hn::BitCast(d, hn::ShiftLeft<16>(pair)), d, to + 2 * i * step);
+    hn::StoreU(hn::BitCast(d, hn::And(pair, hn::Set(bits, 0xffff0000u))), d, to + (2 * i + 1) * step);
+  }
+}
+#endif
+
+// to[k * step + i] = line first + i at k0 + k, for at most eight lines. With `spills`, it may also write up
+// to to[k * step + 7].
+template <class T, class S>
+HWY_INLINE void transpose_lines(const Lines<S>& from, int64_t first, int64_t lines, int64_t k0, int64_t count,
+                                [[maybe_unused]] bool spills, T* to, int64_t step) {
+  const S* line[8];
+  for (int64_t i = 0; i < 8; ++i) line[i] = from.line(first + std::min(i, lines - 1)) + k0;
+  int64_t k = 0;
+#if HWY_TARGET <= HWY_AVX2
+  if constexpr (sizeof(T) == 4) {
+    if (lines == 8 || spills) {
+      for (; k + 8 <= count; k += 8) transpose_eight(line, k, to + k * step, step);
+    }
+  }
+#endif
+  for (; k < count; ++k) {
+    for (int64_t i = 0; i < lines; ++i) to[k * step + i] = widen(line[i][k]);
+  }
+}
+
+template <class T>
+void rows(const Lines<T>& a, int64_t m, const Panels& panels, int64_t first, int64_t last, int64_t k,
+          int64_t count, T* to) {
+  if (a.along_k) {
+    for (int64_t p = first; p < last; ++p) {
+      const int64_t start = m + panels.start(p), height = panels.height(p);
+      T* panel = to + panels.offset(p, count);
+      if (height == 1) {
+        std::memcpy(panel, a.line(start) + k, static_cast<size_t>(count) * sizeof(T));
+        continue;
+      }
+      // The last lines first: what they spill onto the next k's first lines is then overwritten.
+      for (int64_t i = (height - 1) / 8 * 8; i >= 0; i -= 8) {
+        transpose_lines(a, start + i, std::min<int64_t>(height - i, 8), k, count, true, panel + i, height);
+      }
+    }
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const T* line = a.line(k + i) + m;
+    for (int64_t p = first; p < last; ++p) {
+      const int64_t height = panels.height(p);
+      const T* from = line + panels.start(p);
+      T* panel = to + panels.offset(p, count) + i * height;
+      if (height == rows_of_tile) {
+        std::memcpy(panel, from, rows_of_tile * sizeof(T));
+      } else {
+        for (int64_t j = 0; j < height; ++j) panel[j] = from[j];
+      }
+    }
+  }
+}
+
+template <class S>
+HWY_INLINE void copy_line(const S* from, S* to) {
+  std::memcpy(to, from, columns_of_tile<S> * sizeof(S));
+}
+HWY_INLINE void copy_line(const bf16* from, float* to) {
+  const Tag<float> d;
+  const hn::Rebind<uint16_t, Tag<float>> narrow;
+  const hn::RebindToUnsigned<Tag<float>> wide;
+  constexpr int64_t L = lanes<float>;
+  LATENTE_UNROLL
+  for (int j = 0; j < 2; ++j) {
+    const auto bits = hn::LoadU(narrow, reinterpret_cast<const uint16_t*>(from) + j * L);
+    hn::Store(hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(wide, bits))), d, to + j * L);
+  }
+}
+
+template <class T, class S>
+void columns(const Lines<S>& b, int64_t n0, int64_t n, int64_t k, int64_t count, T* to) {
+  constexpr int64_t width = columns_of_tile<T>;
+  const int64_t whole = n / width * width;
+  if (b.along_k) {
+    for (int64_t j = 0; j < n; j += width) {
+      T* panel = to + j * count;
+      const int64_t lines = std::min(width, n - j);
+      for (int64_t i = 0; i < lines; i += 8) {
+        transpose_lines(b, n0 + j + i, std::min<int64_t>(lines - i, 8), k, count, false, panel + i, width);
+      }
+    }
+  } else {
+    for (int64_t i = 0; i < count; ++i) {
+      const S* line = b.line(k + i) + n0;
+      for (int64_t j = 0; j < whole; j += width) copy_line(line + j, to + j * count + i * width);
+      for (int64_t j = whole; j < n; ++j) to[whole * count + i * width + j - whole] = widen(line[j]);
+    }
+  }
+  if (whole < n) {
+    for (int64_t i = 0; i < count; ++i) {
+      T* row = to + whole * count + i * width;
+      std::fill(row + (n - whole), row + width, T{0});
+    }
+  }
+}
+
+int64_t tile_rows_any() { return rows_of_tile; }
+int64_t tile_columns_f32() { return columns_of_tile<float>; }
+int64_t tile_columns_f64() { return columns_of_tile<double>; }
+void rows_f32(const Lines<float>& a, int64_t m, const Panels& panels, int64_t first, int64_t last, int64_t k,
+              int64_t count, float* to) {
+  rows(a, m, panels, first, last, k, count, to);
+}
+void rows_f64(const Lines<double>& a, int64_t m, const Panels& panels, int64_t first, int64_t last, int64_t k,
+              int64_t count, double* to) {
+  rows(a, m, panels, first, last, k, count, to);
+}
+void columns_f32(const Lines<float>& b, int64_t n0, int64_t n, int64_t k, int64_t count, float* to) {
+  columns(b, n0, n, k, count, to);
+}
+void columns_bf16(const Lines<bf16>& b, int64_t n0, int64_t n, int64_t k, int64_t count, float* to) {
+  columns(b, n0, n, k, count, to);
+}
+void columns_f64(const Lines<double>& b, int64_t n0, int64_t n, int64_t k, int64_t count, double* to) {
+  columns(b, n0, n, k, count, to);
+}
+void block_f32(const Block<float>& p) { block(p); }
+void block_f64(const Block<double>& p) { block(p); }
+
+}  // namespace latente::gemm::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace latente::gemm {
+
+HWY_EXPORT(tile_rows_any);
+HWY_EXPORT(tile_columns_f32);
+HWY_EXPORT(tile_columns_f64);
+HWY_EXPORT(rows_f32);
+HWY_EXPORT(rows_f64);
+HWY_EXPORT(columns_f32);
+HWY_EXPORT(columns_bf16);
+HWY_EXPORT(columns_f64);
+HWY_EXPORT(block_f32);
+HWY_EXPORT(block_f64);
+
+int64_t tile_rows() { return HWY_DYNAMIC_DISPATCH(tile_rows_any)(); }
+template <>
+int64_t tile_columns<float>() {
+  return HWY_DYNAMIC_DISPATCH(tile_columns_f32)();
+}
+template <>
+int64_t tile_columns<double>() {
+  return HWY_DYNAMIC_DISPATCH(tile_columns_f64)();
+}
+void pack_rows(const Lines<float>& a, int64_t m, const Panels& panels, int64_t first, int64_t last, int64_t k,
+               int64_t count, float* to) {
+  HWY_DYNAMIC_DISPATCH(rows_f32)(a, m, panels, first, last, k, count, to);
+}
+void pack_rows(const Lines<double>& a, int64_t m, const Panels& panels, int64_t first, int64_t last,
+               int64_t k, int64_t count, double* to) {
+  HWY_DYNAMIC_DISPATCH(rows_f64)(a, m, panels, first, last, k, count, to);
+}
+void pack_columns(const Lines<float>& b, int64_t n0, int64_t n, int64_t k, int64_t count, float* to) {
+  HWY_DYNAMIC_DISPATCH(columns_f32)(b, n0, n, k, count, to);
+}
+void pack_columns(const Lines<bf16>& b, int64_t n0, int64_t n, int64_t k, int64_t count, float* to) {
+  HWY_DYNAMIC_DISPATCH(columns_bf16)(b, n0, n, k, count, to);
+}
+void pack_columns(const Lines<double>& b, int64_t n0, int64_t n, int64_t k, int64_t count, double* to) {
+  HWY_DYNAMIC_DISPATCH(columns_f64)(b, n0, n, k, count, to);
+}
+void multiply_block(const Block<float>& p) { HWY_DYNAMIC_DISPATCH(block_f32)(p); }
+void multiply_block(const Block<double>& p) { HWY_DYNAMIC_DISPATCH(block_f64)(p); }
+
+}  // namespace latente::gemm
+#endif

@@ -1,0 +1,59 @@
+// The parts of a matrix product that are compiled for each instruction set: what gemm.cpp (division of work)
+// and gemm_kernels.cpp share.
+#pragma once
+
+// Of Highway's targets: AVX-512, AVX2 and the portable baseline (which cannot be left out). Must precede
+// highway.h.
+#define HWY_DISABLED_TARGETS ((HWY_AVX3 - 1) | HWY_SSE4 | HWY_SSSE3)
+
+#include <cstdint>
+
+#include "cpu/gemm.h"
+
+namespace latente::gemm {
+
+// Rows of a are packed in panels of nearly equal height, at most the register tile's: panel p holds the rows
+// [p·rows/panels, (p+1)·rows/panels), as [k, row].
+struct Panels {
+  int64_t rows = 0, panels = 0;
+  int64_t start(int64_t p) const { return p * rows / panels; }
+  int64_t height(int64_t p) const { return start(p + 1) - start(p); }
+  // Where panel p begins. Packing may write up to `spill` elements beyond a panel's end.
+  int64_t offset(int64_t p, int64_t k) const { return start(p) * k + p * spill; }
+  int64_t size(int64_t k) const { return offset(panels, k); }
+  static constexpr int64_t spill = 16;
+};
+
+// The register tile of this machine.
+int64_t tile_rows();
+template <class T>
+int64_t tile_columns();
+
+// Packs the panels [first, last) of the rows of `a` from row m on, columns [k, k + count).
+void pack_rows(const Lines<float>& a, int64_t m, const Panels& panels, int64_t first, int64_t last, int64_t k,
+               int64_t count, float* to);
+void pack_rows(const Lines<double>& a, int64_t m, const Panels& panels, int64_t first, int64_t last,
+               int64_t k, int64_t count, double* to);
+
+// Packs n columns of b from n0 on, rows [k, k + count), as panels [count, tile_columns]; the last is padded
+// with zeros.
+void pack_columns(const Lines<float>& b, int64_t n0, int64_t n, int64_t k, int64_t count, float* to);
+void pack_columns(const Lines<bf16>& b, int64_t n0, int64_t n, int64_t k, int64_t count, float* to);
+void pack_columns(const Lines<double>& b, int64_t n0, int64_t n, int64_t k, int64_t count, double* to);
+
+// c = init + a · b for the row panels [first, last); a null init means zeros.
+template <class T>
+struct Block {
+  Panels panels;
+  int64_t first = 0, last = 0, n = 0, k = 0;
+  const T* a = nullptr;
+  const T* b = nullptr;
+  T* c = nullptr;  // row 0 of the panels
+  int64_t c_row = 0;
+  const T* init = nullptr;
+  int64_t init_row = 0;
+};
+void multiply_block(const Block<float>& block);
+void multiply_block(const Block<double>& block);
+
+}  // namespace latente::gemm

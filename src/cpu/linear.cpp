@@ -1,0 +1,169 @@
+#include <algorithm>
+#include <array>
+#include <span>
+#include <vector>
+
+#include "cpu/cpu_backend.h"
+#include "cpu/gemm.h"
+
+namespace latente {
+namespace {
+
+using gemm::Lines;
+using gemm::Problem;
+
+template <class T>
+Lines<T> lines(const View& v, bool along_k) {
+  return {v.as<T>(), v.stride(0), along_k};
+}
+
+// A matrix of one column may have any stride there.
+void check_matrix(const View& v) { LATENTE_ASSERT(v.shape.rank() == 2 && (v[1] <= 1 || v.stride(1) == 1)); }
+
+template <class T, class S>
+void solve(ThreadPool& pool, const Problem<T, S>& problem) {
+  gemm::multiply(pool, std::span(&problem, 1));
+}
+
+template <class T, class S>
+void forward(ThreadPool& pool, const View& x, const View& w, const View& bias, const Grad& out) {
+  solve<T, S>(pool, {.m = x[0],
+                     .n = w[0],
+                     .k = x[1],
+                     .a = lines<T>(x, true),
+                     .b = lines<S>(w, true),
+                     .c = out.view.as<T>(),
+                     .c_row = out.view.stride(0),
+                     .bias = bias.as_or_null<T>(),
+                     .accumulate = out.accumulate});
+}
+
+template <class T, class S>
+void backward_input(ThreadPool& pool, const View& d_out, const View& w, const Grad& d_x) {
+  solve<T, S>(pool, {.m = d_out[0],
+                     .n = w[1],
+                     .k = w[0],
+                     .a = lines<T>(d_out, true),
+                     .b = lines<S>(w, false),
+                     .c = d_x.view.as<T>(),
+                     .c_row = d_x.view.stride(0),
+                     .accumulate = d_x.accumulate});
+}
+
+template <class T>
+void backward_weight(ThreadPool& pool, const View& d_out, const View& x, const Grad& d_w) {
+  solve<T, T>(pool, {.m = d_out[1],
+                     .n = x[1],
+                     .k = x[0],
+                     .a = lines<T>(d_out, false),
+                     .b = lines<T>(x, false),
+                     .c = d_w.view.as<T>(),
+                     .c_row = d_w.view.stride(0),
+                     .accumulate = d_w.accumulate});
+}
+
+// Each column is summed by one thread, in rising rows.
+template <class T>
+void backward_bias(ThreadPool& pool, const View& d_out, const Grad& d_bias) {
+  constexpr int64_t width = 64;
+  const T* from = d_out.as<T>();
+  T* to = d_bias.view.as<T>();
+  pool.parallel_for(d_out[1], width, [&](int64_t begin, int64_t end) {
+    std::array<double, width> sums{};
+    for (int64_t t = 0; t < d_out[0]; ++t) {
+      const T* row = from + t * d_out.stride(0) + begin;
+      for (int64_t j = 0; j < end - begin; ++j) sums[static_cast<size_t>(j)] += static_cast<double>(row[j]);
+    }
+    for (int64_t j = 0; j < end - begin; ++j) {
+      const T sum = static_cast<T>(sums[static_cast<size_t>(j)]);
+      to[begin + j] = d_bias.accumulate ? to[begin + j] + sum : sum;
+    }
+  });
+}
+
+template <class T, class S>
+void by_head(ThreadPool& pool, const View& x, const View& w, bool transpose, const View& out) {
+  thread_local std::vector<Problem<T, S>> heads;
+  heads.clear();
+  for (int64_t h = 0; h < w[0]; ++h) {
+    heads.push_back({.m = x[0],
+                     .n = out[2],
+                     .k = x[2],
+                     .a = {x.as<T>() + h * x.stride(1), x.stride(0), true},
+                     .b = {w.as<S>() + h * w.stride(0), w.stride(1), !transpose},
+                     .c = out.as<T>() + h * out.stride(1),
+                     .c_row = out.stride(0)});
+  }
+  gemm::multiply<T, S>(pool, heads);
+}
+
+}  // namespace
+
+void CpuBackend::linear(View x, View w, View bias, Grad out) {
+  check_matrix(x);
+  check_matrix(w);
+  check_matrix(out.view);
+  LATENTE_ASSERT(w[1] == x[1] && out.view[0] == x[0] && out.view[1] == w[0]);
+  LATENTE_ASSERT(!bias || (bias.count() == w[0] && bias.contiguous()));
+  if (x.dtype == DType::f64) {
+    forward<double, double>(pool_, x, w, bias, out);
+  } else if (w.dtype == DType::bf16) {
+    forward<float, bf16>(pool_, x, w, bias, out);
+  } else {
+    forward<float, float>(pool_, x, w, bias, out);
+  }
+}
+
+void CpuBackend::linear_backward_input(View d_out, View w, Grad d_x) {
+  if (!d_x) return;
+  check_matrix(d_out);
+  check_matrix(w);
+  check_matrix(d_x.view);
+  LATENTE_ASSERT(d_out[1] == w[0] && d_x.view[0] == d_out[0] && d_x.view[1] == w[1]);
+  if (d_out.dtype == DType::f64) {
+    backward_input<double, double>(pool_, d_out, w, d_x);
+  } else if (w.dtype == DType::bf16) {
+    backward_input<float, bf16>(pool_, d_out, w, d_x);
+  } else {
+    backward_input<float, float>(pool_, d_out, w, d_x);
+  }
+}
+
+void CpuBackend::linear_backward_weight(View d_out, View x, Grad d_w) {
+  if (!d_w) return;
+  check_matrix(d_out);
+  check_matrix(x);
+  check_matrix(d_w.view);
+  LATENTE_ASSERT(d_out[0] == x[0] && d_w.view[0] == d_out[1] && d_w.view[1] == x[1]);
+  if (d_out.dtype == DType::f64) {
+    backward_weight<double>(pool_, d_out, x, d_w);
+  } else {
+    backward_weight<float>(pool_, d_out, x, d_w);
+  }
+}
+
+void CpuBackend::linear_backward_bias(View d_out, Grad d_bias) {
+  if (!d_bias) return;
+  check_matrix(d_out);
+  LATENTE_ASSERT(d_bias.view.count() == d_out[1] && d_bias.view.contiguous());
+  if (d_out.dtype == DType::f64) {
+    backward_bias<double>(pool_, d_out, d_bias);
+  } else {
+    backward_bias<float>(pool_, d_out, d_bias);
+  }
+}
+
+void CpuBackend::head_linear(View x, View w, bool transpose, View out) {
+  LATENTE_ASSERT(x.shape.rank() == 3 && w.shape.rank() == 3 && out.shape.rank() == 3);
+  LATENTE_ASSERT(x[1] == w[0] && out[0] == x[0] && out[1] == x[1]);
+  LATENTE_ASSERT(x[2] == w[transpose ? 1 : 2] && out[2] == w[transpose ? 2 : 1]);
+  if (x.dtype == DType::f64) {
+    by_head<double, double>(pool_, x, w, transpose, out);
+  } else if (w.dtype == DType::bf16) {
+    by_head<float, bf16>(pool_, x, w, transpose, out);
+  } else {
+    by_head<float, float>(pool_, x, w, transpose, out);
+  }
+}
+
+}  // namespace latente
