@@ -160,6 +160,8 @@ std::optional<std::int32_t> Tokenizer::id_of(std::string_view token) const {
   return id == TokenTable::none ? std::nullopt : std::optional(id);
 }
 
+bool Tokenizer::has(std::int32_t id) const { return impl_->decoded_text(id) != nullptr; }
+
 std::string Tokenizer::token_text(std::int32_t id) const {
   if (const AddedToken* added = impl_->parts.added.find(id)) return added->content;
   const std::string* token = impl_->parts.model->token(id);

@@ -57,6 +57,7 @@ class Tokenizer {
 
   int vocab_size() const;                                           // 1 + the largest id
   std::optional<std::int32_t> id_of(std::string_view token) const;  // as written in tokenizer.json
+  bool has(std::int32_t id) const;                                  // whether there is such a token
   std::string token_text(std::int32_t id) const;   // as written in tokenizer.json; Error if there is none
   std::string token_bytes(std::int32_t id) const;  // what it stands for: raw bytes in a byte-level vocabulary
   bool is_special(std::int32_t id) const;          // also false for ids without a token
