@@ -78,7 +78,7 @@ Expanded<T> expanded(const View& q, const View& k, const View& k_rope, const Vie
 
 struct Block {
   Segment segment;
-  int64_t begin = 0;
+  int64_t begin = 0, end = 0;
 };
 
 // A segment begins at each token such that neither it nor any later one attends to a token before it.
@@ -94,10 +94,11 @@ void segments_of(const int32_t* starts, int64_t tokens, std::vector<Segment>& se
   std::reverse(segments.begin(), segments.end());
 }
 
-void blocks_of(const std::vector<Segment>& segments, std::vector<Block>& blocks) {
+// Pieces of up to `size` tokens, counted from the start of each segment.
+void blocks_of(const std::vector<Segment>& segments, int64_t size, std::vector<Block>& blocks) {
   blocks.clear();
   for (Segment s : segments) {
-    for (int64_t t = s.begin; t < s.end; t += expanded_block) blocks.push_back({s, t});
+    for (int64_t t = s.begin; t < s.end; t += size) blocks.push_back({s, t, std::min(t + size, s.end)});
   }
 }
 
@@ -117,13 +118,22 @@ template <class T>
 void forward(ThreadPool& pool, const Expanded<T>& a, int64_t tokens) {
   Division& d = division();
   segments_of(a.starts, tokens, d.segments);
-  blocks_of(d.segments, d.blocks);
-  const int64_t blocks = static_cast<int64_t>(d.blocks.size());
-  // Head by head, for its keys to stay in the cache; the longest blocks first, for even ends.
-  for_each_task(pool, a.heads * blocks, [&a, &d, blocks](int64_t task) {
-    const Block& block = d.blocks[static_cast<size_t>(blocks - 1 - task % blocks)];
-    forward_task(a, block.segment, block.begin, task / blocks);
-  });
+  // Long pieces, while there are enough for all threads.
+  const int64_t blocks_a_thread = a.heads * tokens / expanded_block / (4 * pool.size());
+  blocks_of(d.segments, expanded_block * std::clamp<int64_t>(blocks_a_thread, 1, forward_group), d.blocks);
+  // All heads of a piece, then the next piece; the longest ones first, for even ends.
+  auto task_at = [&a, &d](int64_t i) {
+    const Block& block = d.blocks[d.blocks.size() - 1 - static_cast<size_t>(i / a.heads)];
+    return ForwardTask{block.segment, block.begin, block.end, i % a.heads};
+  };
+  const int64_t tasks = a.heads * static_cast<int64_t>(d.blocks.size());
+  pool.parallel_for(tasks, std::clamp<int64_t>(tasks / (8 * pool.size()), 1, 16),
+                    [&](int64_t i, int64_t end) {
+                      for (ForwardTask task = task_at(i), next; i < end; ++i, task = next) {
+                        if (i + 1 < end) next = task_at(i + 1);
+                        forward_task(a, task, i + 1 < end ? &next : nullptr);
+                      }
+                    });
 }
 
 template <class T>
@@ -150,7 +160,7 @@ void backward(ThreadPool& pool, ExpandedBackward<T>& b, const GradRows<T>& d_k_r
 
   Division& d = division();
   segments_of(a.starts, tokens, d.segments);
-  blocks_of(d.segments, d.blocks);
+  blocks_of(d.segments, expanded_block, d.blocks);
   const int64_t segments = static_cast<int64_t>(d.segments.size());
   const int64_t blocks = static_cast<int64_t>(d.blocks.size());
   const bool keys = b.d_k || b.d_v || d_k_rope;
@@ -175,9 +185,7 @@ void backward(ThreadPool& pool, ExpandedBackward<T>& b, const GradRows<T>& d_k_r
     } else {
       for_each_task(pool, heads * blocks, [&](int64_t task) {
         const Block& block = d.blocks[static_cast<size_t>(task % blocks)];
-        backward_task(b, block.segment, block.begin,
-                      std::min(block.begin + expanded_block, block.segment.end), first + task / blocks,
-                      false);
+        backward_task(b, block.segment, block.begin, block.end, first + task / blocks, false);
       });
     }
     if (d_k_rope) {

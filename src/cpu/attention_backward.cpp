@@ -47,12 +47,6 @@ struct Pair {
 };
 
 template <class T>
-void load_row(const T* from, int64_t count, T* to, int64_t row) {
-  copy_row(from, count, to);
-  std::fill(to + count, to + row, T{0});
-}
-
-template <class T>
 void load_keys(const Expanded<T>& a, int64_t begin, int64_t count, int64_t group, Pair<T>& p) {
   p.key_begin = begin;
   p.key_count = count;

@@ -38,6 +38,8 @@ struct GradRows {
 
 // Queries and keys are taken in blocks of this many, counted from the start of their sequence.
 inline constexpr int64_t expanded_block = 96;
+// Up to this many blocks of queries go over the keys together, so that these are packed less often.
+inline constexpr int64_t forward_group = 4;
 
 // Tokens of a packed sequence: none outside attends to it, and it attends to none outside.
 struct Segment {
@@ -63,9 +65,16 @@ struct ExpandedBackward {
   int64_t tokens = 0, first_head = 0;
 };
 
-// out and lse of the query block that begins at token `begin`, for one head.
-void forward_task(const Expanded<float>& a, Segment segment, int64_t begin, int64_t head);
-void forward_task(const Expanded<double>& a, Segment segment, int64_t begin, int64_t head);
+// Queries [begin, end) of one head: up to forward_group blocks of the segment.
+struct ForwardTask {
+  Segment segment;
+  int64_t begin = 0, end = 0, head = 0;
+};
+
+// out and lse of these queries. `next`, or null, is what the thread does after: its rows are brought into the
+// cache meanwhile.
+void forward_task(const Expanded<float>& a, const ForwardTask& task, const ForwardTask* next);
+void forward_task(const Expanded<double>& a, const ForwardTask& task, const ForwardTask* next);
 
 // delta[t, h] = d_out[t, h] · out[t, h] for the tokens [begin, end).
 void delta_task(const ExpandedBackward<float>& a, int64_t begin, int64_t end);

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "cpu/attention_kernels.h"
+#include "hwy/cache_control.h"
 #include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
 
@@ -167,16 +168,92 @@ HWY_INLINE V exp2(Tag<double> d, V x) {
   return hn::Exp(d, hn::Mul(hn::Max(x, hn::Set(d, -1e6)), hn::Set(d, 0.69314718055994530942)));
 }
 
+#if HWY_TARGET != HWY_SCALAR
+// A vector of 128-bit pieces, `stride` elements apart.
+template <class D>
+HWY_INLINE hn::Vec<D> load_pieces(D d, const float* from, int64_t stride) {
+  if constexpr (hn::MaxLanes(d) <= 4) {
+    return hn::LoadU(d, from);
+  } else {
+    const hn::Half<D> half;
+    constexpr int64_t pieces = hn::MaxLanes(half) / 4;
+    return hn::Combine(d, load_pieces(half, from + pieces * stride, stride), load_pieces(half, from, stride));
+  }
+}
+
+// to[c * to_row + r] = factor · from[r * from_row + c] for r < rows and c < columns, both multiples: of the
+// vector length, and of 4.
+HWY_INLINE void transpose_whole(const float* from, int64_t from_row, int64_t rows, int64_t columns,
+                                float factor, float* to, int64_t to_row) {
+  const Tag<float> d;
+  const auto scale = hn::Set(d, factor);
+  for (int64_t r = 0; r < rows; r += lanes<float>()) {
+    for (int64_t c = 0; c < columns; c += 4) {
+      // Piece b of row i holds row r + 4b + i: each 128-bit lane transposes four rows of its own.
+      const float* corner = from + r * from_row + c;
+      const auto row0 = load_pieces(d, corner, 4 * from_row);
+      const auto row1 = load_pieces(d, corner + from_row, 4 * from_row);
+      const auto row2 = load_pieces(d, corner + 2 * from_row, 4 * from_row);
+      const auto row3 = load_pieces(d, corner + 3 * from_row, 4 * from_row);
+      const auto even_low = hn::InterleaveLower(d, row0, row2), odd_low = hn::InterleaveLower(d, row1, row3);
+      const auto even_high = hn::InterleaveUpper(d, row0, row2),
+                 odd_high = hn::InterleaveUpper(d, row1, row3);
+      float* out = to + c * to_row + r;
+      hn::StoreU(hn::Mul(scale, hn::InterleaveLower(d, even_low, odd_low)), d, out);
+      hn::StoreU(hn::Mul(scale, hn::InterleaveUpper(d, even_low, odd_low)), d, out + to_row);
+      hn::StoreU(hn::Mul(scale, hn::InterleaveLower(d, even_high, odd_high)), d, out + 2 * to_row);
+      hn::StoreU(hn::Mul(scale, hn::InterleaveUpper(d, even_high, odd_high)), d, out + 3 * to_row);
+    }
+  }
+}
+#endif
+
 // to[c * to_row + r] = factor · from[r * from_row + c]; r from rows up to `padded_rows` is set to zero.
 template <class T>
 HWY_INLINE void transpose(const T* from, int64_t from_row, int64_t rows, int64_t columns, T factor, T* to,
                           int64_t to_row, int64_t padded_rows) {
+  int64_t whole_rows = 0, whole_columns = 0;
+#if HWY_TARGET != HWY_SCALAR
+  if constexpr (sizeof(T) == sizeof(float)) {
+    whole_rows = rows / lanes<T>() * lanes<T>();
+    whole_columns = columns / 4 * 4;
+    transpose_whole(from, from_row, whole_rows, whole_columns, factor, to, to_row);
+  }
+#endif
   for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t c = 0; c < columns; ++c) to[c * to_row + r] = factor * from[r * from_row + c];
+    const int64_t first = r < whole_rows ? whole_columns : 0;
+    for (int64_t c = first; c < columns; ++c) to[c * to_row + r] = factor * from[r * from_row + c];
   }
   for (int64_t c = 0; c < columns; ++c)
     std::fill(to + c * to_row + rows, to + c * to_row + padded_rows, T{0});
 }
+
+// Rows that will be read soon, brought into the cache bit by bit while something else is computed.
+template <class T>
+class Prefetch {
+ public:
+  void add(const Rows<const T>& rows, int64_t token, int64_t head, int64_t width, int64_t count) {
+    if (count > 0) streams_[count_++] = {rows.at(token, head), rows.token, width, count};
+  }
+  void clear() { next_ = count_ = 0; }
+  // Fetches one row; false if there is none left.
+  bool step() {
+    if (next_ == count_) return false;
+    Stream& s = streams_[next_];
+    for (int64_t i = 0; i < s.width; i += 64 / static_cast<int64_t>(sizeof(T))) hwy::Prefetch(s.row + i);
+    s.row += s.stride;
+    if (--s.rows == 0) ++next_;
+    return true;
+  }
+
+ private:
+  struct Stream {
+    const T* row;
+    int64_t stride, width, rows;
+  };
+  std::array<Stream, 4> streams_;
+  size_t next_ = 0, count_ = 0;
+};
 
 template <class T>
 HWY_INLINE void copy_row(const T* from, int64_t count, T* to) {
@@ -198,6 +275,13 @@ HWY_INLINE void copy_row(const bf16* from, int64_t count, float* to) {
     hn::StoreU(hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(wide, bits))), d, to + i);
   }
   for (; i < count; ++i) to[i] = static_cast<float>(from[i]);
+}
+
+// The same, followed by zeros up to `row` elements.
+template <class T>
+HWY_INLINE void load_row(const T* from, int64_t count, T* to, int64_t row) {
+  copy_row(from, count, to);
+  for (int64_t i = count; i < row; ++i) to[i] = T{0};
 }
 
 // Lowest maximum: finite, so that differences of maxima are never NaN.
