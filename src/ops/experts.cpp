@@ -38,7 +38,7 @@ Routed route(const Tensor& logits, const Tensor& bias, const Tensor& token_mask,
                 experts.view(), load.view(), balance_loss.view());
       },
       [=](Gradients& g) {
-        Tensor d_weights = g.of(weights);
+        Tensor d_weights = g.reached(weights) ? g.of(weights) : Tensor();
         auto d_logits = g.slot(logits);
         g.plan().record("route_backward", {d_weights, scores, weights, experts, token_mask},
                         {d_logits.tensor}, [=](Backend& b) {

@@ -2,14 +2,13 @@
 // implement it under the same file names; a forgotten kernel is a compile error.
 //
 // Rules for every kernel:
-// - It never allocates per call, never waits for the host, and takes every size that varies within a plan
-// from a tensor.
+// - It never allocates per call, never waits for the host, and takes each size that varies within a plan from
+//   a tensor.
 // - Activations are float32, or float64 for gradient checks; weights may also be bfloat16 (then read as
-// float32).
-//   Indices are int32. Views have unit stride on the last axis; leading axes may have gaps.
-// - A row's result never depends on how many rows share the call (DESIGN, idea 5), nor on the number of
-// threads.
+//   float32). Indices are int32. Views have unit stride on the last axis; leading axes may have gaps.
+// - A row's result depends neither on how many rows share the call (DESIGN, idea 5) nor on threads.
 // - A Grad destination is written or added to, as its flag says; a null one is skipped.
+//
 // T = tokens (rows), H = heads, E = experts, K = experts a token, V = vocabulary.
 #pragma once
 
@@ -27,11 +26,8 @@ struct Grad {
 };
 
 enum class GateScore : uint8_t { sigmoid, softmax };
-enum class GroupScore : uint8_t {
-  none,
-  top2_sum,
-  max
-};  // V3: sum of the two highest biased scores; V2: the highest
+// V3: the sum of a group's two highest biased scores (the one score of a group of one); V2: the highest.
+enum class GroupScore : uint8_t { none, top2_sum, max };
 
 // How a router chooses (DeepSeek-V3 report, section 2.1.2; DeepSeek-V2, section 2.2).
 struct Routing {
@@ -69,8 +65,7 @@ class Backend {
   virtual void synchronize() = 0;
   virtual bool all_finite(View x) = 0;  // diagnosis only: waits
 
-  // -- elementwise.cpp
-  // ------------------------------------------------------------------------------------------
+  // -- elementwise.cpp --
   virtual void fill(View x, double value) = 0;
   virtual void copy(View from, Grad to) = 0;       // same shape, either may be strided
   virtual void add(View a, View b, View out) = 0;  // out may be a or b
@@ -78,30 +73,28 @@ class Backend {
   virtual void swiglu(View gate, View up, View out) = 0;
   virtual void swiglu_backward(View d_out, View gate, View up, Grad d_gate, Grad d_up) = 0;
 
-  // -- embedding.cpp
-  // -------------------------------------------------------------------------------------------- out[t] =
-  // table[ids[t]]; ids [T] i32 within [0, V)
+  // -- embedding.cpp --
+  // out[t] = table[ids[t]]; ids [T] i32 within [0, V)
   virtual void embedding(View ids, View table, View out) = 0;
   virtual void embedding_backward(View ids, View d_out, Grad d_table) = 0;
 
-  // -- norm.cpp
-  // ------------------------------------------------------------------------------------------------- out = x
-  // / sqrt(mean(x²) + eps) * weight; x [T, D] (rows may be strided), rstd [T]. A null weight means ones.
+  // -- norm.cpp --
+  // out = x · rstd · weight with rstd = 1 / sqrt(mean(x²) + eps); x [T, D] (rows may be strided), rstd [T].
+  // A null weight means ones.
   virtual void rms_norm(View x, View weight, double eps, View out, View rstd) = 0;
   // sum = h + x; out = rms_norm(sum)
   virtual void rms_norm_add(View h, View x, View weight, double eps, View sum, View out, View rstd) = 0;
   virtual void rms_norm_backward(View d_out, View x, View weight, View rstd, Grad d_x, Grad d_weight) = 0;
 
-  // -- rope.cpp
-  // ------------------------------------------------------------------------------------------------- Rotates
-  // x [T, H, D] in place by the angles of positions [T] i32. table [P, D] f32: D/2 cosines, then D/2 sines,
-  // of each position. interleaved pairs (2i, 2i+1), else (i, i + D/2). inverse rotates back: the gradient.
+  // -- rope.cpp --
+  // Rotates x [T, H, D] in place by the angles of positions [T] i32. table [P, D] f32: D/2 cosines, then D/2
+  // sines, of each position. interleaved: pairs (2i, 2i+1), else (i, i + D/2). inverse rotates back: the
+  // gradient.
   virtual void rope(View x, View positions, View table, bool interleaved, bool inverse) = 0;
 
-  // -- linear.cpp
-  // ----------------------------------------------------------------------------------------------- out (+)=
-  // x · wᵀ + bias; x [T, K] (rows may be strided), w [N, K] (rows may be strided), out [T, N], bias [N] or
-  // null
+  // -- linear.cpp --
+  // out (+)= x · wᵀ + bias; x [T, K] (rows may be strided), w [N, K] (rows may be strided), out [T, N], bias
+  // [N] or null
   virtual void linear(View x, View w, View bias, Grad out) = 0;
   virtual void linear_backward_input(View d_out, View w, Grad d_x) = 0;
   virtual void linear_backward_weight(View d_out, View x, Grad d_w) = 0;
@@ -110,16 +103,18 @@ class Backend {
   // or w[h]ᵀ · x[t, h] (transpose true: w [H, K, N]). All may be strided on leading axes.
   virtual void head_linear(View x, View w, bool transpose, View out) = 0;
 
-  // -- experts.cpp
-  // ---------------------------------------------------------------------------------------------- scores [T,
-  // E]: the gate's scores (sigmoid or softmax of logits), kept for the gradient; bias [E] or null is added
-  // for the selection only; experts [T, K] i32 in falling order of selection score (ties: lower index first);
-  // weights [T, K]. load [E] (f32, accumulated: counts of selections) or null; balance_loss [1] or null:
+  // -- experts.cpp --
+  // scores [T, E]: the gate's scores (sigmoid or softmax of logits), kept for the gradient; bias [E] or null
+  // is added for the selection only; experts [T, K] i32 in falling order of selection score (ties: lower
+  // index first); weights [T, K]. load [E] (f32, accumulated: counts of selections) or null; balance_loss [1]
+  // or null:
   //   alpha * mean over sequences of sum_i f_i P_i, f_i = E/(K·T)·count_i, P_i = mean over t of s_i/sum_j s_j
-  //   (report, section 2.1.2, equations 17-20). token_mask [T] (activation type; 0 = padding) or null: masked
-  //   tokens are routed but counted in neither load nor loss.
+  //   (report, section 2.1.2, equations 17-20).
+  // token_mask [T] (activation type; 0 = padding) or null: masked tokens are routed but counted in neither
+  // load nor loss (T above: unmasked tokens; sequences without any are left out of the mean).
   virtual void route(View logits, View bias, View token_mask, const Routing& routing, View scores,
                      View weights, View experts, View load, View balance_loss) = 0;
+  // With routing.balance_alpha > 0 the balance loss's gradient is added; a null d_weights means zeros.
   virtual void route_backward(View d_weights, View scores, View weights, View experts, View token_mask,
                               const Routing& routing, Grad d_logits) = 0;
   // Sorts the T·K choices by expert, stably: offsets [E + 1] i32; rows [T·K] i32: the token of each sorted
@@ -128,19 +123,18 @@ class Backend {
   // out[r] = x[rows[r]] · w[e]ᵀ for offsets[e] <= r < offsets[e+1]; x [T, D] with rows [R], or [R, D] with
   // null rows; w [E, N, D], out [R, N].
   virtual void grouped_linear(View x, View rows, View offsets, View w, View out) = 0;
-  virtual void grouped_linear_backward_input(View d_out, View offsets, View w,
-                                             Grad d_x) = 0;  // d_x [R, D]: sorted rows
+  // d_x [R, D]: sorted rows
+  virtual void grouped_linear_backward_input(View d_out, View offsets, View w, Grad d_x) = 0;
   virtual void grouped_linear_backward_weight(View d_out, View x, View rows, View offsets, Grad d_w) = 0;
   // out[t] (+)= sum_k weights[t, k] · y[slots[t, k]]; weights null = ones. y [R, D], out [T, D].
   virtual void combine(View y, View weights, View slots, Grad out) = 0;
   // d_y[slots[t, k]] = weights[t, k] · d_out[t]; d_weights[t, k] = d_out[t] · y[slots[t, k]]
   virtual void combine_backward(View d_out, View y, View weights, View slots, Grad d_y, Grad d_weights) = 0;
 
-  // -- attention.cpp
-  // -------------------------------------------------------------------------------------------- Causal
-  // attention within one call, keys and values a head (MLA expanded; MHA, GQA, MQA). q [T, H, dk + dr]; k [T,
-  // G, dk]; k_rope [T, dr], shared by all heads, or null (dr = 0); v [T, G, dv]; H a multiple of G; starts
-  // [T] i32: token t attends to tokens starts[t]..t; out [T, H, dv]; lse [T, H]: log of the sum of
+  // -- attention.cpp --
+  // Causal attention within one call, keys and values a head (MLA expanded; MHA, GQA, MQA). q [T, H, dk +
+  // dr]; k [T, G, dk]; k_rope [T, dr], shared by all heads, or null (dr = 0); v [T, G, dv]; H a multiple of
+  // G; starts [T] i32: token t attends to tokens starts[t]..t; out [T, H, dv]; lse [T, H]: log of the sum of
   // exponentials.
   virtual void attention_expanded(View q, View k, View k_rope, View v, View starts, double scale, View out,
                                   View lse) = 0;
@@ -156,11 +150,10 @@ class Backend {
   // with D <= D' (a view of some columns); negative slots are skipped.
   virtual void cache_store(View x, View slots, View cache) = 0;
 
-  // -- loss.cpp
-  // ------------------------------------------------------------------------------------------------- logits
-  // = h · wᵀ, a chunk of rows at a time in scratch [chunk, V]; nll[t] = -log softmax(logits[t])[targets[t]];
-  // predicted[t] i32 = argmax; loss [1] = sum_t token_weights[t]·nll[t]. targets [T] i32; a negative target
-  // is ignored (nll 0). predicted may be null.
+  // -- loss.cpp --
+  // logits = h · wᵀ, a chunk of rows at a time in scratch [chunk, V];
+  // nll[t] = -log softmax(logits[t])[targets[t]]; predicted[t] i32 = argmax, or null;
+  // loss [1] = sum_t token_weights[t]·nll[t]. targets [T] i32; a negative target is ignored (nll 0).
   virtual void linear_cross_entropy(View h, View w, View targets, View token_weights, View scratch, View nll,
                                     View predicted, View loss) = 0;
   // The same, and the gradient of loss with respect to h and w, in one pass.
@@ -168,13 +161,13 @@ class Backend {
                                                   View scratch, View nll, View predicted, View loss, Grad d_h,
                                                   Grad d_w) = 0;
 
-  // -- optimizer.cpp
-  // -------------------------------------------------------------------------------------------- result [1]
-  // f64 += sum of squares of x (any shape, f32 or f64), in an order that does not depend on threads
+  // -- optimizer.cpp --
+  // result [1] f64 += sum of squares of x (any shape, f32 or f64), in an order that does not depend on
+  // threads
   virtual void add_sum_of_squares(View x, View result) = 0;
   // One step of AdamW (decoupled decay). parameter f32, f64 or bf16 with its f32 `master` (else null);
-  // m and v as the gradient. scalars [4] f64: learning rate, gradient factor (clipping), 1 - beta1^t, 1 -
-  // beta2^t.
+  // m and v as the gradient. scalars [4] f64: learning rate, gradient factor (clipping), 1 - beta1^t,
+  // 1 - beta2^t.
   virtual void adamw(View parameter, View master, View gradient, View m, View v, View scalars,
                      const AdamW& options) = 0;
   // bias[e] += rate * sign(mean(load) - load[e]); load is zeroed (Wang et al. 2024, algorithm 1)

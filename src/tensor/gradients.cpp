@@ -15,15 +15,22 @@ const Value* root_of(const Tensor& tensor) {
 Gradients::Region Gradients::region_of(const Tensor& x) {
   const Value& value = x.value();
   int64_t whole = root_of(x)->shape.count();
-  int64_t run = 1;
+  int64_t run = 1, period = 0, covered = 1;
   for (int axis = value.shape.rank() - 1; axis >= 0; --axis) {
-    int64_t stride = value.strides[static_cast<size_t>(axis)];
-    if (value.shape[axis] != 1 && stride != run)
-      return {stride, value.offset % stride, value.offset % stride + run};
-    run *= value.shape[axis];
+    int64_t stride = value.strides[static_cast<size_t>(axis)], extent = value.shape[axis];
+    if (extent == 1) continue;
+    if (period == 0 && stride != run)
+      period = covered = stride;  // the first gap: from here on rows are counted
+    if (stride != covered) return irregular;
+    covered *= extent;
+    if (period == 0) run = covered;
   }
-  if (run == whole) return {};
-  return {whole, value.offset, value.offset + run};
+  if (period == 0) return run == whole ? Region{} : Region{whole, value.offset, value.offset + run};
+  return covered == whole ? Region{period, value.offset, value.offset + run} : irregular;
+}
+
+bool Gradients::disjoint(const Region& a, const Region& b) {
+  return a.period == b.period && a.period > 0 && (a.end <= b.begin || b.end <= a.begin);
 }
 
 bool Gradients::reached(const Tensor& y) const { return entries_.contains(root_of(y)); }
@@ -43,34 +50,46 @@ Tensor Gradients::region_view(const Tensor& gradient, const Tensor& x) const {
   return Tensor(std::move(value));
 }
 
-void Gradients::zero(const Tensor& tensor) {
-  plan_.record("fill", {}, {tensor}, [tensor](Backend& b) { b.fill(tensor.view(), 0.0); });
+void Gradients::fill(const Tensor& tensor, double value) {
+  plan_.record("fill", {}, {tensor}, [tensor, value](Backend& b) { b.fill(tensor.view(), value); });
 }
 
-// Zeroes the columns nobody wrote, and marks the whole as written.
-void Gradients::complete(const Value* root, Entry& entry, int64_t period) {
-  int64_t count = root->shape.count();
-  Tensor rows = entry.buffer.reshape({count / period, period});
-  std::sort(entry.written.begin(), entry.written.end(),
-            [](const Region& a, const Region& b) { return a.begin < b.begin; });
-  int64_t at = 0;
-  for (const Region& region : entry.written) {
-    LATENTE_ASSERT(region.period == period && region.begin >= at);
-    if (region.begin > at) zero(rows.columns(at, region.begin));
-    at = region.end;
+Gradients::Entry& Gradients::entry_of(const Value* root) {
+  Entry& entry = entries_[root];
+  if (!entry.buffer && entry.loss) {
+    entry.buffer = plan_.intermediate(root->shape, root->dtype);
+    entry.written = {Region{}};
+    fill(entry.buffer, 1.0);
   }
-  if (at < period) zero(rows.columns(at, period));
+  return entry;
+}
+
+// Zeroes what nobody wrote, and marks the whole as written.
+void Gradients::complete(const Value* root, Entry& entry) {
+  if (entry.written.empty()) {
+    fill(entry.buffer, 0.0);
+  } else {
+    int64_t period = entry.written.front().period, at = 0;
+    Tensor rows = entry.buffer.reshape({root->shape.count() / period, period});
+    std::sort(entry.written.begin(), entry.written.end(),
+              [](const Region& a, const Region& b) { return a.begin < b.begin; });
+    for (const Region& region : entry.written) {
+      if (region.begin > at) fill(rows.columns(at, region.begin), 0.0);
+      at = region.end;
+    }
+    if (at < period) fill(rows.columns(at, period), 0.0);
+  }
   entry.written = {Region{}};
 }
 
-// Before a buffer shared between several values is added to: a copy, if another value's producer still has to
-// read it.
+// Before a buffer shared between several values is changed: a copy, if the producer of another of them is
+// still to read it, or is the op at hand.
 void Gradients::make_private(const Value* root, Entry& entry) {
   const Value* mine = root_of(entry.buffer);
   bool pending = false;
   for (const auto& [other, theirs] : entries_) {
     if (other == root || !theirs.buffer || root_of(theirs.buffer) != mine) continue;
-    for (size_t i = 0; i < node_ && !pending; ++i) {
+    for (size_t i = 0; i <= node_ && !pending; ++i) {
       for (const Tensor& tensor : plan_.nodes_[i].writes) pending = pending || root_of(tensor) == other;
     }
   }
@@ -81,20 +100,23 @@ void Gradients::make_private(const Value* root, Entry& entry) {
   entry.buffer = to;
 }
 
+bool Gradients::covers(const Entry& entry, const Region& region) {
+  return std::any_of(entry.written.begin(), entry.written.end(), [&](const Region& written) {
+    return written == Region{} || (written == region && region != irregular);
+  });
+}
+
 Tensor Gradients::of(const Tensor& y) {
   const Value* root = root_of(y);
-  Entry& entry = entries_.at(root);
-  LATENTE_ASSERT(entry.buffer);
-  Region region = region_of(y);
-  bool covered = std::any_of(entry.written.begin(), entry.written.end(),
-                             [&](const Region& written) { return written.period == 0 || written == region; });
-  if (!covered) complete(root, entry, entry.written.front().period);
+  Entry& entry = entry_of(root);
+  if (!entry.buffer) entry.buffer = plan_.intermediate(root->shape, root->dtype);
+  if (!covers(entry, region_of(y))) complete(root, entry);
   return region_view(entry.buffer, y);
 }
 
 Tensor Gradients::updatable(const Tensor& y) {
   const Value* root = root_of(y);
-  make_private(root, entries_.at(root));
+  make_private(root, entry_of(root));
   return of(y);
 }
 
@@ -110,23 +132,20 @@ Gradients::Slot Gradients::slot(const Tensor& x) {
     }
     return {region_view(Tensor(parameter_value.grad), x), true};
   }
-  Entry& entry = entries_[&root.value()];
+  Entry& entry = entry_of(&root.value());
   Region region = region_of(x);
-  if (!entry.buffer) {
+  if (entry.buffer) {
+    make_private(&root.value(), entry);
+  } else {
     entry.buffer = plan_.intermediate(root.shape(), root.dtype());
-    entry.written = {region};
-    return {region_view(entry.buffer, x), false};
   }
-  make_private(&root.value(), entry);
-  bool whole = entry.written.front().period == 0;
-  bool known = std::find(entry.written.begin(), entry.written.end(), region) != entry.written.end();
-  if (!whole && region.period == 0) {
-    complete(&root.value(), entry, entry.written.front().period);
-    whole = true;
-  }
-  if (whole || known) return {region_view(entry.buffer, x), true};
-  for (const Region& other : entry.written) {
-    LATENTE_ASSERT(other.period == region.period && (region.end <= other.begin || other.end <= region.begin));
+  if (covers(entry, region)) return {region_view(entry.buffer, x), true};
+  bool apart =
+      region != irregular && std::all_of(entry.written.begin(), entry.written.end(),
+                                         [&](const Region& other) { return disjoint(other, region); });
+  if (!apart) {
+    complete(&root.value(), entry);
+    return {region_view(entry.buffer, x), true};
   }
   entry.written.push_back(region);
   return {region_view(entry.buffer, x), false};
@@ -135,8 +154,8 @@ Gradients::Slot Gradients::slot(const Tensor& x) {
 void Gradients::share(const Tensor& x, const Tensor& gradient) {
   if (!x.requires_grad()) return;
   Tensor root(x.value().base ? x.value().base : x.shared());
-  Entry* entry = root.plan() ? &entries_[&root.value()] : nullptr;
-  if (entry && !entry->buffer && region_of(x).period == 0 && region_of(gradient).period == 0) {
+  Entry* entry = root.plan() ? &entry_of(&root.value()) : nullptr;
+  if (entry && !entry->buffer && region_of(x) == Region{} && region_of(gradient) == Region{}) {
     entry->buffer = gradient.reshape(root.shape());
     entry->written = {Region{}};
     return;

@@ -41,6 +41,7 @@ Tensor Plan::updated(const Tensor& x) {
   auto value = std::make_shared<Value>(x.value());
   value->base = x.value().base ? x.value().base : x.shared();
   value->owner.reset();
+  ++value->version;
   return Tensor(std::move(value));
 }
 
@@ -74,7 +75,7 @@ void Plan::keep(const Tensor& tensor) {
 void Plan::backward(std::vector<Tensor> losses) {
   LATENTE_ASSERT(options_.training);
   Gradients gradients(*this);
-  for (const Tensor& loss : losses) gradients.entries_[root_of(loss)] = {};
+  for (const Tensor& loss : losses) gradients.entries_[root_of(loss)].loss = true;
   std::string scope = scope_;
   for (size_t i = nodes_.size(); i-- > 0;) {
     Gradient gradient = nodes_[i].gradient;
@@ -91,17 +92,33 @@ void Plan::backward(std::vector<Tensor> losses) {
 }
 
 void Plan::check_order() const {
+  struct Update {
+    int version;
+    Gradients::Region region;
+  };
   std::unordered_map<const Value*, bool> written;
+  std::unordered_map<const Value*, std::vector<Update>> updates;
+  auto refuse = [](const Node& node, const char* what) {
+    throw std::logic_error(fmt::format("plan: {} in {} reads {}", node.op, node.scope, what));
+  };
   for (const Node& node : nodes_) {
     if (node.replaced) continue;
     for (const Tensor& tensor : node.reads) {
       const Value* root = root_of(tensor);
-      if (lifetimes_.contains(root) && !written[root]) {
-        throw std::logic_error(
-            fmt::format("plan: {} in {} reads a value before it is written", node.op, node.scope));
+      if (lifetimes_.contains(root) && !written[root]) refuse(node, "a value before it is written");
+      auto found = updates.find(root);
+      if (found == updates.end()) continue;
+      Gradients::Region region = Gradients::region_of(tensor);
+      for (const Update& update : found->second) {
+        if (update.version > tensor.value().version && !Gradients::disjoint(update.region, region))
+          refuse(node, "a value that has since been changed in place");
       }
     }
-    for (const Tensor& tensor : node.writes) written[root_of(tensor)] = true;
+    for (const Tensor& tensor : node.writes) {
+      written[root_of(tensor)] = true;
+      int version = tensor.value().version;
+      if (version > 0) updates[root_of(tensor)].push_back({version, Gradients::region_of(tensor)});
+    }
   }
 }
 

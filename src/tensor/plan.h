@@ -2,11 +2,11 @@
 //
 //   Plan plan(backend, {.training = true});
 //   Tensor ids = plan.input("ids", {tokens}, DType::i32);
-//   Tensor loss = model(ids, ...);           // each op records a node
-//   plan.backward({loss});                   // appends gradient nodes; gradients accumulate into parameters'
-//   `grad` plan.compile();                          // liveness: every intermediate gets an offset in one
-//   arena plan.allocate();                         // arena_bytes() of memory plan.run(); // a loop over the
-//   nodes
+//   Tensor loss = model(ids, ...);  // each op records a node
+//   plan.backward({loss});          // appends gradient nodes, which add to each parameter's `grad`
+//   plan.compile();                 // liveness: every intermediate gets an offset in one arena
+//   plan.allocate();                // arena_bytes() of memory
+//   plan.run();                     // a loop over the nodes
 //
 // Whatever varies between runs is a tensor, never a host branch, so that a plan can be captured as a CUDA
 // graph.
@@ -28,8 +28,8 @@ class Gradients;
 
 struct PlanOptions {
   bool training = false;  // record what gradients need
-  bool reuse_memory =
-      true;  // false gives every intermediate its own memory: the oracle of the liveness tests
+  // false gives every intermediate its own memory: the oracle of the liveness tests
+  bool reuse_memory = true;
 };
 
 class Plan {
@@ -45,7 +45,8 @@ class Plan {
   Tensor input(std::string name, Shape shape, DType dtype);
   // The result of the node recorded next; memory comes with compile().
   Tensor intermediate(Shape shape, DType dtype);
-  // The same memory as `x` after an op changed it in place; `x` itself must not be read by later nodes.
+  // The same memory as `x` after an op changed it in place; `x` itself must not be read by later nodes,
+  // gradients among them: compile() throws if one does.
   Tensor updated(const Tensor& x);
 
   // Appends a node. `reads` and `writes` must name every tensor the closure touches: liveness rests on them.
@@ -59,8 +60,8 @@ class Plan {
   void keep(const Tensor& tensor);
 
   void compile();
-  // Memory for inputs and intermediates. Plans that never run at the same time may share one arena of at least
-  // arena_bytes(); a plan may be moved to another arena between runs.
+  // Memory for inputs and intermediates. Plans that never run at the same time may share one arena of at
+  // least arena_bytes(); a plan may be moved to another arena between runs.
   void allocate(std::shared_ptr<void> arena = nullptr);
   void run();
   // As run(), but throws Error naming the first op whose result is not finite, and the parameters it read.
@@ -130,9 +131,9 @@ class Gradients {
   explicit Gradients(Plan& plan) : plan_(plan) {}
 
   Plan& plan() const { return plan_; }
-  // True when something consumed y's gradient or y is a loss: otherwise the op contributes nothing.
+  // True when an op gave y a gradient or y is a loss: otherwise the op contributes nothing.
   bool reached(const Tensor& y) const;
-  // The complete gradient arriving at y, shaped as y; a region nobody wrote is zeroed first.
+  // The complete gradient arriving at y, shaped as y; what nobody wrote is zeroed first, a loss gets its one.
   Tensor of(const Tensor& y);
 
   // As of(), for an op that changes the gradient in place (an in-place op's own gradient).
@@ -161,14 +162,19 @@ class Gradients {
     int64_t period = 0, begin = 0, end = 0;
     bool operator==(const Region&) const = default;
   };
+  static constexpr Region irregular{-1, 0, 0};  // any other part: some columns of some rows
   struct Entry {
     Tensor buffer;                // shaped as the root
-    std::vector<Region> written;  // disjoint
+    std::vector<Region> written;  // disjoint, of one period, never irregular
+    bool loss = false;
   };
   static Region region_of(const Tensor& x);
+  static bool disjoint(const Region& a, const Region& b);
+  static bool covers(const Entry& entry, const Region& region);
   Tensor region_view(const Tensor& buffer, const Tensor& x) const;
-  void zero(const Tensor& tensor);
-  void complete(const Value* root, Entry& entry, int64_t period);
+  Entry& entry_of(const Value* root);
+  void fill(const Tensor& tensor, double value);
+  void complete(const Value* root, Entry& entry);
   void make_private(const Value* root, Entry& entry);
 
   Plan& plan_;

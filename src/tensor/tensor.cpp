@@ -27,6 +27,7 @@ Tensor Tensor::alias(Shape shape, std::array<int64_t, max_rank> strides, int64_t
   value->name = value_->name;
   value->plan = value_->plan;
   value->requires_grad = value_->requires_grad;
+  value->version = value_->version;
   value->base = value_->base ? value_->base : value_;
   value->offset = value_->offset + offset;
   return Tensor(std::move(value));

@@ -23,6 +23,7 @@ struct Value {
   std::shared_ptr<void> owner;  // keeps persistent memory alive
   std::shared_ptr<Value> base;  // the value this one aliases; always a root, null for roots
   int64_t offset = 0;           // elements from the base's first element
+  int version = 0;              // how often it was changed in place (Plan::updated)
   std::shared_ptr<Value> grad;  // parameters: the persistent gradient; replay accumulates into it
 };
 
