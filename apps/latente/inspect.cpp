@@ -2,6 +2,7 @@
 
 #include <filesystem>
 
+#include "base/memory.h"
 #include "commands.h"
 #include "model/figures.h"
 #include "model/weights.h"
@@ -22,13 +23,6 @@ std::string grouped(int64_t value) {
     text += digits[i];
   }
   return text;
-}
-
-std::string bytes_text(double bytes) {
-  const char* units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
-  int unit = 0;
-  while (bytes >= 1024 && unit < 4) bytes /= 1024, ++unit;
-  return fmt::format("{:.{}f} {}", bytes, unit == 0 ? 0 : 1, units[unit]);
 }
 
 int64_t type_bytes(const std::string& name) {

@@ -77,15 +77,37 @@ CacheFigures cache_figures(const Config& config) {
   return figures;
 }
 
-double forward_flops(const Config& config, int64_t context, bool absorbed) {
-  double weights = 2.0 * static_cast<double>(count_parameters(config).active);
+namespace {
+
+// Of one layer's attention proper, per token of context.
+double attention_flops(const Config& config, bool absorbed) {
   double per_token =
       static_cast<double>(config.qk_head_dim() + (config.is_mla() ? config.v_head_dim : config.head_dim));
   if (config.is_mla() && absorbed)
     per_token = static_cast<double>(2 * config.kv_lora_rank + config.qk_rope_head_dim);
-  double attention =
-      2.0 * static_cast<double>(config.num_hidden_layers * config.num_attention_heads) * per_token;
-  return weights + attention * static_cast<double>(context);
+  return 2.0 * static_cast<double>(config.num_attention_heads) * per_token;
+}
+
+}  // namespace
+
+double forward_flops(const Config& config, int64_t context, bool absorbed) {
+  double weights = 2.0 * static_cast<double>(count_parameters(config).active);
+  return weights + attention_flops(config, absorbed) * static_cast<double>(config.num_hidden_layers * context);
+}
+
+double training_flops(const Config& config, int64_t length) {
+  double forward = forward_flops(config, length / 2, false);
+  if (config.num_mtp_layers > 0) {
+    ParameterCount count = count_parameters(config);
+    int64_t idle = 0;  // experts not chosen
+    int64_t expert = 3 * config.hidden_size * config.moe_intermediate_size;
+    if (config.is_moe_layer(config.num_hidden_layers))
+      idle = config.num_mtp_layers * (config.n_routed_experts - config.num_experts_per_tok) * expert;
+    int64_t heads = config.num_mtp_layers * config.vocab_size * config.hidden_size;
+    forward += 2.0 * static_cast<double>(count.mtp_own - idle + heads);
+    forward += attention_flops(config, false) * static_cast<double>(config.num_mtp_layers * (length / 2));
+  }
+  return 3.0 * forward;
 }
 
 double decode_bytes(const Config& config, int64_t context, double bytes_per_weight,

@@ -116,6 +116,28 @@ void fill_from_sequences(Objective& objective, std::span<const int32_t> ids, con
   }
 }
 
+void fill_from_batch(Objective& objective, const Batch& batch, std::span<const double> weights) {
+  LATENTE_ASSERT(objective.ids.count() == batch.sequences * batch.length);
+  LATENTE_ASSERT(weights.size() == objective.mtp.size() + 1 && batch.inputs.size() == weights.size());
+  int64_t places = batch.sequences * batch.length;
+  for (int64_t t = 0; t < places; ++t) {
+    auto at = static_cast<size_t>(t);
+    int64_t place = t % batch.length;
+    auto weight = [&](size_t depth) { return batch.targets[depth][at] < 0 ? 0.0 : weights[depth]; };
+    put(objective.ids, t, batch.inputs[0][at]);
+    put(objective.positions, t, place);
+    put(objective.starts, t, batch.starts[at]);
+    put(objective.targets, t, batch.targets[0][at]);
+    put(objective.token_weights, t, weight(0));
+    put(objective.token_mask, t, place < batch.lengths[static_cast<size_t>(t / batch.length)] ? 1 : 0);
+    for (size_t k = 0; k < objective.mtp.size(); ++k) {
+      put(objective.mtp[k].ids, t, batch.inputs[k + 1][at]);
+      put(objective.mtp[k].targets, t, batch.targets[k + 1][at]);
+      put(objective.mtp[k].token_weights, t, weight(k + 1));
+    }
+  }
+}
+
 GradientMemory allocate_gradients(Backend& backend, Transformer& model) {
   GradientMemory block;
   std::vector<int64_t> offsets;

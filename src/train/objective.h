@@ -3,6 +3,7 @@
 #pragma once
 
 #include "model/transformer.h"
+#include "train/batches.h"
 
 namespace latente {
 
@@ -49,6 +50,9 @@ Objective record_objective(Plan& plan, const Transformer& model, const Tensor& r
 // (padding behind), and may be empty. Weights are 1 / number of targets, times lambda / D for MTP.
 void fill_from_sequences(Objective& objective, std::span<const int32_t> ids, const ObjectiveOptions& options,
                          std::span<const int64_t> lengths, double mtp_lambda);
+
+// Fills everything from a batch of the recorded shape; a target of depth d (0 = main model) counts weights[d].
+void fill_from_batch(Objective& objective, const Batch& batch, std::span<const double> weights);
 
 // Zeroed memory for the gradient of every parameter that plan.backward() reached, in one block.
 struct GradientMemory {

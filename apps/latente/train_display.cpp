@@ -1,0 +1,129 @@
+#include "train_display.h"
+
+#include <fmt/format.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <cstdio>
+
+#include "base/memory.h"
+
+namespace latente {
+namespace {
+
+bool is_terminal() {
+  static const bool terminal = isatty(STDERR_FILENO) != 0;
+  return terminal;
+}
+
+size_t width_of_terminal() {
+  winsize size{};
+  return ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 20 ? size.ws_col - 1u : 119u;
+}
+
+std::string count_text(double count) {
+  const char* units[] = {"", "K", "M", "G", "T"};
+  int unit = 0;
+  while (count >= 1000 && unit < 4) count /= 1000, ++unit;
+  return fmt::format("{:.{}f}{}", count, unit > 0 && count < 100 ? 1 : 0, units[unit]);
+}
+
+std::string time_text(double seconds) {
+  auto whole = static_cast<int64_t>(seconds + 0.5);
+  if (whole < 60) return fmt::format("{}s", whole);
+  if (whole < 3600) return fmt::format("{}m{:02}s", whole / 60, whole % 60);
+  return fmt::format("{}h{:02}m", whole / 3600, whole % 3600 / 60);
+}
+
+std::string losses_text(const LossSums& losses) {
+  std::string text = fmt::format("loss {:.4f}", losses.depths[0].mean());
+  for (size_t k = 1; k < losses.depths.size(); ++k) text += fmt::format("  mtp {:.4f}", losses.depths[k].mean());
+  if (losses.bytes > 0) text += fmt::format("  {:.4f} bits/byte", losses.bits_per_byte());
+  return text;
+}
+
+}  // namespace
+
+void TrainDisplay::clear() {
+  if (shown_) std::fputs("\r\x1b[2K", stderr);
+  shown_ = false;
+}
+
+void TrainDisplay::note(const std::string& text) {
+  clear();
+  std::fprintf(stderr, "%s\n", text.c_str());
+}
+
+void TrainDisplay::live(const std::string& text, bool last) {
+  auto now = std::chrono::steady_clock::now();
+  if (!is_terminal()) {
+    if (!last && now - printed_ < std::chrono::seconds(10)) return;
+    printed_ = now;
+    std::fprintf(stderr, "%s\n", text.c_str());
+    return;
+  }
+  if (!last && now - printed_ < std::chrono::milliseconds(100)) return;
+  printed_ = now;
+  clear();
+  std::fputs(text.substr(0, width_of_terminal()).c_str(), stderr);
+  std::fflush(stderr);
+  shown_ = true;
+}
+
+void TrainDisplay::corpus(const CorpusProgress& progress) {
+  bool last = progress.bytes >= progress.total_bytes;
+  const char* what = progress.stage == CorpusProgress::Stage::checking ? "checking" : "tokenising";
+  live(fmt::format("{} {} of {}, {} documents, {} tokens", what, bytes_text(static_cast<double>(progress.bytes)),
+                   bytes_text(static_cast<double>(progress.total_bytes)), progress.documents,
+                   count_text(static_cast<double>(progress.tokens))),
+       last);
+}
+
+void TrainDisplay::facts(const RunFacts& facts, const TrainOptions& options) {
+  for (const std::string& text : facts.notes) note("note        " + text);
+  note(fmt::format("model       {} parameters, {} active{}; {} a token forward and backward",
+                   count_text(static_cast<double>(facts.parameters)), count_text(static_cast<double>(facts.active)),
+                   facts.mtp > 0 ? ", and " + count_text(static_cast<double>(facts.mtp)) + " of MTP" : "",
+                   count_text(facts.flops_per_token) + "FLOP"));
+  note(fmt::format("data        {} tokens ({}) to train on, {} to validate; a sequence of {} tokens {} times an epoch",
+                   count_text(static_cast<double>(facts.train_tokens)),
+                   bytes_text(static_cast<double>(facts.train_bytes)),
+                   count_text(static_cast<double>(facts.validation_tokens)), facts.length, facts.windows));
+  note(fmt::format("run         {} steps of {} tokens = {} × {} sequences; {} tokens in all; in {}", facts.steps,
+                   options.batch.tokens, facts.accumulation, facts.sequences,
+                   count_text(static_cast<double>(facts.steps * options.batch.tokens)), options.out));
+  const MemoryEstimate& memory = facts.memory;
+  auto size = [](int64_t bytes) { return bytes_text(static_cast<double>(bytes)); };
+  note(fmt::format("memory      {} = weights {} + gradients {} + optimizer {} + activations {}; {} available",
+                   size(memory.total()), size(memory.weights), size(memory.gradients), size(memory.optimizer),
+                   size(memory.activations + memory.inputs), size(facts.available_memory)));
+}
+
+void TrainDisplay::step(const StepReport& report, int64_t steps) {
+  std::string text = fmt::format("{}/{}  {}", report.step, steps, losses_text(report.losses));
+  text += fmt::format("  lr {:.2e}  |g| {:.2f}  {} tok/s", report.learning_rate, report.gradient_norm,
+                      count_text(report.tokens_per_second));
+  if (peak_flops_ > 0) text += fmt::format(" ({:.0f} % of peak)", 100 * report.flops_per_second / peak_flops_);
+  if (report.routers > 0) {
+    text += fmt::format("  MaxVio {:.2f}", report.max_violation);
+    if (report.dead_experts > 0) text += fmt::format(" ({} idle)", report.dead_experts);
+  }
+  if (report.losses.compared > 0) text += fmt::format("  accept {:.0f} %", 100 * report.losses.acceptance());
+  text += "  " + time_text(report.seconds_left) + " left";
+  live(text, report.step == steps);
+  if (report.step == steps && is_terminal()) std::fputs("\n", stderr), shown_ = false;
+}
+
+void TrainDisplay::validation(const ValidationReport& report) {
+  std::string text = fmt::format("validation  step {}: {}", report.step, losses_text(report.losses));
+  if (report.losses.compared > 0) text += fmt::format("  accept {:.1f} %", 100 * report.losses.acceptance());
+  note(text);
+}
+
+void TrainDisplay::sample(const SampleReport& report) {
+  std::string text = report.text;
+  for (char& c : text) c = c == '\n' ? ' ' : c;
+  note(fmt::format("sample      {}│{}", report.prompt, text));
+}
+
+}  // namespace latente

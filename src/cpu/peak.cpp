@@ -1,0 +1,59 @@
+#include "cpu/peak.h"
+
+#include <atomic>
+#include <chrono>
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "cpu/peak.cpp"
+#include "hwy/foreach_target.h"
+// After foreach_target.h.
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace latente::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Twelve independent chains hide the latency of a multiply-add. Returns the operations done.
+double multiply_adds(int64_t rounds, float* sink) {
+  const hn::ScalableTag<float> d;
+  using V = hn::Vec<decltype(d)>;
+  V x = hn::Set(d, 0.999f), y = hn::Set(d, 0.001f);
+  V a = y, b = y, c = y, e = y, f = y, g = y, h = y, i = y, j = y, k = y, l = y, m = y;
+  for (int64_t round = 0; round < rounds; ++round) {
+    a = hn::MulAdd(a, x, y), b = hn::MulAdd(b, x, y), c = hn::MulAdd(c, x, y), e = hn::MulAdd(e, x, y);
+    f = hn::MulAdd(f, x, y), g = hn::MulAdd(g, x, y), h = hn::MulAdd(h, x, y), i = hn::MulAdd(i, x, y);
+    j = hn::MulAdd(j, x, y), k = hn::MulAdd(k, x, y), l = hn::MulAdd(l, x, y), m = hn::MulAdd(m, x, y);
+  }
+  V sum = hn::Add(hn::Add(hn::Add(a, b), hn::Add(c, e)), hn::Add(hn::Add(f, g), hn::Add(h, i)));
+  *sink = hn::GetLane(hn::Add(sum, hn::Add(hn::Add(j, k), hn::Add(l, m))));
+  return 12.0 * 2.0 * static_cast<double>(rounds) * static_cast<double>(hn::Lanes(d));
+}
+
+}  // namespace latente::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace latente {
+
+HWY_EXPORT(multiply_adds);
+
+double measure_peak_flops(ThreadPool& pool) {
+  double best = 0;
+  for (int attempt = 0; attempt < 8; ++attempt) {
+    std::atomic<double> operations = 0;
+    auto start = std::chrono::steady_clock::now();
+    pool.run([&](int) {
+      volatile float keep = 0;
+      float result = 0;
+      operations += HWY_DYNAMIC_DISPATCH(multiply_adds)(1'000'000, &result);
+      keep = result;
+      (void)keep;
+    });
+    double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    best = std::max(best, operations.load() / seconds);
+  }
+  return best;
+}
+
+}  // namespace latente
+#endif
