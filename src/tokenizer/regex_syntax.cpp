@@ -185,7 +185,7 @@ class Parser {
         default:
           break;
       }
-      if (const auto named = escaped_class(flags)) return {.kind = Kind::set, .set = *named};
+      if (const auto named = escaped_class(flags, false)) return {.kind = Kind::set, .set = *named};
       literal = escaped_character(false);
     } else {
       literal = next();
@@ -215,14 +215,16 @@ class Parser {
         if (interval && min == max) unsupported("'?' behind a fixed count");
         ++at_;
         mode = Mode::lazy;
-      } else if (looking_at("+")) {
-        if (interval) unsupported("'+' behind a count");
+      } else if (looking_at("+") && !interval) {
         ++at_;
         mode = Mode::possessive;
       }
-      if (looking_at("*") || looking_at("+") || looking_at("?")) unsupported("a repetition of a repetition");
+      // As in Ruby, '+' behind a count is not possessive but repeats the repetition.
+      const bool again = interval && mode == Mode::greedy && looking_at("+");
+      if (!again && (looking_at("*") || looking_at("+") || looking_at("?")))
+        unsupported("a repetition of a repetition");
       if (node.kind != Kind::set && node.kind != Kind::sequence && node.kind != Kind::alternation &&
-          node.kind != Kind::atomic) {
+          node.kind != Kind::atomic && node.kind != Kind::repeat) {
         unsupported("a repetition of an assertion");
       }
       RegexNode out{.kind = Kind::repeat, .min = min, .max = max, .mode = mode};
@@ -290,7 +292,7 @@ class Parser {
       }
       char32_t low;
       if (take("\\")) {
-        if (auto named = escaped_class(flags)) {
+        if (auto named = escaped_class(flags, true)) {
           out = unicode::unite(std::move(out), *named);
           if (looking_at("-") && !looking_at("-]")) unsupported("a range behind a named class");
           continue;
@@ -304,7 +306,7 @@ class Parser {
         ++at_;
         if (looking_at("[")) unsupported("a range to a class");
         if (take("\\")) {
-          if (escaped_class(flags)) unsupported("a range to a named class");
+          if (escaped_class(flags, true)) unsupported("a range to a named class");
           high = escaped_character(true);
         } else {
           high = next();
@@ -331,7 +333,7 @@ class Parser {
     } else if (name == "punct") {
       set = unicode::unite(unicode::category("P"), unicode::category("S"));
     } else if (name == "word") {
-      set = unicode::letters_and_digits_of_regex();
+      set = unicode::word_of_regex_class();
     } else {
       unsupported("this bracket name");
     }
@@ -339,7 +341,7 @@ class Parser {
   }
 
   // \p{..}, \d, \s, \w, \h and their complements, behind the backslash.
-  std::optional<CodeSet> escaped_class(const Flags& flags) {
+  std::optional<CodeSet> escaped_class(const Flags& flags, bool in_class) {
     const char letter = peek();
     switch (letter) {
       case 'p':
@@ -360,10 +362,11 @@ class Parser {
         return unicode::complement(unicode::space);
       case 'w':
         ++at_;
-        return unicode::letters_and_digits_of_regex();
+        return in_class ? unicode::word_of_regex_class() : unicode::letters_and_digits_of_regex();
       case 'W':
         ++at_;
-        return unicode::complement(unicode::letters_and_digits_of_regex());
+        return unicode::complement(in_class ? unicode::word_of_regex_class()
+                                            : unicode::letters_and_digits_of_regex());
       case 'h':
         ++at_;
         return CodeSet{{'0', '9'}, {'A', 'F'}, {'a', 'f'}};

@@ -185,6 +185,12 @@ const CodeSet& letters_and_digits_of_regex() {
   return set;
 }
 
+const CodeSet& word_of_regex_class() {
+  static const CodeSet set =
+      symmetric_difference(letters_and_digits_of_regex(), {{0xB2, 0xB3}, {0xB9, 0xB9}, {0xBC, 0xBE}});
+  return set;
+}
+
 const CodeSet& word_of_added_tokens() {
   static const CodeSet set = symmetric_difference(letters_and_digits_of_regex(), word_difference);
   return set;

@@ -73,6 +73,7 @@ bool contains(const CodeSet& set, char32_t c);
 CodeSet category(std::string_view name);
 
 const CodeSet& letters_and_digits_of_regex();  // \w of a regular expression
+const CodeSet& word_of_regex_class();          // \w in brackets, which leaves out ² ³ ¹ ¼ ½ ¾
 const CodeSet& word_of_added_tokens();         // \w for `single_word`, and of the pre-tokenizer Whitespace
 const CodeSet& numeric();                      // of the pre-tokenizer Digits
 const CodeSet& punctuation();                  // of the pre-tokenizer Punctuation
