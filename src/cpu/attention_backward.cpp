@@ -22,28 +22,25 @@ struct Pair {
   Pair(const Expanded<T>& a, void* memory)
       : width(a.nope + a.rope), key_row(padded<T>(width)), value_row(padded<T>(a.value)), carver(memory) {
     queries = carver.take(block * key_row);
-    queries_t = carver.take(width * block);
     d_outs = carver.take(block * value_row);
-    d_outs_t = carver.take(a.value * block);
     keys = carver.take(block * key_row);
+    keys_t = carver.take(width * block);
     values = carver.take(block * value_row);
+    values_t = carver.take(a.value * block);
     scores = carver.take(block * block);
     d_scores = carver.take(block * block);
-    lse = carver.take(block);
-    delta = carver.take(block);
-    first = carver.take(block);
-    last = carver.take(block);
   }
   static int64_t elements(const Expanded<T>& a) {
     const int64_t key = padded<T>(a.nope + a.rope), value = padded<T>(a.value);
-    return block * (3 * key + 3 * value + 2 * block + 16);
+    return block * (3 * key + 3 * value + 2 * block);
   }
 
   int64_t width, key_row, value_row;
   Carver<T> carver;
-  T *queries, *queries_t, *d_outs, *d_outs_t, *keys, *values, *scores, *d_scores, *lse, *delta, *first, *last;
+  T *queries, *d_outs, *keys, *values;  // rows
+  T *keys_t, *values_t;                 // [width, key], by scale · log2 e, and [value, key]
+  T *scores, *d_scores;                 // [query, key]
   int64_t key_begin = 0, key_count = 0, query_begin = 0, query_count = 0;
-  int64_t earliest = 0, latest = 0;  // of the starts of the query block
 };
 
 template <class T>
@@ -55,86 +52,78 @@ void load_keys(const Expanded<T>& a, int64_t begin, int64_t count, int64_t group
     copy_row(a.k.at(begin + k, group), a.nope, key);
     if (a.rope) copy_row(a.k_rope.at(begin + k, 0), a.rope, key + a.nope);
     std::fill(key + p.width, key + p.key_row, T{0});
-    load_row(a.v.at(begin + k, group), a.value, p.values + k * p.value_row, p.value_row);
+    copy_row(a.v.at(begin + k, group), a.value, p.values + k * p.value_row);
   }
+  const int64_t padded_count = round_up(count, lanes<T>());
+  transpose(p.keys, p.key_row, count, p.width, static_cast<T>(a.scale * 1.4426950408889634), p.keys_t,
+            p.block, padded_count);
+  transpose(p.values, p.value_row, count, a.value, T{1}, p.values_t, p.block, padded_count);
 }
 
 template <class T>
 void load_queries(const ExpandedBackward<T>& b, int64_t begin, int64_t count, int64_t head, Pair<T>& p) {
   const Expanded<T>& a = b.forward;
-  const int64_t padded_count = round_up(count, lanes<T>());
   p.query_begin = begin;
   p.query_count = count;
-  const auto [earliest, latest] = std::minmax_element(a.starts + begin, a.starts + begin + count);
-  p.earliest = *earliest;
-  p.latest = *latest;
   for (int64_t i = 0; i < count; ++i) {
     load_row(a.q.at(begin + i, head), p.width, p.queries + i * p.key_row, p.key_row);
     load_row(b.d_out.at(begin + i, head), a.value, p.d_outs + i * p.value_row, p.value_row);
-    p.lse[i] = *a.lse.at(begin + i, head) * static_cast<T>(1.4426950408889634);
-    p.delta[i] = *b.delta.at(begin + i, head);
   }
-  std::fill(p.lse + count, p.lse + padded_count, T{0});
-  std::fill(p.delta + count, p.delta + padded_count, T{0});
-  transpose(p.queries, p.key_row, count, p.width, static_cast<T>(a.scale * 1.4426950408889634), p.queries_t,
-            p.block, padded_count);
-  transpose(p.d_outs, p.value_row, count, a.value, T{1}, p.d_outs_t, p.block, padded_count);
 }
 
-// p.scores = probabilities and p.d_scores, both [key, query]; zeros where a key is not admitted.
+// A row of p.scores and p.d_scores: probabilities and d_s of one query against the keys [first, last] of
+// [0, count), zeros against the others. count is a multiple of the vector length; lse is in base 2.
 template <bool masked, class T>
-void probabilities_column(const Pair<T>& p, int64_t i, int64_t live, T scale) {
+void probabilities_row(T* s, T* d_s, int64_t count, T lse, T delta, T scale, int64_t first, int64_t last) {
   const Tag<T> d;
-  const auto lse = hn::Load(d, p.lse + i), delta = hn::Load(d, p.delta + i), factor = hn::Set(d, scale);
-  const auto low = hn::Load(d, p.first + i), high = hn::Load(d, p.last + i);
-  T *s = p.scores + i, *d_s = p.d_scores + i;
-  for (int64_t k = 0; k < live; ++k, s += p.block, d_s += p.block) {
-    auto probability = exp2(d, hn::Sub(hn::Load(d, s), lse));
-    auto gradient = hn::Mul(probability, hn::Mul(hn::Sub(hn::Load(d, d_s), delta), factor));
+  constexpr int64_t L = lanes<T>();
+  const auto norm = hn::Set(d, lse), shift = hn::Set(d, delta), factor = hn::Set(d, scale);
+  const auto low = hn::Set(d, static_cast<T>(first)), high = hn::Set(d, static_cast<T>(last));
+  const int64_t live = masked ? std::clamp<int64_t>(round_up(last + 1, L), 0, count) : count;
+  for (int64_t k = 0; k < live; k += L) {
+    auto probability = exp2(d, hn::Sub(hn::Load(d, s + k), norm));
+    auto gradient = hn::Mul(probability, hn::Mul(hn::Sub(hn::Load(d, d_s + k), shift), factor));
     if constexpr (masked) {
-      const auto key = hn::Set(d, static_cast<T>(k));
+      const auto key = hn::Iota(d, static_cast<T>(k));
       const auto admitted = hn::And(hn::Ge(key, low), hn::Le(key, high));
       probability = hn::IfThenElseZero(admitted, probability);
       gradient = hn::IfThenElseZero(admitted, gradient);
     }
-    hn::Store(probability, d, s);
-    hn::Store(gradient, d, d_s);
+    hn::Store(probability, d, s + k);
+    hn::Store(gradient, d, d_s + k);
   }
-  for (int64_t k = live; k < p.key_count; ++k, s += p.block, d_s += p.block) {
-    hn::Store(hn::Zero(d), d, s);
-    hn::Store(hn::Zero(d), d, d_s);
-  }
+  std::fill(s + live, s + count, T{0});
+  std::fill(d_s + live, d_s + count, T{0});
 }
 
 template <class T>
-void pair_scores(const Expanded<T>& a, Pair<T>& p) {
-  constexpr int64_t L = lanes<T>();
-  const int64_t padded_count = round_up(p.query_count, L), ahead = p.key_begin - p.query_begin;
+void pair_scores(const ExpandedBackward<T>& b, int64_t head, Pair<T>& p) {
+  const Expanded<T>& a = b.forward;
+  const int64_t padded_count = round_up(p.key_count, lanes<T>());
+  const int64_t ahead = p.key_begin - p.query_begin;  // keys from index i - ahead on come after query i
   auto range = [&](int64_t depth) HWY_ATTR {
-    return [=](int64_t k0, int64_t, int64_t, int64_t q1) HWY_ATTR {
+    return [=](int64_t, int64_t q1, int64_t k0, int64_t) HWY_ATTR {
       return Range{0, k0 + ahead < q1 ? depth : 0};
     };
   };
   multiply<Start::zero, false, T>(
-      {p.key_count, padded_count, p.keys, p.key_row, 1, p.queries_t, p.block, p.scores, p.block},
+      {p.query_count, padded_count, p.queries, p.key_row, 1, p.keys_t, p.block, p.scores, p.block},
       range(p.width));
   multiply<Start::zero, false, T>(
-      {p.key_count, padded_count, p.values, p.value_row, 1, p.d_outs_t, p.block, p.d_scores, p.block},
+      {p.query_count, padded_count, p.d_outs, p.value_row, 1, p.values_t, p.block, p.d_scores, p.block},
       range(a.value));
-  const int64_t final_query = p.query_begin + p.query_count - 1;
-  const bool masked = p.key_begin + p.key_count - 1 > p.query_begin || p.latest > p.key_begin;
-  for (int64_t i = 0; i < padded_count; ++i) {
-    p.first[i] = static_cast<T>(a.starts[std::min(p.query_begin + i, final_query)] - p.key_begin);
-    p.last[i] = static_cast<T>(i - ahead);
-  }
-  for (int64_t i = 0; i < padded_count; i += L) {
-    const int64_t live = std::clamp<int64_t>(i + L - ahead, 0, p.key_count);
-    auto column = masked ? probabilities_column<true, T> : probabilities_column<false, T>;
-    column(p, i, live, static_cast<T>(a.scale));
+  for (int64_t i = 0; i < p.query_count; ++i) {
+    const int64_t query = p.query_begin + i;
+    const int64_t first = a.starts[query] - p.key_begin, last = i - ahead;
+    auto row =
+        first > 0 || last < padded_count - 1 ? probabilities_row<true, T> : probabilities_row<false, T>;
+    row(p.scores + i * p.block, p.d_scores + i * p.block, padded_count,
+        *a.lse.at(query, head) * static_cast<T>(1.4426950408889634), *b.delta.at(query, head),
+        static_cast<T>(a.scale), first, last);
   }
 }
 
-// d_k[key] += sum over queries of d_s[key, query] · q[query], and d_v likewise.
+// d_k[key] += sum over queries of d_s[query, key] · q[query], and d_v likewise.
 template <class T>
 void add_key_gradients(const Expanded<T>& a, const Pair<T>& p, T* d_keys, T* d_values) {
   constexpr int64_t L = lanes<T>();
@@ -142,23 +131,23 @@ void add_key_gradients(const Expanded<T>& a, const Pair<T>& p, T* d_keys, T* d_v
   auto range = [&](int64_t k0, int64_t, int64_t, int64_t) HWY_ATTR {
     return Range{std::clamp<int64_t>(k0 + ahead, 0, p.query_count), p.query_count};
   };
-  multiply<Start::load, false, T>(
-      {p.key_count, round_up(p.width, L), p.d_scores, p.block, 1, p.queries, p.key_row, d_keys, p.key_row},
+  multiply<Start::load, true, T>(
+      {p.key_count, round_up(p.width, L), p.d_scores, 1, p.block, p.queries, p.key_row, d_keys, p.key_row},
       range);
-  multiply<Start::load, false, T>(
-      {p.key_count, round_up(a.value, L), p.scores, p.block, 1, p.d_outs, p.value_row, d_values, p.value_row},
+  multiply<Start::load, true, T>(
+      {p.key_count, round_up(a.value, L), p.scores, 1, p.block, p.d_outs, p.value_row, d_values, p.value_row},
       range);
 }
 
-// d_q[query] += sum over keys of d_s[key, query] · k[key]
+// d_q[query] += sum over keys of d_s[query, key] · k[key]
 template <class T>
 void add_query_gradients(const Pair<T>& p, T* d_queries) {
   const int64_t ahead = p.key_begin - p.query_begin;
-  multiply<Start::load, true, T>({p.query_count, round_up(p.width, lanes<T>()), p.d_scores, 1, p.block,
-                                  p.keys, p.key_row, d_queries, p.key_row},
-                                 [&](int64_t, int64_t q1, int64_t, int64_t) HWY_ATTR {
-                                   return Range{0, std::clamp<int64_t>(q1 - ahead, 0, p.key_count)};
-                                 });
+  multiply<Start::load, false, T>({p.query_count, round_up(p.width, lanes<T>()), p.d_scores, p.block, 1,
+                                   p.keys, p.key_row, d_queries, p.key_row},
+                                  [&](int64_t, int64_t q1, int64_t, int64_t) HWY_ATTR {
+                                    return Range{0, std::clamp<int64_t>(q1 - ahead, 0, p.key_count)};
+                                  });
 }
 
 template <class T>
@@ -195,7 +184,7 @@ void backward_keys(const ExpandedBackward<T>& b, Segment segment, int64_t begin,
         const int64_t count = std::min(block, segment.end - query);
         if (*std::min_element(a.starts + query, a.starts + query + count) >= at + p.key_count) continue;
         load_queries(b, query, count, head, p);
-        pair_scores(a, p);
+        pair_scores(b, head, p);
         add_key_gradients(a, p, d_keys, d_values);
         if (queries) add_query_gradients(p, d_queries + (i * length + query - segment.begin) * key_row);
       }
@@ -229,10 +218,11 @@ void backward_queries(const ExpandedBackward<T>& b, Segment segment, int64_t beg
   T* d_queries = p.carver.take(block * key_row);
   std::fill(d_queries, d_queries + block * key_row, T{0});
   load_queries(b, begin, end - begin, head, p);
-  int64_t at = segment.begin + (p.earliest - segment.begin) / block * block;
+  int64_t at =
+      segment.begin + (*std::min_element(a.starts + begin, a.starts + end) - segment.begin) / block * block;
   for (; at < end; at += block) {
     load_keys(a, at, std::min(block, segment.end - at), head / (a.heads / a.groups), p);
-    pair_scores(a, p);
+    pair_scores(b, head, p);
     add_query_gradients(p, d_queries);
   }
   for (int64_t t = begin; t < end; ++t) {
