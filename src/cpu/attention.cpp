@@ -258,11 +258,15 @@ void paged(ThreadPool& pool, const View& q, const View& keys, const View& values
     return;
   }
   T* partials = static_cast<T*>(scratch(1, partial_bytes));
-  for_each_task(pool, chunks, [&](int64_t task) {
-    const auto after = std::upper_bound(d.first_chunk.begin(), d.first_chunk.end(), task);
-    const size_t unit = static_cast<size_t>(after - d.first_chunk.begin()) - 1;
-    paged_chunk_task(a, d.units[unit], task - d.first_chunk[unit], partials + task * partial);
-  });
+  // Neighbouring chunks go to one thread, which has then fetched the next one's beginning.
+  pool.parallel_for(chunks, std::clamp<int64_t>(chunks / (4 * pool.size()), 1, 8),
+                    [&](int64_t i, int64_t end) {
+                      for (; i < end; ++i) {
+                        const auto after = std::upper_bound(d.first_chunk.begin(), d.first_chunk.end(), i);
+                        const size_t unit = static_cast<size_t>(after - d.first_chunk.begin()) - 1;
+                        paged_chunk_task(a, d.units[unit], i - d.first_chunk[unit], partials + i * partial);
+                      }
+                    });
   for_each_task(pool, units, [&](int64_t task) {
     const size_t unit = static_cast<size_t>(task);
     paged_merge_task(a, d.units[unit], partials + d.first_chunk[unit] * partial, partial);

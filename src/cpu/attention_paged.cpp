@@ -31,8 +31,10 @@ struct Partial {
 
 template <class T, class S>
 struct ChunkScratch {
-  ChunkScratch(const Paged<T, S>& a, void* memory)
-      : key_row(padded<T>(a.key)), value_row(a.values_are_keys ? key_row : padded<T>(a.value)) {
+  ChunkScratch(const Paged<T, S>& a, const PagedUnit& unit, void* memory)
+      : rows(round_up(unit.rows, lanes<T>())),
+        key_row(padded<T>(a.key)),
+        value_row(a.values_are_keys ? key_row : padded<T>(a.value)) {
     Carver<T> carver(memory);
     queries = carver.take(a.key * paged_rows);
     scores = carver.take(paged_block * paged_rows);
@@ -47,10 +49,25 @@ struct ChunkScratch {
     return paged_block * (2 * padded<T>(a.key) + padded<T>(a.value) + paged_rows + 8) + a.key * paged_rows;
   }
 
+  int64_t rows;  // of the unit, padded: the row length of queries [dk, row] and scores [key, row]
   int64_t key_row, value_row;
   T *queries, *scores, *keys, *values, *factor, *first, *last;
   T* partials;  // what follows in memory
 };
+
+// A cached key and its value.
+template <class S>
+struct Entry {
+  const S *key, *value;
+};
+
+template <class T, class S>
+Entry<S> entry_at(const Paged<T, S>& a, const PagedUnit& unit, int64_t position) {
+  const int64_t page = a.block_table[unit.sequence * a.block_table_row + position / a.page];
+  const int64_t slot = position % a.page;
+  return {a.keys + page * a.key_page + slot * a.key_slot + unit.group * a.key_head,
+          a.values + page * a.value_page + slot * a.value_slot + unit.group * a.value_head};
+}
 
 struct RowAt {
   int64_t token, head;
@@ -64,15 +81,14 @@ RowAt row_at(const Paged<T, S>& a, const PagedUnit& unit, int64_t row) {
 
 template <class T, class S>
 void load_paged_queries(const Paged<T, S>& a, const PagedUnit& unit, ChunkScratch<T, S>& s) {
-  const int64_t padded_rows = round_up(unit.rows, lanes<T>());
   const T scale = static_cast<T>(a.scale * 1.4426950408889634);
   for (int64_t row = 0; row < unit.rows;) {
     const RowAt at = row_at(a, unit, row);
     const int64_t share = a.heads / a.groups;
     const int64_t here = std::min(unit.rows - row, (unit.group + 1) * share - at.head);
     const bool final = row + here == unit.rows;
-    transpose(a.q.at(at.token, at.head), a.q.head, here, a.key, scale, s.queries + row, paged_rows,
-              final ? padded_rows - row : here);
+    transpose(a.q.at(at.token, at.head), a.q.head, here, a.key, scale, s.queries + row, s.rows,
+              final ? s.rows - row : here);
     row += here;
   }
 }
@@ -82,7 +98,7 @@ void reduce_chunk(const Paged<T, S>& a, const PagedUnit& unit, int64_t chunk, co
                   const Partial<T>& to) {
   const Tag<T> d;
   constexpr int64_t L = lanes<T>();
-  const int64_t padded_rows = round_up(unit.rows, L);
+  const int64_t padded_rows = s.rows;
   int64_t final_key = -1;  // of the rows of this unit
   for (int64_t row = 0; row < unit.rows; ++row) {
     final_key = std::max<int64_t>(final_key, a.position[row_at(a, unit, row).token]);
@@ -91,7 +107,6 @@ void reduce_chunk(const Paged<T, S>& a, const PagedUnit& unit, int64_t chunk, co
     hn::Store(hn::Set(d, lowest<T>()), d, to.maximum + i);
     hn::Store(hn::Zero(d), d, to.sum + i);
   }
-  const int32_t* pages = a.block_table + unit.sequence * a.block_table_row;
   int64_t at = chunk * paged_chunk;
   const int64_t end = std::min(at + paged_chunk, final_key + 1);
   if (at >= end) {
@@ -101,17 +116,15 @@ void reduce_chunk(const Paged<T, S>& a, const PagedUnit& unit, int64_t chunk, co
   for (bool start = true; at < end; at += paged_block, start = false) {
     const int64_t keys = std::min(paged_block, end - at);
     for (int64_t k = 0; k < keys; ++k) {
-      const int64_t page = pages[(at + k) / a.page], slot = (at + k) % a.page;
-      T* key = s.keys + k * s.key_row;
-      copy_row(a.keys + page * a.key_page + slot * a.key_slot + unit.group * a.key_head, a.key, key);
+      const Entry<S> entry = entry_at(a, unit, at + k);
+      copy_row(entry.key, a.key, s.keys + k * s.key_row);
       if (a.values_are_keys) continue;
       T* value = s.values + k * s.value_row;
-      copy_row(a.values + page * a.value_page + slot * a.value_slot + unit.group * a.value_head, a.value,
-               value);
+      copy_row(entry.value, a.value, value);
       std::fill(value + a.value, value + s.value_row, T{0});
     }
     multiply<Start::zero, false, T>(
-        {keys, padded_rows, s.keys, s.key_row, 1, s.queries, paged_rows, s.scores, paged_rows},
+        {keys, padded_rows, s.keys, s.key_row, 1, s.queries, padded_rows, s.scores, padded_rows},
         [&](int64_t, int64_t, int64_t, int64_t) HWY_ATTR {
           return Range{0, a.key};
         });
@@ -124,12 +137,22 @@ void reduce_chunk(const Paged<T, S>& a, const PagedUnit& unit, int64_t chunk, co
       const bool masked = std::any_of(s.last + i, s.last + i + L,
                                       [&](T last) HWY_ATTR { return last < static_cast<T>(keys - 1); });
       auto softmax = masked ? softmax_column<true, T> : softmax_column<false, T>;
-      softmax(s.scores + i, paged_rows, keys, keys, s.first + i, s.last + i, to.maximum + i, to.sum + i,
+      softmax(s.scores + i, padded_rows, keys, keys, s.first + i, s.last + i, to.maximum + i, to.sum + i,
               s.factor + i);
     }
-    const Product<T> product{unit.rows, round_up(a.value, L), s.scores, 1,          paged_rows,
+    const Product<T> product{unit.rows, round_up(a.value, L), s.scores, 1,          padded_rows,
                              s.values,  s.value_row,          to.out,   to.out_row, s.factor};
-    auto range = [&](int64_t, int64_t, int64_t, int64_t) HWY_ATTR { return Range{0, keys}; };
+    // Each tile also fetches an entry of the next block, even if that belongs to the next chunk.
+    int64_t fetched = at + keys;
+    const int64_t fetch_end = std::min(fetched + paged_block, final_key + 1);
+    auto range = [&](int64_t, int64_t, int64_t, int64_t) HWY_ATTR {
+      if (fetched < fetch_end) {
+        const Entry<S> entry = entry_at(a, unit, fetched++);
+        prefetch_row(entry.key, a.key);
+        if (!a.values_are_keys) prefetch_row(entry.value, a.value);
+      }
+      return Range{0, keys};
+    };
     if (start) {
       multiply<Start::zero, true>(product, range);
     } else {
@@ -175,7 +198,8 @@ void write_rows(const Paged<T, S>& a, const PagedUnit& unit, const Partial<T>& f
 
 template <class T, class S>
 void chunk_task(const Paged<T, S>& a, const PagedUnit& unit, int64_t chunk, T* partial) {
-  ChunkScratch<T, S> s(a, scratch(0, ChunkScratch<T, S>::elements(a) * static_cast<int64_t>(sizeof(T))));
+  ChunkScratch<T, S> s(a, unit,
+                       scratch(0, ChunkScratch<T, S>::elements(a) * static_cast<int64_t>(sizeof(T))));
   load_paged_queries(a, unit, s);
   reduce_chunk(a, unit, chunk, s, Partial<T>(partial, a.value));
 }
@@ -194,7 +218,7 @@ template <class T, class S>
 void unit_task(const Paged<T, S>& a, const PagedUnit& unit) {
   const int64_t partial = Partial<T>::elements(a.value);
   const int64_t elements = ChunkScratch<T, S>::elements(a) + 2 * partial + 2 * paged_rows;
-  ChunkScratch<T, S> s(a, scratch(0, elements * static_cast<int64_t>(sizeof(T))));
+  ChunkScratch<T, S> s(a, unit, scratch(0, elements * static_cast<int64_t>(sizeof(T))));
   const Partial<T> result(s.partials, a.value), next(s.partials + partial, a.value);
   load_paged_queries(a, unit, s);
   reduce_chunk(a, unit, 0, s, result);

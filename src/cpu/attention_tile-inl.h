@@ -99,11 +99,11 @@ void tile(int64_t k, const T* HWY_RESTRICT a, int64_t a_stride, const T* HWY_RES
   }
 }
 
-// Rows of a tile: with two vectors a row, as many sums as the registers hold.
+// Rows of a tile: as many sums as the registers hold, or fill the pipeline.
 #if HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM
-inline constexpr int tile_rows = 12;
+inline constexpr int wide_rows = 12, narrow_rows = 12;
 #else
-inline constexpr int tile_rows = 6;
+inline constexpr int wide_rows = 6, narrow_rows = 12;
 #endif
 
 template <class T>
@@ -120,22 +120,23 @@ constexpr std::array<TileFunction<T>, sizeof...(M)> tile_table(std::integer_sequ
 template <Start start, bool unit_rows, class T, class RangeOf>
 HWY_INLINE void multiply(const Product<T>& p, const RangeOf& range) {
   constexpr int64_t L = lanes<T>();
-  constexpr auto rows = std::make_integer_sequence<int, tile_rows>();
-  static constexpr auto wide = tile_table<2, start, unit_rows, T>(rows);
-  static constexpr auto narrow = tile_table<1, start, unit_rows, T>(rows);
-  const int64_t tiles = (p.m + tile_rows - 1) / tile_rows;
+  static constexpr auto wide =
+      tile_table<2, start, unit_rows, T>(std::make_integer_sequence<int, wide_rows>());
+  static constexpr auto narrow =
+      tile_table<1, start, unit_rows, T>(std::make_integer_sequence<int, narrow_rows>());
   const int64_t a_k = unit_rows ? p.a_step : 1, a_m = unit_rows ? 1 : p.a_row;
   for (int64_t n = 0; n < p.n;) {
-    const int64_t width = p.n - n >= 2 * L ? 2 * L : L;
-    const auto& table = width == L ? narrow : wide;
+    const bool pair = p.n - n >= 2 * L;
+    const int64_t width = pair ? 2 * L : L, rows = pair ? wide_rows : narrow_rows;
+    const int64_t tiles = (p.m + rows - 1) / rows;
     for (int64_t i = 0, m = 0; i < tiles; ++i) {
       const int64_t height = (p.m - m + tiles - i - 1) / (tiles - i);
       const Range k = range(m, m + height, n, n + width);
       if (k.begin < k.end) {
-        table[static_cast<size_t>(height - 1)](k.end - k.begin, p.a + m * a_m + k.begin * a_k,
-                                               unit_rows ? p.a_step : p.a_row, p.b + k.begin * p.b_step + n,
-                                               p.b_step, p.c + m * p.c_row + n, p.c_row,
-                                               start == Start::scale ? p.factor + m : nullptr);
+        (pair ? wide[static_cast<size_t>(height - 1)] : narrow[static_cast<size_t>(height - 1)])(
+            k.end - k.begin, p.a + m * a_m + k.begin * a_k, unit_rows ? p.a_step : p.a_row,
+            p.b + k.begin * p.b_step + n, p.b_step, p.c + m * p.c_row + n, p.c_row,
+            start == Start::scale ? p.factor + m : nullptr);
       }
       m += height;
     }
@@ -228,6 +229,11 @@ HWY_INLINE void transpose(const T* from, int64_t from_row, int64_t rows, int64_t
     std::fill(to + c * to_row + rows, to + c * to_row + padded_rows, T{0});
 }
 
+template <class S>
+HWY_INLINE void prefetch_row(const S* row, int64_t count) {
+  for (int64_t i = 0; i < count; i += 64 / static_cast<int64_t>(sizeof(S))) hwy::Prefetch(row + i);
+}
+
 // Rows that will be read soon, brought into the cache bit by bit while something else is computed.
 template <class T>
 class Prefetch {
@@ -240,7 +246,7 @@ class Prefetch {
   bool step() {
     if (next_ == count_) return false;
     Stream& s = streams_[next_];
-    for (int64_t i = 0; i < s.width; i += 64 / static_cast<int64_t>(sizeof(T))) hwy::Prefetch(s.row + i);
+    prefetch_row(s.row, s.width);
     s.row += s.stride;
     if (--s.rows == 0) ++next_;
     return true;
