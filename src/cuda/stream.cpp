@@ -1,0 +1,23 @@
+#include "cuda/stream.h"
+
+#include "cuda/runtime.h"
+
+namespace latente::cuda {
+
+int device_count() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+  cudaGetLastError();
+  return 0;
+}
+
+Stream::Stream() {
+  // Not ordered with the legacy stream, which cannot be captured.
+  check(cudaStreamCreateWithFlags(&handle_, cudaStreamNonBlocking), "CUDA stream");
+}
+
+Stream::~Stream() { cudaStreamDestroy(handle_); }
+
+void Stream::synchronize() const { check(cudaStreamSynchronize(handle_), "CUDA stream"); }
+
+}  // namespace latente::cuda
