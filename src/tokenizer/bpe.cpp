@@ -136,7 +136,8 @@ void Bpe::build_merges(const std::vector<std::pair<std::string, std::string>>& m
   pair_mask_ = pairs_.size() - 1;
   const std::size_t prefix = options_.continuing_subword_prefix.size();
   for (std::size_t i = 0; i < merges.size(); ++i) {
-    const auto& [a, b] = merges[i];
+    const std::string& a = merges[i].first;
+    const std::string& b = merges[i].second;
     const auto known = [&](std::string_view token) {
       const std::int32_t id = tokens_.find(token);
       if (id == TokenTable::none) {

@@ -241,30 +241,44 @@ class RegexCompiler {
     }
     std::map<std::uint64_t, std::uint16_t> class_of_mask;
     std::map<std::vector<std::uint16_t>, std::uint16_t> block_of_content;
+    std::map<std::uint16_t, std::uint16_t> uniform_block;  // class → block of that class alone
+    const auto add_block = [&](const std::vector<std::uint16_t>& block) {
+      const auto [entry, added] =
+          block_of_content.try_emplace(block, static_cast<std::uint16_t>(regex_.class_of_.size() / 128));
+      if (added) regex_.class_of_.insert(regex_.class_of_.end(), block.begin(), block.end());
+      return entry->second;
+    };
     std::vector<std::uint16_t> block(128);
     std::uint64_t mask = 0;
     std::uint16_t current = 0;
     auto flip = flips.begin();
-    for (char32_t c = 0; c <= unicode::max_code_point; ++c) {
-      if (flip != flips.end() && flip->first == c) {
-        mask ^= flip->second;
-        ++flip;
-        const auto [entry, added] =
-            class_of_mask.try_emplace(mask, static_cast<std::uint16_t>(regex_.masks_.size()));
-        if (added) {
-          if (regex_.masks_.size() == 65535) fail("{}: expected fewer different character classes", where_);
-          regex_.masks_.push_back(mask);
+    for (char32_t begin = 0; begin <= unicode::max_code_point; begin += 128) {
+      if (flip == flips.end() || flip->first >= begin + 128) {
+        const auto known = uniform_block.find(current);
+        if (known != uniform_block.end()) {
+          regex_.block_of_.push_back(known->second);
+          continue;
         }
-        current = entry->second;
+        std::fill(block.begin(), block.end(), current);
+        regex_.block_of_.push_back(uniform_block[current] = add_block(block));
+        continue;
       }
-      block[c % 128] = current;
-      if (c < 128) regex_.ascii_[c] = mask;
-      if (c % 128 == 127) {
-        const auto [entry, added] =
-            block_of_content.try_emplace(block, static_cast<std::uint16_t>(regex_.class_of_.size() / 128));
-        if (added) regex_.class_of_.insert(regex_.class_of_.end(), block.begin(), block.end());
-        regex_.block_of_.push_back(entry->second);
+      for (char32_t c = begin; c < begin + 128; ++c) {
+        if (flip != flips.end() && flip->first == c) {
+          mask ^= flip->second;
+          ++flip;
+          const auto [entry, added] =
+              class_of_mask.try_emplace(mask, static_cast<std::uint16_t>(regex_.masks_.size()));
+          if (added) {
+            if (regex_.masks_.size() == 65535) fail("{}: expected fewer different character classes", where_);
+            regex_.masks_.push_back(mask);
+          }
+          current = entry->second;
+        }
+        block[c % 128] = current;
+        if (c < 128) regex_.ascii_[c] = mask;
       }
+      regex_.block_of_.push_back(add_block(block));
     }
   }
 
