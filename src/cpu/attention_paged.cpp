@@ -2,6 +2,7 @@
 // in the vector lanes.
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
 #include "cpu/attention_kernels.h"
 
@@ -93,6 +94,32 @@ void load_paged_queries(const Paged<T, S>& a, const PagedUnit& unit, ChunkScratc
   }
 }
 
+// Keys and values of a block in the form products take.
+template <class T>
+struct BlockRows {
+  const T *keys, *values;
+  int64_t key_row, value_row;
+};
+
+template <class T, class S>
+BlockRows<T> load_block(const Paged<T, S>& a, const PagedUnit& unit, int64_t at, int64_t count,
+                        const ChunkScratch<T, S>& s) {
+  if constexpr (std::is_same_v<T, S>) {
+    if (a.page % paged_block == 0 && a.value % lanes<T>() == 0) {  // within one page: as it lies there
+      const Entry<S> entry = entry_at(a, unit, at);
+      return {entry.key, entry.value, a.key_slot, a.value_slot};
+    }
+  }
+  for (int64_t k = 0; k < count; ++k) {
+    const Entry<S> entry = entry_at(a, unit, at + k);
+    copy_row(entry.key, a.key, s.keys + k * s.key_row);
+    if (!a.values_are_keys) {
+      load_row(entry.value, a.value, s.values + k * s.value_row, round_up(a.value, lanes<T>()));
+    }
+  }
+  return {s.keys, s.values, s.key_row, s.value_row};
+}
+
 template <class T, class S>
 void reduce_chunk(const Paged<T, S>& a, const PagedUnit& unit, int64_t chunk, const ChunkScratch<T, S>& s,
                   const Partial<T>& to) {
@@ -115,16 +142,9 @@ void reduce_chunk(const Paged<T, S>& a, const PagedUnit& unit, int64_t chunk, co
   }
   for (bool start = true; at < end; at += paged_block, start = false) {
     const int64_t keys = std::min(paged_block, end - at);
-    for (int64_t k = 0; k < keys; ++k) {
-      const Entry<S> entry = entry_at(a, unit, at + k);
-      copy_row(entry.key, a.key, s.keys + k * s.key_row);
-      if (a.values_are_keys) continue;
-      T* value = s.values + k * s.value_row;
-      copy_row(entry.value, a.value, value);
-      std::fill(value + a.value, value + s.value_row, T{0});
-    }
+    const BlockRows<T> block = load_block(a, unit, at, keys, s);
     multiply<Start::zero, false, T>(
-        {keys, padded_rows, s.keys, s.key_row, 1, s.queries, padded_rows, s.scores, padded_rows},
+        {keys, padded_rows, block.keys, block.key_row, 1, s.queries, padded_rows, s.scores, padded_rows},
         [&](int64_t, int64_t, int64_t, int64_t) HWY_ATTR {
           return Range{0, a.key};
         });
@@ -140,8 +160,8 @@ void reduce_chunk(const Paged<T, S>& a, const PagedUnit& unit, int64_t chunk, co
       softmax(s.scores + i, padded_rows, keys, keys, s.first + i, s.last + i, to.maximum + i, to.sum + i,
               s.factor + i);
     }
-    const Product<T> product{unit.rows, round_up(a.value, L), s.scores, 1,          padded_rows,
-                             s.values,  s.value_row,          to.out,   to.out_row, s.factor};
+    const Product<T> product{unit.rows,    round_up(a.value, L), s.scores, 1,          padded_rows,
+                             block.values, block.value_row,      to.out,   to.out_row, s.factor};
     // Each tile also fetches an entry of the next block, even if that belongs to the next chunk.
     int64_t fetched = at + keys;
     const int64_t fetch_end = std::min(fetched + paged_block, final_key + 1);

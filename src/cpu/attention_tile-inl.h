@@ -40,8 +40,8 @@ constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple -
 enum class Start { zero, load, scale };
 
 // c[m, n] = start + sum over k of a(m, k) · b[k, n]. Element (m, k) of a stands at a[m * a_row + k * a_step],
-// one of which is 1. n is a multiple of the vector length. Each element of c is one chain of fused
-// multiply-adds in rising k, whatever the tile it falls into.
+// one of which is 1. n is a multiple of the vector length; c is aligned to it. Each element of c is one chain
+// of fused multiply-adds in rising k, whatever the tile it falls into.
 template <class T>
 struct Product {
   int64_t m, n;
@@ -80,7 +80,7 @@ void tile(int64_t k, const T* HWY_RESTRICT a, int64_t a_stride, const T* HWY_RES
   for (; k > 0; --k) {
     V column[N];
     LATENTE_UNROLL
-    for (int j = 0; j < N; ++j) column[j] = hn::Load(d, b + j * L);
+    for (int j = 0; j < N; ++j) column[j] = hn::LoadU(d, b + j * L);
     LATENTE_UNROLL
     for (int i = 0; i < M; ++i) {
       // Every third row has a pointer of its own, the others are at one or two strides from it.
@@ -284,8 +284,8 @@ HWY_INLINE void copy_row(const bf16* from, int64_t count, float* to) {
 }
 
 // The same, followed by zeros up to `row` elements.
-template <class T>
-HWY_INLINE void load_row(const T* from, int64_t count, T* to, int64_t row) {
+template <class S, class T>
+HWY_INLINE void load_row(const S* from, int64_t count, T* to, int64_t row) {
   copy_row(from, count, to);
   for (int64_t i = count; i < row; ++i) to[i] = T{0};
 }
