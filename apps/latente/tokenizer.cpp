@@ -6,6 +6,7 @@
 #include <charconv>
 #include <chrono>
 #include <cstdio>
+#include <filesystem>
 #include <set>
 
 #include "base/error.h"
@@ -107,6 +108,9 @@ struct TrainFiles {
 void train(const TrainFiles& options) {
   const auto start = std::chrono::steady_clock::now();
   FileDocuments documents(options.files, options.separator);
+  std::error_code error;
+  std::filesystem::create_directories(options.out, error);  // not only when the work is done
+  if (error) fail("{}: cannot make the directory: {}", options.out, error.message());
   TrainedBpe trained;
   {
     ProgressLine line;
