@@ -3,8 +3,9 @@
 // Renders what Python's jinja2 renders in the environment that transformers sets up for chat templates
 // (ImmutableSandboxedEnvironment, trim_blocks, lstrip_blocks, loop controls, raise_exception, strftime_now,
 // tojson without HTML escapes). Supported: set, for, if, macro, call, filter, with, generation, break,
-// continue, raw, comments; not supported: include, import, extends, block, autoescape, recursive loops. A
-// template can read nothing but its context; every error is an Error whose message has the template's line.
+// continue, raw, comments; not supported: include, import, extends, block, autoescape, recursive loops,
+// formatting with % and format(), and filters that published chat templates do without (groupby, batch, ...).
+// A template can read nothing but its context; every error is an Error whose message has the template's line.
 #pragma once
 
 #include <cstddef>

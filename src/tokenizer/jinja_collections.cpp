@@ -206,15 +206,6 @@ Value join(Runtime& runtime, const Value& value, const Args& args) {
   return runtime.text(std::move(out));
 }
 
-Value attr(Runtime& runtime, const Value& value, const Args& args) {
-  Bound bound(runtime, "attr", args, {"name"}, 1);
-  std::string name = bound.text(0, "");
-  if (value.is(Type::dict) && find_method(runtime, value, name).status == Method::Status::absent) {
-    return runtime.undefined(fmt::format("'dict object' has no attribute '{}'", name));
-  }
-  return get_attribute(runtime, value, name);
-}
-
 Value map(Runtime& runtime, const Value& value, const Args& args) {
   if (!truth(runtime, value)) return generate(runtime, runtime.list({}), [](Value&) { return true; });
   if (args.positional.empty()) {
@@ -290,28 +281,6 @@ Value dict_sort(Runtime& runtime, const Value& value, const Args& args) {
   return runtime.list(sort_keyed(runtime, keyed, bound.flag(2, false)));
 }
 
-Value group_by(Runtime& runtime, const Value& value, const Args& args) {
-  Bound bound(runtime, "groupby", args, {"attribute", "default", "case_sensitive"}, 1);
-  Path path = attribute_path(runtime, *bound[0]);
-  bool exact = bound.flag(2, false);
-  auto key_of = [&](const Value& item) { return follow(runtime, item, path, bound[1]); };
-  std::vector<Keyed> keyed;
-  for (Value& item : to_vector(runtime, value)) {
-    Value key = key_of(item);
-    keyed.push_back({{exact ? key : ignore_case(runtime, key)}, std::move(item)});
-  }
-  std::vector<Value> sorted = sort_keyed(runtime, keyed, false), groups, group;
-  for (size_t i = 0; i < sorted.size(); ++i) {
-    group.push_back(sorted[i]);
-    bool ends = i + 1 == sorted.size() || !equal(runtime, keyed[i].first[0], keyed[i + 1].first[0]);
-    if (!ends) continue;
-    Value key = key_of(group[0]);
-    groups.push_back(runtime.tuple({key, runtime.list(std::move(group))}));
-    group = {};
-  }
-  return runtime.list(std::move(groups));
-}
-
 Value unique(Runtime& runtime, const Value& value, const Args& args) {
   Bound bound(runtime, "unique", args, {"case_sensitive", "attribute"});
   Path path = optional_path(runtime, bound[1]);
@@ -339,52 +308,6 @@ Value sum(Runtime& runtime, const Value& value, const Args& args) {
   auto next = iterate(runtime, value);
   for (Value item; next(item);) total = arithmetic(runtime, "+", total, follow(runtime, item, path));
   return total;
-}
-
-Value batch(Runtime& runtime, const Value& value, const Args& args) {
-  Bound bound(runtime, "batch", args, {"linecount", "fill_with"}, 1);
-  int64_t size = bound.integer(0, 1);
-  std::vector<Value> rows, row;
-  auto next = iterate(runtime, value);
-  for (Value item; next(item);) {
-    if (static_cast<int64_t>(row.size()) == size) {
-      rows.push_back(runtime.list(std::move(row)));
-      row = {};
-    }
-    row.push_back(item);
-  }
-  if (!row.empty()) {
-    if (bound[1] && !bound[1]->is(Type::none)) {
-      for (auto have = static_cast<int64_t>(row.size()); have < size; ++have) {
-        runtime.step();
-        row.push_back(*bound[1]);
-        runtime.check_text(row.size() * sizeof(Value));
-      }
-    }
-    rows.push_back(runtime.list(std::move(row)));
-  }
-  return generate(runtime, runtime.list(std::move(rows)), [](Value&) { return true; });
-}
-
-Value slice(Runtime& runtime, const Value& value, const Args& args) {
-  Bound bound(runtime, "slice", args, {"slices", "fill_with"}, 1);
-  int64_t count = bound.integer(0, 1);
-  if (count == 0) runtime.fail("integer division or modulo by zero");
-  std::vector<Value> all = to_vector(runtime, value), columns;
-  int64_t each = 0, extra = 0, at = 0;
-  if (count > 0) {
-    each = static_cast<int64_t>(all.size()) / count;
-    extra = static_cast<int64_t>(all.size()) % count;
-  }
-  for (int64_t i = 0; i < count; ++i) {
-    runtime.step();
-    int64_t end = at + each + (i < extra ? 1 : 0);
-    std::vector<Value> column(all.begin() + at, all.begin() + end);
-    if (bound[1] && !bound[1]->is(Type::none) && i >= extra) column.push_back(*bound[1]);
-    columns.push_back(runtime.list(std::move(column)));
-    at = end;
-  }
-  return generate(runtime, runtime.list(std::move(columns)), [](Value&) { return true; });
 }
 
 }  // namespace latente::jinja::filters

@@ -34,18 +34,22 @@ std::string title_words(std::string_view text) {
   auto is_break = [](char32_t point) {
     return is_space(point) || point == '-' || point == '(' || point == '{' || point == '[' || point == '<';
   };
-  for (size_t at = 0; at < text.size();) {
-    size_t start = at, end = at;
-    bool breaks = is_break(decode_point(text, end));
-    for (at = end; end < text.size(); at = end) {
-      if (is_break(decode_point(text, end)) != breaks) break;
-    }
-    if (end >= text.size() && at != end) at = text.size();
-    std::string_view word = text.substr(start, at - start);
+  bool inside = false;
+  size_t start = 0;
+  auto finish = [&](size_t end) {
+    std::string_view word = text.substr(start, end - start);
     size_t first = 0;
     if (!word.empty()) decode_point(word, first);
     out += to_upper(word.substr(0, first)) + to_lower(word.substr(first));
+    start = end;
+  };
+  for (size_t at = 0; at < text.size();) {
+    size_t before = at;
+    bool in_word = !is_break(decode_point(text, at));
+    if (in_word != inside) finish(before);
+    inside = in_word;
   }
+  finish(text.size());
   return out;
 }
 
@@ -70,13 +74,6 @@ Value replace(Runtime& runtime, const Value& value, const Args& args) {
 Value escape(Runtime& runtime, const Value& value, const Args& args) {
   Bound(runtime, "escape", args, {});
   if (value.is_markup()) return value;
-  std::string text = to_text(runtime, value);
-  runtime.reserve_text(text.size() * 5);
-  return runtime.text(escape_html(text), true);
-}
-
-Value force_escape(Runtime& runtime, const Value& value, const Args& args) {
-  Bound(runtime, "forceescape", args, {});
   std::string text = to_text(runtime, value);
   runtime.reserve_text(text.size() * 5);
   return runtime.text(escape_html(text), true);
@@ -115,71 +112,6 @@ Value indent(Runtime& runtime, const Value& value, const Args& args) {
   }
   if (bound.flag(1, false)) out = margin + out;
   return text_like(runtime, value, out);
-}
-
-Value center(Runtime& runtime, const Value& value, const Args& args) {
-  Bound bound(runtime, "center", args, {"width"});
-  Value text = soft_text(runtime, value);
-  return text_like(runtime, text, pad(runtime, text.string(), text.length(), bound.integer(0, 80), " ", 'c'));
-}
-
-Value word_count(Runtime& runtime, const Value& value, const Args& args) {
-  Bound(runtime, "wordcount", args, {});
-  std::string text = to_text(runtime, value);
-  Int count = 0;
-  bool inside = false;
-  for (size_t at = 0; at < text.size();) {
-    bool word = is_word(decode_point(text, at));
-    count += word && !inside;
-    inside = word;
-  }
-  return Value::integer(count);
-}
-
-Value truncate(Runtime& runtime, const Value& value, const Args& args) {
-  Bound bound(runtime, "truncate", args, {"length", "killwords", "end", "leeway"});
-  std::string end = bound.text(2, "...");
-  int64_t length = bound.integer(0, 255),
-          leeway = bound[3] && !bound[3]->is(Type::none) ? bound.integer(3, 5) : 5;
-  auto end_length = static_cast<int64_t>(count_points(end));
-  if (length < end_length) runtime.fail("expected length >= {}, got {}", end_length, length);
-  if (leeway < 0) runtime.fail("expected leeway >= 0, got {}", leeway);
-  auto have = length_of(runtime, value);
-  if (!value.is(Type::string) || !have)
-    runtime.fail("truncate: expected a string, found '{}'", type_name(value));
-  if (static_cast<int64_t>(*have) - leeway <= length) return value;
-  std::string_view kept =
-      std::string_view(value.string())
-          .substr(0, byte_offset(value.string(), static_cast<size_t>(length - end_length)));
-  if (!bound.flag(1, false)) {
-    size_t space = kept.rfind(' ');
-    if (space != kept.npos) kept = kept.substr(0, space);
-  }
-  return text_like(runtime, value, std::string(kept) + end);
-}
-
-Value url_encode(Runtime& runtime, const Value& value, const Args& args) {
-  Bound(runtime, "urlencode", args, {});
-  if (!value.is(Type::string)) runtime.fail("urlencode: expected a string, found '{}'", type_name(value));
-  std::string out;
-  for (char c : value.string()) {
-    bool plain = (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
-                 std::string_view("_.-~/").find(c) != std::string_view::npos;
-    out += plain ? std::string(1, c) : fmt::format("%{:02X}", static_cast<unsigned char>(c));
-    runtime.check_text(out.size());
-  }
-  return runtime.text(std::move(out));
-}
-
-Value format(Runtime& runtime, const Value& value, const Args& args) {
-  if (!args.positional.empty() && !args.named.empty()) {
-    runtime.fail("can't handle positional and keyword arguments at the same time");
-  }
-  Value text = soft_text(runtime, value);
-  if (args.named.empty()) return format_percent(runtime, text, runtime.tuple(args.positional));
-  Dict* dict = runtime.dict();
-  for (const auto& [name, item] : args.named) dict->set(runtime, runtime.text(name), item);
-  return format_percent(runtime, text, dict);
 }
 
 Value to_json_filter(Runtime& runtime, const Value& value, const Args& args) {
@@ -292,10 +224,7 @@ double round_real(double value, int64_t digits) {
 FilterFunction find_filter(std::string_view name) {
   static const std::map<std::string_view, FilterFunction> table = {
       {"abs", absolute},
-      {"attr", attr},
-      {"batch", batch},
       {"capitalize", changed<to_capitalized>},
-      {"center", center},
       {"count", length},
       {"d", default_value},
       {"default", default_value},
@@ -304,9 +233,6 @@ FilterFunction find_filter(std::string_view name) {
       {"escape", escape},
       {"first", first},
       {"float", to_float},
-      {"forceescape", force_escape},
-      {"format", format},
-      {"groupby", group_by},
       {"indent", indent},
       {"int", to_integer},
       {"items", items},
@@ -326,18 +252,14 @@ FilterFunction find_filter(std::string_view name) {
       {"safe", safe},
       {"select", select},
       {"selectattr", select_attr},
-      {"slice", slice},
       {"sort", sort},
       {"string", string},
       {"sum", sum},
       {"title", changed<title_words>},
       {"tojson", to_json_filter},
       {"trim", trim},
-      {"truncate", truncate},
       {"unique", unique},
       {"upper", changed<to_upper>},
-      {"urlencode", url_encode},
-      {"wordcount", word_count},
   };
   auto found = table.find(name);
   return found == table.end() ? nullptr : found->second;

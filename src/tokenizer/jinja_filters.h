@@ -6,7 +6,7 @@
 namespace latente::jinja::filters {
 
 using Filter = Value(Runtime&, const Value&, const Args&);
-Filter attr, batch, default_value, dict_sort, first, group_by, items, join, last, length, list, map, max, min,
-    reject, reject_attr, reverse, select, select_attr, slice, sort, sum, unique;
+Filter default_value, dict_sort, first, items, join, last, length, list, map, max, min, reject, reject_attr,
+    reverse, select, select_attr, sort, sum, unique;
 
 }  // namespace latente::jinja::filters

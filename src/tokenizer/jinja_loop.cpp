@@ -73,7 +73,12 @@ Value make_loop_object(Runtime& runtime, const std::shared_ptr<Loop>& loop) {
   auto* object = runtime.make<Function>();
   object->name = "LoopContext";
   object->attribute = [loop](std::string_view name) { return loop->attribute(name, loop); };
-  object->next = [loop](Value& item) { return loop->next(item); };
+  // As in jinja2, whoever iterates over `loop` gets each element with the loop.
+  object->next = [&runtime, loop, object](Value& item) {
+    if (!loop->next(item)) return false;
+    item = runtime.tuple({item, object});
+    return true;
+  };
   object->call = [&runtime](const Args&) -> Value {
     runtime.fail("The loop must have the 'recursive' marker to be called recursively.");
   };

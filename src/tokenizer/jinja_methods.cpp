@@ -1,7 +1,6 @@
-// The methods and attributes of lists, tuples, dicts and numbers. Those that would change a list or dict are
+// The methods and attributes of lists, tuples and dicts. Those that would change a list or dict are
 // unsafe, as in Jinja's immutable sandbox.
 #include <algorithm>
-#include <cmath>
 
 #include "tokenizer/jinja_operations.h"
 
@@ -101,25 +100,6 @@ Method dict_method(Runtime& runtime, const Value& object, std::string_view name)
   });
 }
 
-Method number_method(Runtime& runtime, const Value& object, std::string_view name) {
-  bool real = object.is(Type::real);
-  if (name == "real" || (!real && name == "numerator")) return {Status::found, positive(runtime, object)};
-  if (name == "imag") return {Status::found, real ? Value::real(0) : Value::integer(0)};
-  if (!real && name == "denominator") return {Status::found, Value::integer(1)};
-  if (real && name == "is_integer") {
-    return bound(runtime, object, name, [&runtime, object](const Args& args) {
-      Bound(runtime, "is_integer", args, {});
-      double value = object.as_real();
-      return Value::boolean(std::isfinite(value) && std::floor(value) == value);
-    });
-  }
-  static constexpr std::string_view kReal[] = {"as_integer_ratio", "conjugate", "fromhex", "hex"};
-  static constexpr std::string_view kInteger[] = {"as_integer_ratio", "bit_count",  "bit_length",
-                                                  "conjugate",        "from_bytes", "to_bytes"};
-  bool exists = real ? among(kReal, name) : among(kInteger, name);
-  return {exists ? Status::unsupported : Status::absent, {}};
-}
-
 }  // namespace
 
 Method find_method(Runtime& runtime, const Value& object, std::string_view name) {
@@ -130,10 +110,6 @@ Method find_method(Runtime& runtime, const Value& object, std::string_view name)
       return sequence_method(runtime, object, name);
     case Type::dict:
       return dict_method(runtime, object, name);
-    case Type::boolean:
-    case Type::integer:
-    case Type::real:
-      return number_method(runtime, object, name);
     default:
       return {};
   }

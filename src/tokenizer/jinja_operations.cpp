@@ -145,7 +145,7 @@ Value add_texts(Runtime& runtime, const Value& a, const Value& b) {
 }  // namespace
 
 Value arithmetic(Runtime& runtime, std::string_view op, const Value& a, const Value& b) {
-  if (op == "%" && a.is(Type::string)) return format_percent(runtime, a, b);
+  if (op == "%" && a.is(Type::string)) runtime.fail("formatting with % is not supported");
   if (a.is_integral() && b.is_integral()) return integer_op(runtime, op, a.as_integer(), b.as_integer());
   if (a.is_number() && b.is_number()) return real_op(runtime, op, a.as_real(), b.as_real());
   if (op == "+") {

@@ -1,4 +1,4 @@
-// Python's operators, subscripts, methods and formatting on values, and the binding of arguments to
+// Python's operators, subscripts and methods on values, and the binding of arguments to
 // parameters. All fail with the runtime's line where Python raises.
 #pragma once
 
@@ -34,8 +34,6 @@ struct Method {
 Method find_method(Runtime& runtime, const Value& object, std::string_view name);
 Method find_text_method(Runtime& runtime, const Value& object, std::string_view name);
 
-Value format_percent(Runtime& runtime, const Value& format, const Value& argument);        // str % argument
-std::string format_braces(Runtime& runtime, const std::string& format, const Args& args);  // str.format
 std::string replace_text(Runtime& runtime, std::string_view text, std::string_view from, std::string_view to,
                          int64_t count);
 // Markup stays Markup through text operations.

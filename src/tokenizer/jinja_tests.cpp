@@ -74,13 +74,6 @@ bool same_as(Runtime& runtime, const Value& value, const Args& args) {
   }
 }
 
-template <bool Filters>
-bool is_known(Runtime& runtime, const Value& value, const Args& args) {
-  Bound(runtime, "test", args, {});
-  if (!value.is(Type::string)) return false;
-  return Filters ? find_filter(value.string()) != nullptr : find_test(value.string()) != nullptr;
-}
-
 bool is_defined(const Value& v) { return !v.is_undefined(); }
 bool is_undefined(const Value& v) { return v.is_undefined(); }
 bool is_none(const Value& v) { return v.is(Type::none); }
@@ -93,7 +86,6 @@ bool is_number(const Value& v) { return v.is_number(); }
 bool is_string(const Value& v) { return v.is(Type::string); }
 bool is_mapping(const Value& v) { return v.is(Type::dict); }
 bool is_callable(const Value& v) { return v.is_undefined() || (v.is(Type::function) && v.function().call); }
-bool is_escaped(const Value& v) { return v.is_markup(); }
 
 }  // namespace
 
@@ -111,10 +103,8 @@ TestFunction find_test(std::string_view name) {
       {"divisibleby", divisible},
       {"eq", compared<kEqual>},
       {"equalto", compared<kEqual>},
-      {"escaped", plain<is_escaped>},
       {"even", parity<0>},
       {"false", plain<is_false>},
-      {"filter", is_known<true>},
       {"float", plain<is_real>},
       {"ge", compared<kGreaterEqual>},
       {"greaterthan", compared<kGreater>},
@@ -134,7 +124,6 @@ TestFunction find_test(std::string_view name) {
       {"sameas", same_as},
       {"sequence", plain<is_sequence>},
       {"string", plain<is_string>},
-      {"test", is_known<false>},
       {"true", plain<is_true>},
       {"undefined", plain<is_undefined>},
       {"upper", cased<CharClass::upper>},

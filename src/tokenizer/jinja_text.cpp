@@ -241,24 +241,9 @@ std::string to_capitalized(std::string_view text) {
   return out;
 }
 
-std::string swap_case(std::string_view text) {
-  std::string out;
-  int sigma_left = kSigmaScans;
-  for (size_t at = 0; at < text.size();) {
-    size_t start = at;
-    char32_t point = decode_point(text, at);
-    if (is_upper_point(point)) {
-      append_lower(out, text, start, at, point, sigma_left);
-    } else {
-      append_upper(out, point, false);
-    }
-  }
-  return out;
-}
-
 bool all_in(CharClass wanted, std::string_view text) {
-  if (text.empty()) return wanted == CharClass::ascii;
-  bool any_cased = false, previous_cased = false;
+  if (text.empty()) return false;
+  bool any_cased = false;
   for (size_t at = 0; at < text.size();) {
     char32_t point = decode_point(text, at);
     auto kind = category(point);
@@ -268,9 +253,6 @@ bool all_in(CharClass wanted, std::string_view text) {
         break;
       case CharClass::alpha:
         if (!is_letter(point)) return false;
-        break;
-      case CharClass::ascii:
-        if (point >= 0x80) return false;
         break;
       case CharClass::decimal:
         if (kind != UTF8PROC_CATEGORY_ND) return false;
@@ -286,18 +268,9 @@ bool all_in(CharClass wanted, std::string_view text) {
         if (is_cased(point) && !is_upper_point(point)) return false;
         any_cased |= is_cased(point);
         break;
-      case CharClass::title:
-        if (is_upper_point(point) || kind == UTF8PROC_CATEGORY_LT) {
-          if (previous_cased) return false;
-        } else if (is_cased(point) && !previous_cased) {
-          return false;
-        }
-        previous_cased = is_cased(point);
-        any_cased |= previous_cased;
-        break;
     }
   }
-  bool needs_cased = wanted == CharClass::lower || wanted == CharClass::upper || wanted == CharClass::title;
+  bool needs_cased = wanted == CharClass::lower || wanted == CharClass::upper;
   return !needs_cased || any_cased;
 }
 

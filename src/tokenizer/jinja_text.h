@@ -29,9 +29,8 @@ std::string to_upper(std::string_view text);
 std::string to_lower(std::string_view text);
 std::string to_title(std::string_view text);        // str.title()
 std::string to_capitalized(std::string_view text);  // str.capitalize()
-std::string swap_case(std::string_view text);
 
-enum class CharClass { alnum, alpha, ascii, decimal, lower, space, title, upper };
+enum class CharClass { alnum, alpha, decimal, lower, space, upper };
 bool all_in(CharClass wanted, std::string_view text);
 
 // Removes white space, or the code points in `chars`, from the chosen ends.

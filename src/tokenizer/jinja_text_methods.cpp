@@ -42,10 +42,7 @@ std::string pad(Runtime& runtime, std::string_view text, size_t length, int64_t 
   size_t missing = static_cast<size_t>(width) - length;
   if (missing > INT32_MAX) missing = INT32_MAX;
   runtime.reserve_text(missing * fill.size() + text.size());
-  // str.center and the filter put an odd space on the left when the width is odd; format puts it on the
-  // right.
-  size_t left = align == '>' ? missing : align == '<' ? 0 : missing / 2;
-  if (align == 'c') left += missing & static_cast<size_t>(width) & 1;
+  size_t left = align == '>' ? missing : 0;
   std::string out;
   for (size_t i = 0; i < left; ++i) out += fill;
   out += text;
@@ -261,22 +258,15 @@ using Handler = Value (*)(const Call&);
 const std::map<std::string_view, Handler>& handlers() {
   static const std::map<std::string_view, Handler> table = {
       {"capitalize", changed<to_capitalized>},
-      {"casefold", changed<to_lower>},
-      {"center", [](const Call& c) { return justify(c, 'c'); }},
       {"count", count_method},
       {"endswith", [](const Call& c) { return affix_method(c, true); }},
       {"find", [](const Call& c) { return find_method_text(c, false, false); }},
-      {"format", [](const Call& c) { return c.same(format_braces(c.runtime, c.text(), c.args)); }},
       {"index", [](const Call& c) { return find_method_text(c, false, true); }},
       {"isalnum", is_all<CharClass::alnum>},
       {"isalpha", is_all<CharClass::alpha>},
-      {"isascii", is_all<CharClass::ascii>},
-      {"isdecimal", is_all<CharClass::decimal>},
       {"isdigit", is_all<CharClass::decimal>},
       {"islower", is_all<CharClass::lower>},
-      {"isnumeric", is_all<CharClass::decimal>},
       {"isspace", is_all<CharClass::space>},
-      {"istitle", is_all<CharClass::title>},
       {"isupper", is_all<CharClass::upper>},
       {"join", join_method},
       {"ljust", [](const Call& c) { return justify(c, '<'); }},
@@ -296,7 +286,6 @@ const std::map<std::string_view, Handler>& handlers() {
       {"splitlines", lines_method},
       {"startswith", [](const Call& c) { return affix_method(c, false); }},
       {"strip", [](const Call& c) { return strip_method(c, true, true); }},
-      {"swapcase", changed<swap_case>},
       {"title", changed<to_title>},
       {"upper", changed<to_upper>},
       {"zfill", zfill},
@@ -309,8 +298,10 @@ const std::map<std::string_view, Handler>& handlers() {
 Method find_text_method(Runtime& runtime, const Value& object, std::string_view name) {
   auto found = handlers().find(name);
   if (found == handlers().end()) {
-    static constexpr std::string_view kOthers[] = {"encode",      "expandtabs", "format_map", "isidentifier",
-                                                   "isprintable", "maketrans",  "translate"};
+    static constexpr std::string_view kOthers[] = {"casefold",     "center",     "encode",      "expandtabs",
+                                                   "format",       "format_map", "isascii",     "isdecimal",
+                                                   "isidentifier", "isnumeric",  "isprintable", "istitle",
+                                                   "maketrans",    "swapcase",   "translate"};
     bool exists = std::find(std::begin(kOthers), std::end(kOthers), name) != std::end(kOthers);
     return {exists ? Method::Status::unsupported : Method::Status::absent, {}};
   }
