@@ -1,5 +1,7 @@
 #include "cpu/gemm.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <memory>
 #include <new>
@@ -18,14 +20,17 @@ class Scratch {
     if (size_ < count) {
       data_.reset();
       size_ = 0;
-      data_.reset(static_cast<T*>(::operator new(static_cast<size_t>(count) * sizeof(T), alignment)));
+      const size_t bytes = static_cast<size_t>(count) * sizeof(T);
+      data_.reset(static_cast<T*>(::operator new(bytes, alignment)));
       size_ = count;
+      if (bytes >= huge_page) madvise(data_.get(), bytes, MADV_HUGEPAGE);  // a hint: may fail
     }
     return data_.get();
   }
 
  private:
-  static constexpr std::align_val_t alignment{64};
+  static constexpr size_t huge_page = 2 << 20;
+  static constexpr std::align_val_t alignment{4096};
   struct Free {
     void operator()(T* p) const { ::operator delete(p, alignment); }
   };
@@ -49,7 +54,6 @@ struct Piece {
   int64_t size() const { return blocks() * panels.size(depth); }
 };
 
-constexpr int64_t pack_group = 16;            // panels a packing task takes
 constexpr int64_t packed_elements = 2 << 20;  // of `a` at once: together they stay in the last-level cache
 constexpr int64_t packed_depth = 16 * depth;  // of a piece
 constexpr int64_t widest = 128, usual = 64;   // columns of b that a task packs
@@ -90,24 +94,22 @@ class Multiplication {
   }
 
   void add(size_t index, int64_t k) {
-    const int64_t m = problems_[index].m;
-    for (int64_t begin = 0; begin < m;) {
+    const auto& problem = problems_[index];
+    const int64_t count = std::min(packed_depth, problem.k - k);
+    const int64_t parts =
+        std::max<int64_t>((problem.m * count + packed_elements / 2) / packed_elements, 1);  // of equal height
+    for (int64_t part = 0; part < parts; ++part) {
       Piece piece;
       piece.problem = index;
-      piece.m = begin;
+      piece.m = part * problem.m / parts;
       piece.k = k;
-      piece.count = std::min(packed_depth, problems_[index].k - k);
-      const int64_t room = (packed_elements - memory_) / (piece.blocks() * depth) / tile_rows() * tile_rows();
-      const int64_t rows = std::min(m - begin, std::max(room, pieces_.empty() ? least_rows : 0));
-      if (rows < m - begin && rows < least_rows) {
-        flush();
-        continue;
-      }
+      piece.count = count;
+      const int64_t rows = (part + 1) * problem.m / parts - piece.m;
       piece.panels = {rows, (rows + tile_rows() - 1) / tile_rows()};
+      if (memory_ + piece.size() > 2 * packed_elements) flush();
       piece.memory = memory_;
       memory_ += piece.size();
       pieces_.push_back(piece);
-      begin += rows;
     }
   }
 
@@ -122,22 +124,25 @@ class Multiplication {
     memory_ = 0;
   }
 
+  // Where lines run along m, wide groups touch few pages.
+  int64_t pack_group(const Piece& piece) const { return problems_[piece.problem].a.along_k ? 16 : 64; }
+
   void pack() {
     int64_t tasks = 0;
     for (Piece& piece : pieces_) {
       piece.first_pack = tasks;
-      tasks += (piece.panels.panels + pack_group - 1) / pack_group;
+      const int64_t group = pack_group(piece);
+      tasks += (piece.panels.panels + group - 1) / group * piece.blocks();
     }
     const bool alone = memory_ <= 1 << 14;  // less work than waking threads
     pool_.parallel_for(tasks, alone ? tasks : 1, [this](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
         const Piece& piece = piece_of(pieces_, &Piece::first_pack, task);
-        const int64_t first = (task - piece.first_pack) * pack_group;
-        const int64_t last = std::min(first + pack_group, piece.panels.panels);
-        for (int64_t i = 0; i < piece.blocks(); ++i) {
-          pack_rows(problems_[piece.problem].a, piece.m, piece.panels, first, last, piece.k + i * depth,
-                    piece.block_depth(i), packed_ + piece.block(i));
-        }
+        const int64_t i = (task - piece.first_pack) % piece.blocks(), group = pack_group(piece);
+        const int64_t first = (task - piece.first_pack) / piece.blocks() * group;
+        const int64_t last = std::min(first + group, piece.panels.panels);
+        pack_rows(problems_[piece.problem].a, piece.m, piece.panels, first, last, piece.k + i * depth,
+                  piece.block_depth(i), packed_ + piece.block(i));
       }
     });
   }
@@ -185,34 +190,52 @@ class Multiplication {
     const int64_t across = (task - piece.first_task) / piece.tasks_down;
     const int64_t down = (task - piece.first_task) % piece.tasks_down;
     const int64_t n0 = across * width_, n = std::min(width_, p.n - n0);
-    thread_local Scratch<T> scratch;
-    T* columns = scratch.reserve(widest * depth);
     Block<T> block;
     block.panels = piece.panels;
     block.first = down * piece.panels.panels / piece.tasks_down;
     block.last = (down + 1) * piece.panels.panels / piece.tasks_down;
-    block.n = n;
-    block.b = columns;
-    block.c = p.c + piece.m * p.c_row + n0;
     block.c_row = p.c_row;
-    for (int64_t i = 0; i < piece.blocks(); ++i) {
-      const bool first = piece.k == 0 && i == 0;
-      if (!first || p.accumulate) {
-        block.init = block.c;
-        block.init_row = p.c_row;
-      } else {
-        block.init = p.bias ? p.bias + n0 : nullptr;
-        block.init_row = 0;
+    if (is_direct(block.panels, p.b)) {
+      // A few columns along all of k: their lines are then read from end to end.
+      for (int64_t j = 0; j < n; j += direct_columns) {
+        block.n = std::min(direct_columns, n - j);
+        for (int64_t i = 0; i < piece.blocks(); ++i) {
+          place(block, piece, i, n0 + j);
+          multiply_direct(block, p.b, n0 + j, piece.k + i * depth);
+        }
       }
-      block.k = piece.block_depth(i);
-      block.a = packed_ + piece.block(i);
-      pack_columns(p.b, n0, n, piece.k + i * depth, block.k, columns);
-      multiply_block(block);
+    } else {
+      thread_local Scratch<T> scratch;
+      T* columns = scratch.reserve(widest * depth);
+      block.b = columns;
+      block.n = n;
+      for (int64_t i = 0; i < piece.blocks(); ++i) {
+        place(block, piece, i, n0);
+        pack_columns(p.b, n0, n, piece.k + i * depth, block.k, columns);
+        multiply_block(block);
+      }
     }
     if (p.bias && p.accumulate && piece.k + piece.count == p.k) {
+      T* c = p.c + piece.m * p.c_row + n0;
       for (int64_t r = piece.panels.start(block.first); r < piece.panels.start(block.last); ++r) {
-        for (int64_t j = 0; j < n; ++j) block.c[r * p.c_row + j] += p.bias[n0 + j];
+        for (int64_t j = 0; j < n; ++j) c[r * p.c_row + j] += p.bias[n0 + j];
       }
+    }
+  }
+
+  // Lets `block` multiply the piece's block i of depth, for the columns from n0 on.
+  void place(Block<T>& block, const Piece& piece, int64_t i, int64_t n0) const {
+    const auto& p = problems_[piece.problem];
+    block.k = piece.block_depth(i);
+    block.a = packed_ + piece.block(i);
+    block.c = p.c + piece.m * p.c_row + n0;
+    const bool first = piece.k == 0 && i == 0;
+    if (!first || p.accumulate) {
+      block.init = block.c;
+      block.init_row = p.c_row;
+    } else {
+      block.init = p.bias ? p.bias + n0 : nullptr;
+      block.init_row = 0;
     }
   }
 

@@ -155,8 +155,9 @@ HWY_INLINE void transpose_halves(V (&v)[4]) {
   v[3] = hn::BitCast(d, hn::InterleaveUpper(pairs, b, f));
 }
 
-// to[k * step + i] = line i at k, for eight k and eight lines.
-HWY_INLINE void transpose_eight(const float* const (&line)[8], int64_t k, float* to, int64_t step) {
+// Calls use(i, the eight lines at k + i) for i = 0..7.
+template <class Use>
+HWY_INLINE void transpose_eight(const float* const* line, int64_t k, const Use& use) {
   const Eight d;
   const Four half;
   LATENTE_UNROLL
@@ -168,12 +169,13 @@ HWY_INLINE void transpose_eight(const float* const (&line)[8], int64_t k, float*
     }
     transpose_halves(v);
     LATENTE_UNROLL
-    for (int i = 0; i < 4; ++i) hn::StoreU(v[i], d, to + (q + i) * step);
+    for (int i = 0; i < 4; ++i) use(q + i, v[i]);
   }
 }
 
 // Pairs of neighbours travel as one 32-bit lane.
-HWY_INLINE void transpose_eight(const bf16* const (&line)[8], int64_t k, float* to, int64_t step) {
+template <class Use>
+HWY_INLINE void transpose_eight(const bf16* const* line, int64_t k, const Use& use) {
   const Eight d;
   const Four half;
   const hn::RebindToUnsigned<Eight> bits;
@@ -187,11 +189,96 @@ HWY_INLINE void transpose_eight(const bf16* const (&line)[8], int64_t k, float* 
   LATENTE_UNROLL
   for (int i = 0; i < 4; ++i) {
     const auto pair = hn::BitCast(bits, v[i]);
-    hn::StoreU(hn::BitCast(d, hn::ShiftLeft<16>(pair)), d, to + 2 * i * step);
-    hn::StoreU(hn::BitCast(d, hn::And(pair, hn::Set(bits, 0xffff0000u))), d, to + (2 * i + 1) * step);
+    use(2 * i, hn::BitCast(d, hn::ShiftLeft<16>(pair)));
+    use(2 * i + 1, hn::BitCast(d, hn::And(pair, hn::Set(bits, 0xffff0000u))));
+  }
+}
+
+// c[H, columns] = init + a · b for the 8·G columns of b that stand as lines along k.
+template <int H, int G, class S>
+void direct_tile(int64_t count, const float* HWY_RESTRICT a, const S* const* line, float* c, int64_t c_row,
+                 const float* init, int64_t init_row, int64_t columns) {
+  const Eight d;
+  using V = hn::Vec<Eight>;
+  V sum[H][G];
+  LATENTE_UNROLL
+  for (int i = 0; i < H; ++i) {
+    LATENTE_UNROLL
+    for (int g = 0; g < G; ++g) sum[i][g] = hn::Zero(d);
+  }
+  int64_t k = 0;
+  // A cache line of each line at once: with many lines, it may be gone the next time.
+  constexpr int64_t at_once = 64 / sizeof(S), ahead = 512 / sizeof(S);
+  for (; k + at_once <= count; k += at_once) {
+    LATENTE_UNROLL
+    for (int g = 0; g < G; ++g) {
+      LATENTE_UNROLL
+      for (int j = 0; j < 8; ++j) hwy::Prefetch(line[8 * g + j] + k + ahead);
+      LATENTE_UNROLL
+      for (int64_t part = k; part < k + at_once; part += 8) {
+        transpose_eight(line + 8 * g, part, [&](int i, V column) HWY_ATTR {
+          LATENTE_UNROLL
+          for (int h = 0; h < H; ++h) {
+            sum[h][g] = hn::MulAdd(hn::Set(d, a[(part + i) * H + h]), column, sum[h][g]);
+          }
+        });
+      }
+    }
+  }
+  HWY_ALIGN float part[8];
+  for (; k < count; ++k) {
+    LATENTE_UNROLL
+    for (int g = 0; g < G; ++g) {
+      for (int j = 0; j < 8; ++j) part[j] = widen(line[8 * g + j][k]);
+      const V column = hn::Load(d, part);
+      LATENTE_UNROLL
+      for (int h = 0; h < H; ++h) sum[h][g] = hn::MulAdd(hn::Set(d, a[k * H + h]), column, sum[h][g]);
+    }
+  }
+  LATENTE_UNROLL
+  for (int h = 0; h < H; ++h) {
+    LATENTE_UNROLL
+    for (int g = 0; g < G; ++g) {
+      hn::Store(sum[h][g], d, part);
+      for (int64_t j = 0; j < std::min<int64_t>(8, columns - 8 * g); ++j) {
+        const int64_t at = 8 * g + j;
+        c[h * c_row + at] = init ? init[h * init_row + at] + part[j] : part[j];
+      }
+    }
+  }
+}
+
+template <int H, class S>
+void direct_rows(const Block<float>& p, const Lines<S>& b, int64_t n0, int64_t k) {
+  constexpr int groups = direct_columns / 8;
+  for (int64_t j = 0; j < p.n; j += direct_columns) {
+    const S* line[direct_columns];
+    for (int64_t i = 0; i < direct_columns; ++i) line[i] = b.line(n0 + std::min(j + i, p.n - 1)) + k;
+    direct_tile<H, groups>(p.k, p.a, line, p.c + j, p.c_row, p.init ? p.init + j : nullptr, p.init_row,
+                           p.n - j);
   }
 }
 #endif
+
+inline constexpr int64_t most_direct_rows = HWY_TARGET <= HWY_AVX2 ? 4 : 0;
+
+template <class S>
+void direct([[maybe_unused]] const Block<float>& p, [[maybe_unused]] const Lines<S>& b,
+            [[maybe_unused]] int64_t n0, [[maybe_unused]] int64_t k) {
+#if HWY_TARGET <= HWY_AVX2
+  switch (p.panels.rows) {
+    case 1:
+      return direct_rows<1>(p, b, n0, k);
+    case 2:
+      return direct_rows<2>(p, b, n0, k);
+    case 3:
+      return direct_rows<3>(p, b, n0, k);
+    case 4:
+      return direct_rows<4>(p, b, n0, k);
+  }
+#endif
+  HWY_DASSERT(false);
+}
 
 // to[k * step + i] = line first + i at k0 + k, for at most eight lines. With `spills`, it may also write up
 // to to[k * step + 7].
@@ -204,7 +291,10 @@ HWY_INLINE void transpose_lines(const Lines<S>& from, int64_t first, int64_t lin
 #if HWY_TARGET <= HWY_AVX2
   if constexpr (sizeof(T) == 4) {
     if (lines == 8 || spills) {
-      for (; k + 8 <= count; k += 8) transpose_eight(line, k, to + k * step, step);
+      for (; k + 8 <= count; k += 8) {
+        transpose_eight(
+            line, k, [&](int i, hn::Vec<Eight> v) HWY_ATTR { hn::StoreU(v, Eight(), to + (k + i) * step); });
+      }
     }
   }
 #endif
@@ -231,16 +321,21 @@ void rows(const Lines<T>& a, int64_t m, const Panels& panels, int64_t first, int
     }
     return;
   }
-  for (int64_t i = 0; i < count; ++i) {
-    const T* line = a.line(k + i) + m;
+  // A few lines at a time: neighbouring panels share their cache lines.
+  constexpr int64_t lines = 16;
+  for (int64_t begin = 0; begin < count; begin += lines) {
+    const int64_t end = std::min(begin + lines, count);
     for (int64_t p = first; p < last; ++p) {
-      const int64_t height = panels.height(p);
-      const T* from = line + panels.start(p);
-      T* panel = to + panels.offset(p, count) + i * height;
+      const int64_t start = m + panels.start(p), height = panels.height(p);
+      T* panel = to + panels.offset(p, count);
       if (height == rows_of_tile) {
-        std::memcpy(panel, from, rows_of_tile * sizeof(T));
+        for (int64_t i = begin; i < end; ++i) {
+          std::memcpy(panel + i * rows_of_tile, a.line(k + i) + start, rows_of_tile * sizeof(T));
+        }
       } else {
-        for (int64_t j = 0; j < height; ++j) panel[j] = from[j];
+        for (int64_t i = begin; i < end; ++i) {
+          std::memcpy(panel + i * height, a.line(k + i) + start, static_cast<size_t>(height) * sizeof(T));
+        }
       }
     }
   }
@@ -311,6 +406,9 @@ void columns_f64(const Lines<double>& b, int64_t n0, int64_t n, int64_t k, int64
 }
 void block_f32(const Block<float>& p) { block(p); }
 void block_f64(const Block<double>& p) { block(p); }
+void direct_f32(const Block<float>& p, const Lines<float>& b, int64_t n0, int64_t k) { direct(p, b, n0, k); }
+void direct_bf16(const Block<float>& p, const Lines<bf16>& b, int64_t n0, int64_t k) { direct(p, b, n0, k); }
+int64_t most_direct() { return most_direct_rows; }
 
 }  // namespace latente::gemm::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
@@ -328,6 +426,9 @@ HWY_EXPORT(columns_bf16);
 HWY_EXPORT(columns_f64);
 HWY_EXPORT(block_f32);
 HWY_EXPORT(block_f64);
+HWY_EXPORT(direct_f32);
+HWY_EXPORT(direct_bf16);
+HWY_EXPORT(most_direct);
 
 int64_t tile_rows() { return HWY_DYNAMIC_DISPATCH(tile_rows_any)(); }
 template <>
@@ -357,6 +458,13 @@ void pack_columns(const Lines<double>& b, int64_t n0, int64_t n, int64_t k, int6
 }
 void multiply_block(const Block<float>& p) { HWY_DYNAMIC_DISPATCH(block_f32)(p); }
 void multiply_block(const Block<double>& p) { HWY_DYNAMIC_DISPATCH(block_f64)(p); }
+bool direct_rows_exist(int64_t rows) { return rows <= HWY_DYNAMIC_DISPATCH(most_direct)(); }
+void multiply_direct(const Block<float>& p, const Lines<float>& b, int64_t n0, int64_t k) {
+  HWY_DYNAMIC_DISPATCH(direct_f32)(p, b, n0, k);
+}
+void multiply_direct(const Block<float>& p, const Lines<bf16>& b, int64_t n0, int64_t k) {
+  HWY_DYNAMIC_DISPATCH(direct_bf16)(p, b, n0, k);
+}
 
 }  // namespace latente::gemm
 #endif

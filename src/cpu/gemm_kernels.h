@@ -56,4 +56,16 @@ struct Block {
 void multiply_block(const Block<float>& block);
 void multiply_block(const Block<double>& block);
 
+// The same for a few rows, without packing: block.b is not used, but the columns of b from n0 on, rows from k
+// on. Only where is_direct says so.
+inline constexpr int64_t direct_columns = 16;  // that stream from memory at once
+bool direct_rows_exist(int64_t rows);
+void multiply_direct(const Block<float>& block, const Lines<float>& b, int64_t n0, int64_t k);
+void multiply_direct(const Block<float>& block, const Lines<bf16>& b, int64_t n0, int64_t k);
+inline void multiply_direct(const Block<double>&, const Lines<double>&, int64_t, int64_t) {}
+template <class S>
+bool is_direct(const Panels& panels, const Lines<S>& b) {
+  return sizeof(S) <= 4 && b.along_k && direct_rows_exist(panels.rows);
+}
+
 }  // namespace latente::gemm
