@@ -94,7 +94,7 @@ void load_parameters(Transformer& model, const Checkpoint& checkpoint, const Loa
     std::optional<MappedTensor> mapped;
     if (options.map_where_possible) mapped = checkpoint.map(path);
     if (mapped && mapped->view.dtype == tensor.dtype() && mapped->view.shape == tensor.shape()) {
-      bind(tensor, mapped->view.data, mapped->owner);
+      bind_memory(tensor, mapped->view.data, mapped->owner);
     } else {
       allocate(tensor);
       checkpoint.read(path, tensor.view());

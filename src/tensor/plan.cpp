@@ -184,7 +184,7 @@ void Plan::allocate(std::shared_ptr<void> arena) {
     if (tensor.has_storage()) continue;
     std::shared_ptr<void> memory = backend_->allocate(tensor.view().bytes());
     void* data = memory.get();
-    bind(tensor, data, std::move(memory));
+    bind_memory(tensor, data, std::move(memory));
   }
 }
 

@@ -78,10 +78,10 @@ std::shared_ptr<void> aligned_memory(int64_t bytes) {
 void allocate(const Tensor& tensor) {
   std::shared_ptr<void> memory = aligned_memory(tensor.count() * size_of(tensor.dtype()));
   void* data = memory.get();
-  bind(tensor, data, std::move(memory));
+  bind_memory(tensor, data, std::move(memory));
 }
 
-void bind(const Tensor& tensor, void* data, std::shared_ptr<void> owner) {
+void bind_memory(const Tensor& tensor, void* data, std::shared_ptr<void> owner) {
   Value& value = tensor.value();
   LATENTE_ASSERT(!value.base);
   value.data = data;

@@ -65,8 +65,9 @@ Tensor parameter(Shape shape, DType dtype, bool requires_grad = true);
 
 // Persistent host memory, zeroed, 64-byte aligned.
 void allocate(const Tensor& tensor);
-// Persistent memory owned by somebody else (a mapped file).
-void bind(const Tensor& tensor, void* data, std::shared_ptr<void> owner);
+// Persistent memory owned by somebody else (a mapped file). Not named bind: std::bind would be the better
+// match.
+void bind_memory(const Tensor& tensor, void* data, std::shared_ptr<void> owner);
 // A persistent tensor outside any plan: allocate(parameter(...)) without gradient.
 Tensor buffer(Shape shape, DType dtype, std::string name = {});
 

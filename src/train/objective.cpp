@@ -149,7 +149,7 @@ GradientMemory allocate_gradients(Backend& backend, Transformer& model) {
   });
   block.memory = backend.allocate(block.bytes);
   for (size_t i = 0; i < offsets.size(); ++i) {
-    bind(block.gradients[i], static_cast<char*>(block.memory.get()) + offsets[i], block.memory);
+    bind_memory(block.gradients[i], static_cast<char*>(block.memory.get()) + offsets[i], block.memory);
   }
   return block;
 }
