@@ -56,7 +56,7 @@ struct Piece {
 
 constexpr int64_t packed_elements = 2 << 20;  // of `a` at once: together they stay in the last-level cache
 constexpr int64_t packed_depth = 16 * depth;  // of a piece
-constexpr int64_t widest = 128, usual = 64;   // columns of b that a task packs
+constexpr int64_t widest = 256, usual = 64;   // columns of b that a task packs
 constexpr int64_t least_rows = 96;            // rows that repay packing b, where there are so many
 constexpr int64_t tasks_a_thread = 8;
 

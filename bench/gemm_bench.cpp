@@ -1,0 +1,166 @@
+// Speed of matrix products on the CPU, in multiply-adds and in bytes of weights a second; where OpenBLAS was
+// found, its sgemm beside each. Compare within one run, with
+// --benchmark_enable_random_interleaving=true --benchmark_repetitions=9.
+#include <benchmark/benchmark.h>
+
+#include <random>
+#include <vector>
+
+#include "cpu/cpu_backend.h"
+
+#ifdef LATENTE_OPENBLAS
+#include <cblas.h>
+extern "C" void openblas_set_num_threads(int);
+#endif
+
+namespace latente {
+namespace {
+
+CpuBackend& cpu() {
+  static CpuBackend backend;
+  return backend;
+}
+
+enum class Kind { forward, backward_input, backward_weight };
+
+template <class T>
+std::vector<T> random_values(int64_t count) {
+  std::minstd_rand random(1);
+  std::uniform_real_distribution<float> uniform(-1, 1);
+  std::vector<T> values(static_cast<size_t>(count));
+  for (T& x : values) x = T(uniform(random));
+  return values;
+}
+
+// Arguments: rows, K, N, experts (rows are shared out evenly).
+template <class S>
+struct Layer {
+  explicit Layer(const benchmark::State& state)
+      : rows(state.range(0)),
+        k(state.range(1)),
+        n(state.range(2)),
+        experts(state.range(3)),
+        x(random_values<float>(rows * k)),
+        y(random_values<float>(rows * n)),
+        d_w(static_cast<size_t>(experts * n * k)),
+        w(random_values<S>(experts * n * k)) {
+    for (int64_t e = 0; e <= experts; ++e) offsets.push_back(static_cast<int32_t>(rows * e / experts));
+  }
+  View input() { return View(x.data(), {rows, k}, DType::f32); }
+  View output() { return View(y.data(), {rows, n}, DType::f32); }
+  View weights() { return View(w.data(), {n, k}, dtype_of<S>); }
+  View all_weights() { return View(w.data(), {experts, n, k}, dtype_of<S>); }
+  View starts() { return View(offsets.data(), {experts + 1}, DType::i32); }
+
+  void count(benchmark::State& state) const {
+    state.counters["MAC/s"] = benchmark::Counter(static_cast<double>(state.iterations() * rows * k * n),
+                                                 benchmark::Counter::kIsRate);
+    state.counters["weight B/s"] = benchmark::Counter(
+        static_cast<double>(state.iterations() * experts * n * k) * sizeof(S), benchmark::Counter::kIsRate);
+  }
+
+  int64_t rows, k, n, experts;
+  std::vector<float> x, y, d_w;
+  std::vector<S> w;
+  std::vector<int32_t> offsets;
+};
+
+template <Kind kind, class S>
+void product(benchmark::State& state) {
+  Layer<S> layer(state);
+  const View d_w(layer.d_w.data(), {layer.experts, layer.n, layer.k}, DType::f32);
+  const View d_w_matrix(layer.d_w.data(), {layer.n, layer.k}, DType::f32);
+  const bool grouped = layer.experts > 1;
+  for (auto _ : state) {
+    switch (kind) {
+      case Kind::forward:
+        if (grouped) {
+          cpu().grouped_linear(layer.input(), {}, layer.starts(), layer.all_weights(), layer.output());
+        } else {
+          cpu().linear(layer.input(), layer.weights(), {}, {layer.output()});
+        }
+        break;
+      case Kind::backward_input:
+        if (grouped) {
+          cpu().grouped_linear_backward_input(layer.output(), layer.starts(), layer.all_weights(),
+                                              {layer.input()});
+        } else {
+          cpu().linear_backward_input(layer.output(), layer.weights(), {layer.input()});
+        }
+        break;
+      case Kind::backward_weight:
+        if (grouped) {
+          cpu().grouped_linear_backward_weight(layer.output(), layer.input(), {}, layer.starts(), {d_w});
+        } else {
+          cpu().linear_backward_weight(layer.output(), layer.input(), {d_w_matrix});
+        }
+        break;
+    }
+  }
+  layer.count(state);
+}
+
+#ifdef LATENTE_OPENBLAS
+template <Kind kind>
+void openblas(benchmark::State& state) {
+  openblas_set_num_threads(cpu().threads().size());
+  Layer<float> layer(state);
+  const int m = static_cast<int>(layer.rows / layer.experts), k = static_cast<int>(layer.k),
+            n = static_cast<int>(layer.n);
+  for (auto _ : state) {
+    for (int64_t e = 0; e < layer.experts; ++e) {
+      float* x = layer.x.data() + e * m * k;
+      float* y = layer.y.data() + e * m * n;
+      const float* w = layer.w.data() + e * n * k;
+      switch (kind) {
+        case Kind::forward:
+          if (m == 1) {
+            cblas_sgemv(CblasRowMajor, CblasNoTrans, n, k, 1, w, k, x, 1, 0, y, 1);
+          } else {
+            cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, m, n, k, 1, x, k, w, k, 0, y, n);
+          }
+          break;
+        case Kind::backward_input:
+          cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, m, k, n, 1, y, n, w, k, 0, x, k);
+          break;
+        case Kind::backward_weight:
+          cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, n, k, m, 1, y, n, x, k, 0,
+                      layer.d_w.data() + e * n * k, k);
+          break;
+      }
+    }
+  }
+  layer.count(state);
+}
+#endif
+
+void training_shapes(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"rows", "K", "N", "experts"})->UseRealTime()->Unit(benchmark::kMicrosecond);
+  for (const auto& [k, n] : {std::pair{256, 768}, {512, 2048}, {1024, 1024}, {1024, 4096}}) {
+    b->Args({2048, k, n, 1});
+  }
+  b->Args({512, 2048, 32000, 1})->Args({8192, 256, 256, 32});
+}
+void decode_shapes(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"rows", "K", "N", "experts"})->UseRealTime()->Unit(benchmark::kMicrosecond);
+  for (int rows : {1, 2, 4, 8, 16, 64}) b->Args({rows, 1024, 4096, 1});
+  b->Args({1, 2048, 32000, 1})->Args({8, 2048, 1408, 8});
+}
+
+BENCHMARK(product<Kind::forward, float>)->Apply(training_shapes);
+BENCHMARK(product<Kind::backward_input, float>)->Apply(training_shapes);
+BENCHMARK(product<Kind::backward_weight, float>)->Apply(training_shapes);
+BENCHMARK(product<Kind::forward, bf16>)->Apply(training_shapes);
+BENCHMARK(product<Kind::forward, float>)->Apply(decode_shapes);
+BENCHMARK(product<Kind::forward, bf16>)->Apply(decode_shapes);
+#ifdef LATENTE_OPENBLAS
+BENCHMARK(openblas<Kind::forward>)->Apply(training_shapes);
+BENCHMARK(openblas<Kind::backward_input>)->Apply(training_shapes);
+BENCHMARK(openblas<Kind::backward_weight>)->Apply(training_shapes);
+BENCHMARK(openblas<Kind::forward>)->Apply(decode_shapes);
+#endif
+
+}  // namespace
+}  // namespace latente
+
+BENCHMARK_MAIN();
