@@ -81,9 +81,8 @@ Runner::Recorded& Runner::recorded(const Key& key) {
     record.sources = plan.input("sources", tokens, DType::i32);
     const Tensor& states = history_[static_cast<size_t>(key.level)];
     Tensor fed = select_rows(states.reshape({ring_, states[2]}), record.sources);
-    MtpModule::Output out = model_->predict(key.module, fed, record.ids, at);
-    cache_store(out.hidden, record.history_slots, history_[static_cast<size_t>(key.module + 1)]);
-    normed = out.normed;
+    normed = model_->predict(key.module, fed, record.ids, at);
+    cache_store(normed, record.history_slots, history_[static_cast<size_t>(key.module + 1)]);
   }
   record.logits = model_->logits(select_rows(normed, record.rows));
   plan.keep(record.logits);

@@ -37,14 +37,13 @@ MtpModule::MtpModule(const Config& config, int64_t index, DType type)
       layer(config, index, type),
       shared_head{Norm(config.hidden_size, config.rms_norm_eps, type)} {}
 
-MtpModule::Output MtpModule::operator()(const Tensor& hidden, const Tensor& embedded, Step& at,
-                                        const LayerCache* cache) const {
+Tensor MtpModule::operator()(const Tensor& hidden, const Tensor& embedded, Step& at,
+                             const LayerCache* cache) const {
   int64_t width = hidden[1];
   Tensor mixed = linear(enorm(embedded), eh_proj.weight.columns(0, width));
   Stream stream{linear_onto(mixed, hnorm(hidden), eh_proj.weight.columns(width, 2 * width)), {}};
   layer(stream, at, cache);
-  Tensor normed = stream.normed(shared_head.norm);
-  return {stream.h, normed};
+  return stream.normed(shared_head.norm);
 }
 
 Transformer::Transformer(const Config& config, DType weights) : config_(config), weights_(weights) {
@@ -75,8 +74,7 @@ Tensor Transformer::hidden(const Tensor& ids, Step& at) const {
   return out;
 }
 
-MtpModule::Output Transformer::predict(int64_t k, const Tensor& hidden, const Tensor& later_ids,
-                                       Step& at) const {
+Tensor Transformer::predict(int64_t k, const Tensor& hidden, const Tensor& later_ids, Step& at) const {
   Plan::Scope scope(later_ids.plan(), mtp_path(k));
   return mtp[static_cast<size_t>(k)](hidden, model.embed_tokens(later_ids), at,
                                      cache_of(at, config_.num_hidden_layers + k));

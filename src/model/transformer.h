@@ -45,12 +45,9 @@ struct MtpModule {
   MtpModule() = default;
   MtpModule(const Config& config, int64_t index, DType type);
 
-  struct Output {
-    Tensor hidden;  // [T, hidden] what the next module is fed
-    Tensor normed;  // [T, hidden] after shared_head.norm: what the head reads
-  };
-  // hidden: of position i; embedded: of the token k + 1 places later, [T, hidden].
-  Output operator()(const Tensor& hidden, const Tensor& embedded, Step& at, const LayerCache* cache) const;
+  // hidden: of position i, after its level's final norm; embedded: of the token k + 1 places later, [T,
+  // hidden]. Returns [T, hidden] after shared_head.norm: what the head and the next module read.
+  Tensor operator()(const Tensor& hidden, const Tensor& embedded, Step& at, const LayerCache* cache) const;
 };
 
 struct Decoder {
@@ -75,7 +72,7 @@ class Transformer {
   Tensor hidden(const Tensor& ids, Step& at) const;
   // Module k on the hidden state of the module before (of the main model for k = 0) and the tokens k + 1
   // later.
-  MtpModule::Output predict(int64_t k, const Tensor& hidden, const Tensor& later_ids, Step& at) const;
+  Tensor predict(int64_t k, const Tensor& hidden, const Tensor& later_ids, Step& at) const;
   const Tensor& head() const { return lm_head ? lm_head.weight : model.embed_tokens.weight; }
   Tensor logits(const Tensor& hidden) const { return linear(hidden, head()); }
 

@@ -60,11 +60,9 @@ Objective record_objective(Plan& plan, const Transformer& model, const Tensor& r
     module.ids = plan.input("mtp ids", tokens, DType::i32);
     module.targets = plan.input("mtp targets", tokens, DType::i32);
     module.token_weights = plan.input("mtp token weights", tokens, type);
-    MtpModule::Output out = model.predict(k, fed, module.ids, at);
-    fed = out.hidden;
-    module.normed = out.normed;
+    fed = module.normed = model.predict(k, fed, module.ids, at);
     Plan::Scope scope(&plan, model.mtp_path(k));
-    module.result = linear_cross_entropy(out.normed, model.head(), module.targets, module.token_weights);
+    module.result = linear_cross_entropy(module.normed, model.head(), module.targets, module.token_weights);
     objective.mtp.push_back(std::move(module));
   }
   objective.balance_losses = std::move(at.balance_losses);
