@@ -8,10 +8,6 @@
 // chain of operations in its own lane, in an order fixed by key positions: it depends on nothing else.
 #pragma once
 
-// Of Highway's targets: AVX-512, AVX2 and the portable baseline (which cannot be left out). Must precede
-// highway.h.
-#define HWY_DISABLED_TARGETS ((HWY_AVX3 - 1) | HWY_SSE4 | HWY_SSSE3)
-
 #include <cstddef>
 #include <cstdint>
 

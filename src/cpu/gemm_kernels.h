@@ -2,10 +2,6 @@
 // and gemm_kernels.cpp share.
 #pragma once
 
-// Of Highway's targets: AVX-512, AVX2 and the portable baseline (which cannot be left out). Must precede
-// highway.h.
-#define HWY_DISABLED_TARGETS ((HWY_AVX3 - 1) | HWY_SSE4 | HWY_SSSE3)
-
 #include <cstdint>
 
 #include "cpu/gemm.h"
