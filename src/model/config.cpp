@@ -74,7 +74,7 @@ class Reader {
 void read_rope(const Reader& top, const std::string& source, Config& config) {
   RopeConfig& rope = config.rope;
   top.read("rope_theta", rope.theta);
-  top.read("rope_interleave", rope.interleaved);
+  if (config.is_mla()) top.read("rope_interleave", rope.interleaved);
   const Json* scaling = top.find("rope_parameters");
   if (!scaling) scaling = top.find("rope_scaling");
   if (scaling) {
@@ -156,12 +156,19 @@ Config Config::from_json(const Json& json, const std::string& source) {
     read_experts(reader, config);
   } else {
     config.head_dim = config.hidden_size / config.num_attention_heads;
+    if (!reader.find("head_dim") && config.hidden_size % config.num_attention_heads != 0) {
+      fail("{}: hidden_size {} is not a multiple of num_attention_heads {}, and head_dim is missing", source,
+           config.hidden_size, config.num_attention_heads);
+    }
     reader.read("head_dim", config.head_dim);
     config.rope.interleaved = false;
     bool mlp_bias = false;
     reader.read("mlp_bias", mlp_bias);
     if (mlp_bias) fail("{}: mlp_bias true is not supported", source);
   }
+  std::string activation = "silu";
+  reader.read("hidden_act", activation);
+  if (activation != "silu") fail("{}: hidden_act \"{}\" is not supported (silu)", source, activation);
   reader.read("rms_norm_eps", config.rms_norm_eps);
   reader.read("initializer_range", config.initializer_range);
   reader.read("attention_bias", config.attention_bias);
@@ -228,16 +235,19 @@ void Config::validate(const std::string& source) const {
   check(topk_method == "noaux_tc" || topk_method == "greedy" || topk_method == "group_limited_greedy",
         "topk_method must be noaux_tc, greedy or group_limited_greedy");
   check(scoring_func == "sigmoid" || scoring_func == "softmax", "scoring_func must be sigmoid or softmax");
-  if (routing().group_score == GroupScore::none) return;
+  if (topk_method == "greedy") return;
   check(n_group > 0 && n_routed_experts % n_group == 0, "n_routed_experts must be a multiple of n_group");
   check(topk_group > 0 && topk_group <= n_group, "topk_group must be between 1 and n_group");
+  if (routing().group_score == GroupScore::none) return;
   check(topk_method != "noaux_tc" || n_routed_experts / n_group >= 2, "a group needs at least two experts");
   check(num_experts_per_tok <= topk_group * (n_routed_experts / n_group),
         "num_experts_per_tok exceeds the experts of topk_group groups");
 }
 
 bool Config::is_moe_layer(int64_t layer) const {
-  return n_routed_experts > 0 && layer >= first_k_dense_replace && layer % moe_layer_freq == 0;
+  if (n_routed_experts == 0) return false;
+  // MTP modules are MoE layers (report, section 2.2), whatever the pattern below them.
+  return layer >= num_hidden_layers || (layer >= first_k_dense_replace && layer % moe_layer_freq == 0);
 }
 
 double Config::softmax_scale() const {

@@ -9,12 +9,13 @@ namespace latente {
 
 struct Linear {
   Tensor weight;  // [out, in]
-  Tensor bias;    // [out] or null
+  Tensor bias;    // [out] or null; of the activations' type
   FIELDS(weight, bias)
 
   Linear() = default;
   Linear(int64_t in, int64_t out, DType type, bool with_bias = false)
-      : weight(parameter({out, in}, type)), bias(with_bias ? parameter({out}, type) : Tensor()) {}
+      : weight(parameter({out, in}, type)),
+        bias(with_bias ? parameter({out}, activation_type(type)) : Tensor()) {}
   explicit operator bool() const { return static_cast<bool>(weight); }
   Tensor operator()(const Tensor& x) const { return linear(x, weight, bias); }
 };

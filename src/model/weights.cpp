@@ -25,7 +25,16 @@ bool is_norm(const std::string& path) {
 
 // Routing biases stay float32 whatever the weights are stored as: steps of 0.001 vanish in bfloat16.
 DType stored_as(const std::string& name, DType weights) {
-  return name.ends_with("e_score_correction_bias") ? DType::f32 : weights;
+  return name.ends_with("e_score_correction_bias") && weights != DType::f64 ? DType::f32 : weights;
+}
+
+// A tensor of an MTP module that the checkpoint holds and the config does not ask for.
+bool of_unused_module(const Transformer& model, const Checkpoint& checkpoint, const std::string& name) {
+  for (int64_t k = model.config().num_mtp_layers;; ++k) {
+    std::string path = model.mtp_path(k) + ".";
+    if (!checkpoint.contains(path + "eh_proj.weight")) return false;
+    if (name.starts_with(path)) return true;
+  }
 }
 
 }  // namespace
@@ -73,7 +82,7 @@ void load_parameters(Transformer& model, const Checkpoint& checkpoint, const Loa
   for_each_stored(model, [&](const std::string& name, const View&) { expected.insert(name), ++total; });
   for (const std::string& name : checkpoint.names()) {
     bool elsewhere = name.ends_with("rotary_emb.inv_freq") || (name == "lm_head.weight" && !model.lm_head) ||
-                     name.starts_with("model.layers." + std::to_string(model.config().num_hidden_layers));
+                     of_unused_module(model, checkpoint, name);
     if (!expected.contains(name) && !elsewhere) {
       fail("{}: the model has no parameter {}", checkpoint.file_of(name), name);
     }
