@@ -35,10 +35,10 @@ void Engine::check(std::span<const int32_t> prompt, const GenerationOptions& opt
     fail("draft: expected 0 to 7 tokens, or -1, found {}", options.draft);
 }
 
-// Runs every module over the positions whose later tokens are known, up to what the main model has processed.
+// Runs every module in use over the positions whose later tokens are known, up to what the main model has
+// processed.
 void Engine::catch_up(int64_t processed) {
-  if (depth_ == 0) return;
-  for (size_t k = 0; k < predicted_.size(); ++k) {
+  for (size_t k = 0; k < predicted_.size() && static_cast<int64_t>(k) < depth_; ++k) {
     int64_t ahead = static_cast<int64_t>(k) + 1;
     int64_t end = std::min(processed, static_cast<int64_t>(tokens_.size()) - ahead);
     for (int64_t first = predicted_[k]; first < end;) {
@@ -79,7 +79,7 @@ std::vector<Engine::Draft> Engine::draft(int64_t count, const SamplingOptions& s
       auto later = std::span(sequence).subspan(static_cast<size_t>(first + j + 1),
                                                static_cast<size_t>(last - first + 1));
       logits = runner_.predict(j, later, first);
-      predicted_[static_cast<size_t>(j)] = known - 1 - j;
+      predicted_[static_cast<size_t>(j)] = std::max<int64_t>(known - 1 - j, 0);
     } else {
       logits = runner_.predict_again(sequence.back(), last + 1 + j - runner_.modules());
     }
@@ -99,14 +99,16 @@ GenerationStats Engine::generate(std::span<const int32_t> prompt, const Generati
   if (options.max_tokens == 0) return stats;
   auto start = std::chrono::steady_clock::now();
 
-  size_t same = 0, reusable = std::min<size_t>(static_cast<size_t>(processed_), tokens_.size());
-  while (same < reusable && same + 1 < prompt.size() && prompt[same] == tokens_[same]) ++same;
-  int64_t reuse = static_cast<int64_t>(same);
   depth_ = options.draft < 0 ? runner_.modules() : options.draft;
   if (runner_.modules() == 0) depth_ = 0;
-  // Plain decoding leaves the modules behind; what they then need, the main model has to run again.
-  if (depth_ > 0) {
-    for (int64_t position : predicted_) reuse = std::min(reuse, position);
+  auto differ = std::mismatch(prompt.begin(), prompt.end(), tokens_.begin(), tokens_.end()).first;
+  int64_t same = differ - prompt.begin();
+  int64_t reuse = std::min({same, processed_, stats.prompt_tokens - 1});
+  for (size_t k = 0; k < predicted_.size(); ++k) {
+    // Module k has read k + 1 tokens ahead, maybe of the old sequence alone.
+    predicted_[k] = std::clamp<int64_t>(same - 1 - static_cast<int64_t>(k), 0, predicted_[k]);
+    // Modules that were not in use are behind; what they need now, the main model has to run again.
+    if (static_cast<int64_t>(k) < depth_) reuse = std::min(reuse, predicted_[k]);
   }
   stats.reused_tokens = reuse;
   Random random(options.sampling.seed);
