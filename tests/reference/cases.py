@@ -247,6 +247,9 @@ def deepseek_shape(rng, family, heads):
         shape |= {"rope_interleave": rng.random() < 0.7, "norm_topk_prob": rng.random() < 0.7}
     else:
         shape["topk_method"] = "group_limited_greedy" if n_group > 1 else "greedy"
+        # transformers' V2 rotates complex numbers, which must lie at even strides.
+        for key in ("kv_lora_rank", "qk_nope_head_dim"):
+            shape[key] += shape[key] % 2
     if rng.random() < 0.4:
         mscale = rng.choice([0.707, 1.0])
         shape["rope_theta"] = rng.choice([100.0, 1000.0, 10000.0])
