@@ -1,0 +1,318 @@
+#include "infer/sampler.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <map>
+#include <numeric>
+#include <set>
+
+#include "base/error.h"
+#include "infer/statistics.h"
+
+namespace latente {
+namespace {
+
+using Row = std::vector<float>;
+
+Row random_row(Random& random, size_t vocabulary, double scale = 2.0) {
+  Row row(vocabulary);
+  for (float& x : row) x = static_cast<float>(scale * random.normal());
+  return row;
+}
+
+// Token → probability, written as the definitions stand, one transformation after the other.
+std::map<int32_t, double> plain_distribution(const Row& row, const std::vector<int32_t>& history,
+                                             const SamplingOptions& how) {
+  std::vector<double> logits(row.begin(), row.end());
+  for (int32_t id : std::set<int32_t>(history.begin(), history.end())) {
+    double& x = logits[static_cast<size_t>(id)];
+    x = static_cast<float>(x > 0 ? x / how.repetition_penalty : x * how.repetition_penalty);
+  }
+  std::vector<int32_t> order(row.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+    return logits[static_cast<size_t>(a)] > logits[static_cast<size_t>(b)];
+  });
+  if (how.temperature == 0) return {{order[0], 1.0}};
+  auto softmax = [&](const std::vector<int32_t>& ids) {
+    double largest = logits[static_cast<size_t>(order[0])], sum = 0;
+    std::vector<double> p;
+    for (int32_t id : ids)
+      p.push_back(std::exp((logits[static_cast<size_t>(id)] - largest) / how.temperature)), sum += p.back();
+    for (double& x : p) x /= sum;
+    return p;
+  };
+  if (how.top_k > 0 && static_cast<size_t>(how.top_k) < order.size())
+    order.resize(static_cast<size_t>(how.top_k));
+  std::vector<double> p = softmax(order);
+  double before = 0;
+  size_t kept = 0;
+  for (; kept < order.size() && before < how.top_p; ++kept) before += p[kept];
+  if (how.top_p < 1) order.resize(kept);
+  p = softmax(order);
+  std::vector<int32_t> final_ids;
+  for (size_t i = 0; i < order.size(); ++i) {
+    if (p[i] >= how.min_p * p[0]) final_ids.push_back(order[i]);
+  }
+  p = softmax(final_ids);
+  std::map<int32_t, double> result;
+  for (size_t i = 0; i < final_ids.size(); ++i) result[final_ids[i]] = p[i];
+  return result;
+}
+
+TEST(Sampler, TransformsAsDefined) {
+  Random random(11);
+  const std::vector<SamplingOptions> settings{
+      {.temperature = 0},
+      {.temperature = 1},
+      {.temperature = 0.3},
+      {.temperature = 2.5},
+      {.temperature = 1, .top_k = 1},
+      {.temperature = 0.8, .top_k = 7},
+      {.temperature = 0.8, .top_k = 1000},
+      {.temperature = 1, .top_p = 0.01},
+      {.temperature = 1, .top_p = 0.5},
+      {.temperature = 1.4, .top_p = 0.95},
+      {.temperature = 1, .min_p = 0.1},
+      {.temperature = 1, .min_p = 1},
+      {.temperature = 1, .repetition_penalty = 1.3},
+      {.temperature = 0, .repetition_penalty = 3},
+      {.temperature = 1, .repetition_penalty = 0.5},
+      {.temperature = 0.7, .top_k = 20, .top_p = 0.9, .min_p = 0.05, .repetition_penalty = 1.1},
+  };
+  for (int trial = 0; trial < 50; ++trial) {
+    for (size_t s = 0; s < settings.size(); ++s) {
+      Row row = random_row(random, 1 + random.below(60));
+      std::vector<int32_t> history(random.below(8));
+      for (int32_t& id : history) id = static_cast<int32_t>(random.below(row.size()));
+      std::map<int32_t, double> want = plain_distribution(row, history, settings[s]);
+      Distribution got = distribution_of(row, history, settings[s]);
+      ASSERT_EQ(got.size(), want.size()) << "setting " << s;
+      double sum = 0;
+      for (size_t i = 0; i < got.size(); ++i) {
+        ASSERT_TRUE(want.contains(got[i].id)) << "setting " << s;
+        EXPECT_NEAR(got[i].probability, want[got[i].id], 1e-12) << "setting " << s;
+        sum += got[i].probability;
+        if (i > 0) {
+          EXPECT_TRUE(got[i - 1].probability > got[i].probability ||
+                      (got[i - 1].probability == got[i].probability && got[i - 1].id < got[i].id));
+        }
+      }
+      EXPECT_NEAR(sum, 1, 1e-12);
+    }
+  }
+}
+
+TEST(Sampler, BreaksTiesByTheLowestId) {
+  Row row{1, 3, 3, 0, 3};
+  EXPECT_EQ(distribution_of(row, {}, {}).front().id, 1);
+  Distribution two = distribution_of(row, {}, {.temperature = 1, .top_k = 2});
+  ASSERT_EQ(two.size(), 2u);
+  EXPECT_EQ(two[0].id, 1);
+  EXPECT_EQ(two[1].id, 2);
+  EXPECT_EQ(two[0].probability, 0.5);
+}
+
+TEST(Sampler, HandlesExtremes) {
+  const float lowest = -std::numeric_limits<float>::infinity();
+  Row row{lowest, 2, lowest, 1};
+  Distribution some = distribution_of(row, {}, {.temperature = 1});
+  ASSERT_EQ(some.size(), 2u);
+  EXPECT_NEAR(some[0].probability, 1 / (1 + std::exp(-1.0)), 1e-12);
+  row = {1e30f, -1e30f, 1e30f};
+  some = distribution_of(row, {}, {.temperature = 1e-6});
+  ASSERT_EQ(some.size(), 2u);
+  EXPECT_EQ(some[0].probability, 0.5);
+  row = {5};
+  EXPECT_EQ(distribution_of(row, {}, {.temperature = 1}).size(), 1u);
+  // Ids of the history that the row lacks are no concern.
+  row = {1, 2};
+  std::vector<int32_t> history{-1, 7, 1};
+  EXPECT_EQ(distribution_of(row, history, {.repetition_penalty = 4}).front().id, 0);
+}
+
+std::string message_of(const std::function<void()>& f) {
+  try {
+    f();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+TEST(Sampler, RefusesSenselessOptions) {
+  const double nan = std::numeric_limits<double>::quiet_NaN(),
+               infinite = std::numeric_limits<double>::infinity();
+  auto expect = [](const SamplingOptions& options, const std::string& part) {
+    std::string message = message_of([&] { options.validate(); });
+    EXPECT_NE(message.find(part), message.npos) << message << " lacks " << part;
+  };
+  SamplingOptions fine{.temperature = 100, .top_k = 3, .top_p = 1e-9, .min_p = 1, .repetition_penalty = 0.01};
+  EXPECT_NO_THROW(fine.validate());
+  EXPECT_NO_THROW(SamplingOptions{}.validate());
+  for (double bad : {-0.1, nan, infinite, 100.5})
+    expect({.temperature = bad}, "temperature: expected 0 to 100");
+  expect({.top_k = -1}, "top_k: expected 0 (all) or more, found -1");
+  for (double bad : {0.0, -1.0, 1.01, nan}) expect({.top_p = bad}, "top_p: expected above 0, at most 1");
+  for (double bad : {-0.1, 1.1, nan}) expect({.min_p = bad}, "min_p: expected 0 to 1");
+  for (double bad : {0.0, -1.0, nan, 1000.0})
+    expect({.repetition_penalty = bad}, "repetition_penalty: expected");
+}
+
+TEST(Sampler, RefusesLogitsThatAreNoNumbers) {
+  const float nan = std::numeric_limits<float>::quiet_NaN(),
+              infinite = std::numeric_limits<float>::infinity();
+  for (double temperature : {0.0, 1.0}) {
+    SamplingOptions how{.temperature = temperature};
+    for (Row row : {Row{nan, 1, 2}, Row{1, 2, nan}}) {
+      EXPECT_NE(message_of([&] { distribution_of(row, {}, how); }).find("NaN"), std::string::npos);
+    }
+    for (Row row : {Row{-infinite, -infinite}, Row{1, infinite}}) {
+      EXPECT_NE(message_of([&] { distribution_of(row, {}, how); }).find("not finite"), std::string::npos);
+    }
+  }
+}
+
+// -- the distribution of what is drawn --
+
+std::vector<double> dense(const Distribution& distribution, size_t vocabulary) {
+  std::vector<double> p(vocabulary, 0.0);
+  for (const Candidate& candidate : distribution)
+    p[static_cast<size_t>(candidate.id)] = candidate.probability;
+  return p;
+}
+
+TEST(Sampler, DrawsByProbability) {
+  for (uint64_t seed : {1, 2, 3, 4, 5}) {
+    Random random(seed);
+    Row row = random_row(random, 9, 1.0);
+    Distribution p = distribution_of(row, {}, {.temperature = 1});
+    std::vector<int64_t> counts(9, 0);
+    for (int i = 0; i < 300'000; ++i) ++counts[static_cast<size_t>(sample(p, random))];
+    EXPECT_LT(test::deviation(counts, dense(p, 9)), test::implausible) << "seed " << seed;
+  }
+}
+
+using Verify = std::function<Verdict(const Distribution&, const Distribution&, int32_t, Random&)>;
+
+constexpr size_t small_vocabulary = 6;
+
+// Pairs of model and draft distributions as generation has them: similar and dissimilar, with supports that
+// top-k and top-p cut differently, greedy ones among them.
+std::vector<std::pair<Distribution, Distribution>> pairs() {
+  Random random(2024);
+  const std::vector<SamplingOptions> settings{{.temperature = 1},
+                                              {.temperature = 0.7, .top_k = 3},
+                                              {.temperature = 1.2, .top_p = 0.8},
+                                              {.temperature = 1, .min_p = 0.2}};
+  std::vector<std::pair<Distribution, Distribution>> all;
+  for (size_t i = 0; i < 16; ++i) {
+    Row p = random_row(random, small_vocabulary, 1.0), q = p;
+    for (float& x : q) x += static_cast<float>((i % 2 == 0 ? 0.4 : 2.0) * random.normal());
+    SamplingOptions how = settings[i / 2 % settings.size()];
+    Distribution drafted = distribution_of(q, {}, i == 15 ? SamplingOptions{} : how);
+    all.emplace_back(distribution_of(p, {}, how), drafted);
+  }
+  return all;
+}
+
+// The largest deviation (in normal standard deviations) of what `rule` yields from p, over all pairs.
+double worst_deviation(const Verify& rule, int64_t draws) {
+  double worst = 0;
+  uint64_t seed = 1;
+  for (const auto& [p, q] : pairs()) {
+    Random random(seed++);
+    std::vector<int64_t> counts(small_vocabulary, 0);
+    for (int64_t i = 0; i < draws; ++i) {
+      int32_t draft = sample(q, random);
+      ++counts[static_cast<size_t>(rule(p, q, draft, random).token)];
+    }
+    worst = std::max(worst, test::deviation(counts, dense(p, small_vocabulary)));
+  }
+  return worst;
+}
+
+constexpr int64_t draws = 400'000;
+
+TEST(Speculation, YieldsExactlyTheModelsDistribution) {
+  EXPECT_LT(worst_deviation(verify, draws), test::implausible);
+}
+
+double probability_of(const Distribution& distribution, int32_t id) {
+  for (const Candidate& candidate : distribution) {
+    if (candidate.id == id) return candidate.probability;
+  }
+  return 0;
+}
+
+// The same test must catch every rule that is nearly right.
+TEST(Speculation, TheTestCatchesWrongRules) {
+  std::map<std::string, Verify> wrong;
+  wrong["accepts always"] = [](const Distribution&, const Distribution&, int32_t draft, Random&) {
+    return Verdict{true, draft};
+  };
+  wrong["accepts what the model would have drawn, else draws again"] =
+      [](const Distribution& p, const Distribution&, int32_t draft, Random& random) {
+        bool equal = sample(p, random) == draft;
+        return Verdict{equal, equal ? draft : sample(p, random)};
+      };
+  wrong["accepts the most likely token alone"] = [](const Distribution& p, const Distribution&, int32_t draft,
+                                                    Random& random) {
+    bool equal = p.front().id == draft;
+    return Verdict{equal, equal ? draft : sample(p, random)};
+  };
+  wrong["draws from p, not from the residual"] = [](const Distribution& p, const Distribution& q,
+                                                    int32_t draft, Random& random) {
+    Verdict verdict = verify(p, q, draft, random);
+    if (!verdict.accepted) verdict.token = sample(p, random);
+    return verdict;
+  };
+  wrong["accepts with probability p"] = [](const Distribution& p, const Distribution& q, int32_t draft,
+                                           Random& random) {
+    Verdict verdict = verify(p, q, draft, random);
+    if (random.uniform() < probability_of(p, draft)) verdict = {true, draft};
+    return verdict;
+  };
+  for (const auto& [name, rule] : wrong)
+    EXPECT_GT(worst_deviation(rule, draws), 3 * test::implausible) << name;
+
+  // A bias of 1 % in one token's probability: one draw in a hundred yields the most likely token whatever
+  // happened.
+  Verify biased = [](const Distribution& p, const Distribution& q, int32_t draft, Random& random) {
+    Verdict verdict = verify(p, q, draft, random);
+    if (random.uniform() < 0.01 / (1 - p.front().probability)) verdict.token = p.front().id;
+    return verdict;
+  };
+  EXPECT_GT(worst_deviation(biased, draws), test::implausible);
+}
+
+TEST(Speculation, AcceptsAsOftenAsPossible) {
+  for (const auto& [p, q] : pairs()) {
+    double overlap = 0;
+    for (const Candidate& candidate : q)
+      overlap += std::min(candidate.probability, probability_of(p, candidate.id));
+    Random random(5);
+    int64_t accepted = 0;
+    constexpr int64_t tries = 50'000;
+    for (int64_t i = 0; i < tries; ++i) accepted += verify(p, q, sample(q, random), random).accepted ? 1 : 0;
+    double share = static_cast<double>(accepted) / tries;
+    EXPECT_NEAR(share, overlap, 4.5 * std::sqrt(overlap * (1 - overlap) / tries) + 1e-9);
+  }
+}
+
+TEST(Speculation, OfGreedyDistributionsIsEquality) {
+  Random random(1);
+  Distribution three{{3, 1.0}}, four{{4, 1.0}};
+  Verdict verdict = verify(three, three, 3, random);
+  EXPECT_TRUE(verdict.accepted);
+  EXPECT_EQ(verdict.token, 3);
+  verdict = verify(three, four, 4, random);
+  EXPECT_FALSE(verdict.accepted);
+  EXPECT_EQ(verdict.token, 3);
+}
+
+}  // namespace
+}  // namespace latente
