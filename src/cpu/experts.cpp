@@ -1,5 +1,7 @@
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "cpu/cpu_backend.h"
 #include "cpu/experts_kernels.h"
@@ -132,10 +134,10 @@ HWY_INLINE void route_tokens(const Router<T>& router, const RouteScratch<T>& scr
   }
 }
 
-// d_logits of the tokens [begin, end). With `fractions` [E]: f_i times the balance loss's factor, for those
-// tokens (all of one sequence).
+// d_logits of the tokens [begin, end). With `coefficients` [E]: what their shares s_i / sum_j s_j count in
+// the balance losses (one sequence's, to which all these tokens belong).
 template <class T>
-HWY_INLINE void route_backward_tokens(const RouterGradient<T>& router, const T* fractions, T* d_score,
+HWY_INLINE void route_backward_tokens(const RouterGradient<T>& router, const T* coefficients, T* d_score,
                                       int64_t begin, int64_t end) {
   const Tag<T> d;
   const Routing& routing = router.routing;
@@ -144,12 +146,12 @@ HWY_INLINE void route_backward_tokens(const RouterGradient<T>& router, const T* 
   const T scale = static_cast<T>(routing.scale);
   for (int64_t t = begin; t < end; ++t) {
     const T* score = row_of<T>(router.scores, t);
-    if (fractions && !(router.mask && router.mask[t] == 0)) {
-      // d/ds_i of sum_j f_j s_j / S = (f_i - sum_j f_j s_j / S) / S
+    if (coefficients && !(router.mask && router.mask[t] == 0)) {
+      // d/ds_i of sum_j c_j s_j / S = (c_i - sum_j c_j s_j / S) / S
       const T inverse = 1 / sum_row(score, n);
-      const Vec<T> mean = hn::Set(d, dot(fractions, score, n) * inverse), factor = hn::Set(d, inverse);
+      const Vec<T> mean = hn::Set(d, dot(coefficients, score, n) * inverse), factor = hn::Set(d, inverse);
       for_vectors<T>(n, [&](int64_t i, auto width) LATENTE_VECTOR {
-        store(hn::Mul(hn::Sub(load(fractions + i, width), mean), factor), d_score + i, width);
+        store(hn::Mul(hn::Sub(load(coefficients + i, width), mean), factor), d_score + i, width);
       });
     } else {
       std::fill(d_score, d_score + n, T{0});
@@ -245,9 +247,9 @@ HWY_INLINE void combine_backward_tokens(const View& d_out, const View& y, const 
                       int64_t begin, int64_t end) {                                                       \
     route_tokens(router, scratch, share, counts, begin, end);                                             \
   }                                                                                                       \
-  void route_backward_##SUFFIX(const RouterGradient<T>& router, const T* fractions, T* d_score,           \
+  void route_backward_##SUFFIX(const RouterGradient<T>& router, const T* coefficients, T* d_score,        \
                                int64_t begin, int64_t end) {                                              \
-    route_backward_tokens(router, fractions, d_score, begin, end);                                        \
+    route_backward_tokens(router, coefficients, d_score, begin, end);                                     \
   }                                                                                                       \
   void combine_##SUFFIX(const View& y, const Choices<T>& choices, const Grad& out, int64_t begin,         \
                         int64_t end) {                                                                    \
@@ -296,9 +298,9 @@ struct TokenBlocks {
   int64_t tokens, sequence, sequences, per_sequence;
 
   TokenBlocks(int64_t token_count, const Routing& routing) : tokens(token_count), sequence(token_count) {
-    if (routing.balance_alpha > 0 && routing.balance_per_sequence) {
-      LATENTE_ASSERT(routing.sequence_length > 0 && tokens % routing.sequence_length == 0);
-      sequence = routing.sequence_length;
+    if (routing.balance.any() && routing.balance.per_sequence) {
+      LATENTE_ASSERT(routing.balance.sequence_length > 0 && tokens % routing.balance.sequence_length == 0);
+      sequence = routing.balance.sequence_length;
     }
     sequences = sequence > 0 ? tokens / sequence : 0;
     per_sequence = (sequence + size - 1) / size;
@@ -310,13 +312,54 @@ struct TokenBlocks {
   }
 };
 
-// f_i of one sequence from its counts, and the number of tokens counted (0: the sequence is all padding).
-int64_t balance_fractions(const int32_t* counts, int64_t experts, int64_t top_k, double* fractions) {
-  int64_t choices = 0;
-  for (int64_t e = 0; e < experts; ++e) choices += counts[e];
-  double unit = choices > 0 ? static_cast<double>(experts) / static_cast<double>(choices) : 0.0;
-  for (int64_t e = 0; e < experts; ++e) fractions[e] = unit * counts[e];
-  return choices / top_k;
+// What the balance losses count in some tokens: [E] choices of each expert and, for the communication loss,
+// [devices] tokens with at least one choice on the device.
+int64_t counted_devices(const Routing& routing) {
+  return routing.balance.communication_alpha > 0 ? routing.balance.devices : 0;
+}
+
+// Adds the tokens [begin, end) that chose each device.
+template <class T>
+void count_devices(const int32_t* chosen, const T* mask, const Routing& routing, int64_t experts,
+                   int64_t begin, int64_t end, int32_t* counts) {
+  const int64_t top_k = routing.top_k, size = experts / routing.balance.devices;
+  for (int64_t t = begin; t < end; ++t) {
+    if (mask && mask[t] == 0) continue;
+    const int32_t* choice = chosen + t * top_k;
+    for (int64_t k = 0; k < top_k; ++k) {
+      const int64_t device = choice[k] / size;
+      const bool again = std::any_of(choice, choice + k, [&](int32_t e) { return e / size == device; });
+      counts[device] += again ? 0 : 1;
+    }
+  }
+}
+
+// c_i of the balance losses (backend.h) of one sequence from its counts, and the number of tokens counted (0:
+// the sequence is all padding).
+int64_t balance_coefficients(const int32_t* counts, int64_t experts, const Routing& routing,
+                             double* coefficients) {
+  const Balance& balance = routing.balance;
+  const int64_t choices = std::accumulate(counts, counts + experts, int64_t{0});
+  const int64_t tokens = choices / routing.top_k, size = experts / balance.devices;
+  std::fill(coefficients, coefficients + experts, 0.0);
+  if (tokens == 0) return 0;
+  const double unit = static_cast<double>(experts) / static_cast<double>(choices);
+  const double sent =
+      static_cast<double>(balance.devices) / static_cast<double>(balance.devices_per_token * tokens);
+  for (int64_t d = 0; d < balance.devices; ++d) {
+    const int64_t first = d * size, last = first + size;
+    const double served = static_cast<double>(std::accumulate(counts + first, counts + last, int64_t{0}));
+    double of_device = balance.device_alpha * unit * served / static_cast<double>(size);
+    if (counted_devices(routing) > 0) of_device += balance.communication_alpha * sent * counts[experts + d];
+    for (int64_t e = first; e < last; ++e) coefficients[e] = balance.alpha * unit * counts[e] + of_device;
+  }
+  return tokens;
+}
+
+// Adds up `count` blocks of `width` numbers in the first one.
+template <class N>
+void add_blocks(N* blocks, int64_t count, int64_t width) {
+  for (int64_t i = width; i < count * width; ++i) blocks[i % width] += blocks[i];
 }
 
 template <class T, class Kernel>
@@ -328,17 +371,23 @@ void route_all(ThreadPool& pool, Kernel kernel, const Router<T>& router, const V
   struct Counts;
   struct Shares;
   bool counting = load || balance_loss;
-  int32_t* counts = counting ? reused_memory<Counts, int32_t>(blocks.count() * experts) : nullptr;
+  int64_t devices = balance_loss ? counted_devices(routing) : 0, width = experts + devices;
+  int32_t* counts = counting ? reused_memory<Counts, int32_t>(blocks.count() * width) : nullptr;
   T* shares = balance_loss ? reused_memory<Shares, T>(blocks.count() * experts) : nullptr;
   pool.parallel_for(blocks.count(), std::max<int64_t>(1, piece_elements / (2 * TokenBlocks::size * experts)),
                     [&](int64_t first, int64_t last) {
                       RouteScratch<T> scratch = route_scratch<T>(experts, routing);
                       for (int64_t b = first; b < last; ++b) {
-                        int32_t* count = counts ? counts + b * experts : nullptr;
+                        int32_t* count = counts ? counts + b * width : nullptr;
                         T* share = shares ? shares + b * experts : nullptr;
-                        if (count) std::fill(count, count + experts, 0);
+                        if (count) std::fill(count, count + width, 0);
                         if (share) std::fill(share, share + experts, T{0});
-                        kernel(router, scratch, share, count, blocks.begin(b), blocks.end(b));
+                        int64_t begin = blocks.begin(b), end = blocks.end(b);
+                        kernel(router, scratch, share, count, begin, end);
+                        if (devices > 0) {
+                          count_devices(router.experts, router.mask, routing, experts, begin, end,
+                                        count + experts);
+                        }
                       }
                     });
   if (!counting) return;
@@ -346,51 +395,55 @@ void route_all(ThreadPool& pool, Kernel kernel, const Router<T>& router, const V
   double loss = 0;
   int64_t counted_sequences = 0;
   struct Fractions;
-  double* fractions = reused_memory<Fractions, double>(experts);
+  double* coefficients = reused_memory<Fractions, double>(experts);
   for (int64_t s = 0; s < blocks.sequences; ++s) {
-    int32_t* count = counts + s * blocks.per_sequence * experts;
+    int32_t* count = counts + s * blocks.per_sequence * width;
     T* share = shares ? shares + s * blocks.per_sequence * experts : nullptr;
-    for (int64_t i = experts; i < blocks.per_sequence * experts; ++i) {
-      count[i % experts] += count[i];
-      if (share) share[i % experts] += share[i];
-    }
+    add_blocks(count, blocks.per_sequence, width);
+    if (share) add_blocks(share, blocks.per_sequence, experts);
     if (load) {
       for (int64_t e = 0; e < experts; ++e) load.as<float>()[e] += static_cast<float>(count[e]);
     }
     if (!share) continue;
-    int64_t tokens = balance_fractions(count, experts, routing.top_k, fractions);
+    int64_t tokens = balance_coefficients(count, experts, routing, coefficients);
     if (tokens == 0) continue;
     ++counted_sequences;
     double sum = 0;
-    for (int64_t e = 0; e < experts; ++e) sum += fractions[e] * static_cast<double>(share[e]);
+    for (int64_t e = 0; e < experts; ++e) sum += coefficients[e] * static_cast<double>(share[e]);
     loss += sum / static_cast<double>(tokens);
   }
   if (balance_loss) {
     double mean = counted_sequences > 0 ? loss / static_cast<double>(counted_sequences) : 0.0;
-    balance_loss.as<T>()[0] = static_cast<T>(routing.balance_alpha * mean);
+    balance_loss.as<T>()[0] = static_cast<T>(mean);
   }
 }
 
-// [sequences, E]: the gradient of the balance loss with respect to the shares s_i / sum_j s_j of a token.
+// [sequences, E]: the gradient of the balance losses with respect to the shares s_i / sum_j s_j of a token.
 template <class T>
 T* balance_gradient(const RouterGradient<T>& router, const TokenBlocks& blocks) {
-  int64_t experts = router.scores[1], top_k = router.routing.top_k, counted_sequences = 0;
+  const Routing& routing = router.routing;
+  int64_t experts = router.scores[1], top_k = routing.top_k, counted_sequences = 0;
+  int64_t devices = counted_devices(routing);
   struct Counts;
   struct Fractions;
   struct Gradient;
-  int32_t* counts = reused_memory<Counts, int32_t>(experts);
-  double* fractions = reused_memory<Fractions, double>(experts);
+  int32_t* counts = reused_memory<Counts, int32_t>(experts + devices);
+  double* coefficients = reused_memory<Fractions, double>(experts);
   T* gradient = reused_memory<Gradient, T>(blocks.sequences * experts);
   for (int64_t s = 0; s < blocks.sequences; ++s) {
-    std::fill(counts, counts + experts, 0);
-    for (int64_t t = s * blocks.sequence; t < (s + 1) * blocks.sequence; ++t) {
+    std::fill(counts, counts + experts + devices, 0);
+    int64_t begin = s * blocks.sequence, end = begin + blocks.sequence;
+    for (int64_t t = begin; t < end; ++t) {
       if (router.mask && router.mask[t] == 0) continue;
       for (int64_t k = t * top_k; k < (t + 1) * top_k; ++k) ++counts[router.experts[k]];
     }
-    int64_t tokens = balance_fractions(counts, experts, top_k, fractions);
+    if (devices > 0)
+      count_devices(router.experts, router.mask, routing, experts, begin, end, counts + experts);
+    int64_t tokens = balance_coefficients(counts, experts, routing, coefficients);
     counted_sequences += tokens > 0 ? 1 : 0;
-    double factor = tokens > 0 ? router.routing.balance_alpha / static_cast<double>(tokens) : 0.0;
-    for (int64_t e = 0; e < experts; ++e) gradient[s * experts + e] = static_cast<T>(factor * fractions[e]);
+    double factor = tokens > 0 ? 1.0 / static_cast<double>(tokens) : 0.0;
+    for (int64_t e = 0; e < experts; ++e)
+      gradient[s * experts + e] = static_cast<T>(factor * coefficients[e]);
   }
   T share = static_cast<T>(1.0 / static_cast<double>(std::max<int64_t>(counted_sequences, 1)));
   for (int64_t i = 0; i < blocks.sequences * experts; ++i) gradient[i] *= share;
@@ -401,14 +454,14 @@ template <class T, class Kernel>
 void route_backward_all(ThreadPool& pool, Kernel kernel, const RouterGradient<T>& router) {
   int64_t experts = router.scores[1];
   TokenBlocks blocks(router.scores[0], router.routing);
-  T* gradient = router.routing.balance_alpha > 0 ? balance_gradient(router, blocks) : nullptr;
+  T* gradient = router.routing.balance.any() ? balance_gradient(router, blocks) : nullptr;
   pool.parallel_for(blocks.count(), std::max<int64_t>(1, piece_elements / (2 * TokenBlocks::size * experts)),
                     [&](int64_t first, int64_t last) {
                       struct Scores;
                       T* d_score = reused_memory<Scores, T>(experts);
                       for (int64_t b = first; b < last; ++b) {
-                        T* fractions = gradient ? gradient + b / blocks.per_sequence * experts : nullptr;
-                        kernel(router, fractions, d_score, blocks.begin(b), blocks.end(b));
+                        T* coefficients = gradient ? gradient + b / blocks.per_sequence * experts : nullptr;
+                        kernel(router, coefficients, d_score, blocks.begin(b), blocks.end(b));
                       }
                     });
 }
@@ -429,6 +482,7 @@ void CpuBackend::route(View logits, View bias, View token_mask, const Routing& r
                  routing.top_k <=
                      logits[1] / groups * std::min<int64_t>(groups, groups > 1 ? routing.top_groups : 1));
   LATENTE_ASSERT(weights.contiguous() && experts.contiguous() && weights[1] == routing.top_k);
+  LATENTE_ASSERT(logits[1] % routing.balance.devices == 0);
   auto run = [&]<class T>(T, auto kernel) {
     Router<T> router{logits,
                      scores,

@@ -19,9 +19,7 @@ Moe::Moe(const Config& config, DType type) : routing(config.routing()) {
 Tensor Moe::operator()(const Tensor& x, Step& at) const {
   int64_t count = gate.weight[0];
   Routing how = routing;
-  how.balance_alpha = at.balance_alpha;
-  how.balance_per_sequence = at.balance_per_sequence;
-  how.sequence_length = at.sequence_length;
+  how.balance = at.balance;
   Tensor logits = linear(x, gate.weight);  // [T, E]
   Routed routed =
       route(logits, gate.e_score_correction_bias, at.token_mask, how, at.count_load ? gate.load : Tensor());

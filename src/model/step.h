@@ -28,10 +28,8 @@ struct Step {
   std::vector<LayerCache> caches;  // by layer; MTP modules follow the main layers
 
   // Training.
-  Tensor token_mask;           // [T] 0 = padding, or null
-  double balance_alpha = 0.0;  // sequence-wise balance loss
-  bool balance_per_sequence = true;
-  int64_t sequence_length = 0;
+  Tensor token_mask;        // [T] 0 = padding, or null
+  Balance balance{};        // auxiliary losses of every router
   bool count_load = false;  // add to the routers' expert loads
 
   // Filled while the model is recorded.

@@ -29,7 +29,7 @@ Routed route(const Tensor& logits, const Tensor& bias, const Tensor& token_mask,
   Tensor scores = plan.intermediate(logits.shape(), logits.dtype());
   Tensor weights = plan.intermediate({tokens, routing.top_k}, logits.dtype());
   Tensor experts = plan.intermediate({tokens, routing.top_k}, DType::i32);
-  bool balanced = plan.training() && routing.balance_alpha > 0;
+  bool balanced = plan.training() && routing.balance.any();
   Tensor balance_loss = balanced ? plan.intermediate({1}, logits.dtype()) : Tensor();
   plan.record(
       "route", {logits, bias, token_mask, load}, {scores, weights, experts, load, balance_loss},

@@ -39,7 +39,7 @@ Tensor head_linear(const Tensor& x, const Tensor& w, bool transpose);
 struct Routed {
   Tensor weights;       // [T, K]
   Tensor experts;       // [T, K] i32
-  Tensor balance_loss;  // [1], or null when routing.balance_alpha is 0; its gradient is part of the plan's
+  Tensor balance_loss;  // [1], or null when routing.balance has none; its gradient is part of the plan's
 };
 Routed route(const Tensor& logits, const Tensor& bias, const Tensor& token_mask, const Routing& routing,
              const Tensor& load);

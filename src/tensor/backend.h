@@ -29,17 +29,30 @@ enum class GateScore : uint8_t { sigmoid, softmax };
 // V3: the sum of a group's two highest biased scores (the one score of a group of one); V2: the highest.
 enum class GroupScore : uint8_t { none, top2_sum, max };
 
+// The auxiliary losses that a router's choices cost in training (DeepSeek-V3 report, section 2.1.2, equations
+// 17-20; DeepSeek-V2, section 2.2.3); device i holds the i-th of `devices` equal parts of the experts.
+struct Balance {
+  double alpha = 0.0;                // of the loss over experts
+  double device_alpha = 0.0;         // over the choices that each device serves
+  double communication_alpha = 0.0;  // over the tokens sent to each device
+  int64_t devices = 1;               // divides the number of experts
+  int64_t devices_per_token = 1;     // M: how many a token is sent to at most
+  bool per_sequence =
+      true;  // f and P counted in each sequence (V3, V2's seq_aux) or over all tokens of a call
+  int64_t sequence_length = 0;  // tokens a sequence in this call, when any() and per_sequence
+
+  bool any() const { return alpha > 0 || device_alpha > 0 || communication_alpha > 0; }
+};
+
 // How a router chooses (DeepSeek-V3 report, section 2.1.2; DeepSeek-V2, section 2.2).
 struct Routing {
   int top_k = 1;
   GateScore score = GateScore::sigmoid;
   GroupScore group_score = GroupScore::none;
   int groups = 1, top_groups = 1;
-  bool normalise = true;             // weights divided by their sum + 1e-20
-  double scale = 1.0;                // routed_scaling_factor
-  double balance_alpha = 0.0;        // factor of the balance loss below; 0 = none
-  bool balance_per_sequence = true;  // f and P counted in each sequence (V3, V2's seq_aux) or over all tokens
-  int64_t sequence_length = 0;       // tokens a sequence in this call, when balance_alpha > 0
+  bool normalise = true;  // weights divided by their sum + 1e-20
+  double scale = 1.0;     // routed_scaling_factor
+  Balance balance{};
 };
 
 struct AdamW {
@@ -108,13 +121,15 @@ class Backend {
   // is added for the selection only; experts [T, K] i32 in falling order of selection score (ties: lower
   // index first); weights [T, K]. load [E] (f32, accumulated: counts of selections) or null; balance_loss [1]
   // or null:
-  //   alpha * mean over sequences of sum_i f_i P_i, f_i = E/(K·T)·count_i, P_i = mean over t of s_i/sum_j s_j
-  //   (report, section 2.1.2, equations 17-20).
+  //   mean over sequences of sum_i c_i P_i, P_i = mean over t of s_i/sum_j s_j,
+  //   c_i = alpha · f_i + device_alpha · f'_d + communication_alpha · f''_d for an expert i of device d,
+  //   f_i = E/(K·T)·count_i, f'_d = mean of f over the device's experts,
+  //   f''_d = devices/(M·T)·(tokens with at least one choice on the device).
   // token_mask [T] (activation type; 0 = padding) or null: masked tokens are routed but counted in neither
   // load nor loss (T above: unmasked tokens; sequences without any are left out of the mean).
   virtual void route(View logits, View bias, View token_mask, const Routing& routing, View scores,
                      View weights, View experts, View load, View balance_loss) = 0;
-  // With routing.balance_alpha > 0 the balance loss's gradient is added; a null d_weights means zeros.
+  // With routing.balance.any() the balance loss's gradient is added; a null d_weights means zeros.
   virtual void route_backward(View d_weights, View scores, View weights, View experts, View token_mask,
                               const Routing& routing, Grad d_logits) = 0;
   // Sorts the T·K choices by expert, stably: offsets [E + 1] i32; rows [T·K] i32: the token of each sorted

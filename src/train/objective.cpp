@@ -46,9 +46,8 @@ Objective record_objective(Plan& plan, const Transformer& model, const Tensor& r
   at.rope_table = rope_table;
   at.starts = objective.starts;
   at.token_mask = objective.token_mask;
-  at.balance_alpha = options.balance_alpha;
-  at.balance_per_sequence = options.balance_per_sequence;
-  at.sequence_length = options.sequence_length;
+  at.balance = options.balance;
+  at.balance.sequence_length = options.sequence_length;
   at.count_load = options.count_load;
 
   objective.hidden = model.hidden(objective.ids, at);

@@ -10,9 +10,8 @@ namespace latente {
 struct ObjectiveOptions {
   int64_t sequences = 1;
   int64_t sequence_length = 0;  // tokens a sequence
-  double balance_alpha = 0.0;   // sequence-wise balance loss
-  bool balance_per_sequence = true;
-  bool count_load = false;  // count expert choices for the routing-bias update
+  Balance balance{};            // its sequence_length is that above, whatever it says
+  bool count_load = false;      // count expert choices for the routing-bias update
 };
 
 // T = sequences · sequence_length throughout. The host fills the inputs before each run.
@@ -51,7 +50,8 @@ Objective record_objective(Plan& plan, const Transformer& model, const Tensor& r
 void fill_from_sequences(Objective& objective, std::span<const int32_t> ids, const ObjectiveOptions& options,
                          std::span<const int64_t> lengths, double mtp_lambda);
 
-// Fills everything from a batch of the recorded shape; a target of depth d (0 = main model) counts weights[d].
+// Fills everything from a batch of the recorded shape; a target of depth d (0 = main model) counts
+// weights[d].
 void fill_from_batch(Objective& objective, const Batch& batch, std::span<const double> weights);
 
 // Zeroed memory for the gradient of every parameter that plan.backward() reached, in one block.

@@ -56,7 +56,7 @@ class Parity {
 
   void record() {
     plan_ = std::make_unique<Plan>(backend_, PlanOptions{true, true});
-    ObjectiveOptions how{batch_, length_, 0.0, true, false};
+    ObjectiveOptions how{.sequences = batch_, .sequence_length = length_};
     objective_ = record_objective(*plan_, model_, make_rope_table(model_.config(), length_), how);
     plan_->keep(objective_.hidden);
     for (const Tensor& residual : objective_.residuals) plan_->keep(residual);

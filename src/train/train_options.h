@@ -43,7 +43,8 @@ struct BalanceOptions {
   double sequence_alpha = 1e-4;    // of the complementary sequence-wise loss
   double expert_alpha = 0;         // V2's expert-level loss over all tokens of a micro-batch, instead of sequence-wise
   double device_alpha = 0, communication_alpha = 0;  // V2's device-level and communication losses
-  int64_t devices = 1, devices_per_token = 1;        // groups of experts these two speak of
+  int64_t devices = 1;            // equal parts of the experts, which these two speak of
+  int64_t devices_per_token = 1;  // how many a token is sent to at most (V2: 3 of 8)
   FIELDS(bias_rate, bias_until, sequence_alpha, expert_alpha, device_alpha, communication_alpha, devices,
          devices_per_token)
 };

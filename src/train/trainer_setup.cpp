@@ -77,6 +77,10 @@ void Trainer::read_model_options() {
     fail("batch.length: {} is more than the model's max_position_embeddings, {}", options_.batch.length,
          config.max_position_embeddings);
   }
+  if (config.n_routed_experts % options_.balance.devices != 0) {
+    fail("balance.devices: expected a divisor of the model's {} routed experts, found {}", config.n_routed_experts,
+         options_.balance.devices);
+  }
   if (config.bos_token_id < 0 && tokenizer_->bos_id()) config.bos_token_id = *tokenizer_->bos_id();
   if (config.eos_token_ids.empty() && tokenizer_->eos_id()) config.eos_token_ids = {*tokenizer_->eos_id()};
   model_ = std::make_unique<Transformer>(config, chosen.dtype == "bf16" ? DType::bf16 : DType::f32);
@@ -164,13 +168,17 @@ void Trainer::estimate_memory() {
   objective.sequences = facts_.sequences;
   objective.sequence_length = options_.batch.length;
   objective.count_load = true;
-  objective.balance_per_sequence = balance.expert_alpha == 0;
-  objective.balance_alpha = (balance.expert_alpha > 0 ? balance.expert_alpha : balance.sequence_alpha) * share;
+  objective.balance.alpha = (balance.expert_alpha > 0 ? balance.expert_alpha : balance.sequence_alpha) * share;
+  objective.balance.device_alpha = balance.device_alpha * share;
+  objective.balance.communication_alpha = balance.communication_alpha * share;
+  objective.balance.devices = balance.devices;
+  objective.balance.devices_per_token = balance.devices_per_token;
+  objective.balance.per_sequence = balance.expert_alpha == 0;
   training_ = std::make_unique<Pass>(*backend_, *model_, rope_table_, objective, true);
   validation_.reset();
   if (!validation_corpus_.empty()) {
     objective.count_load = false;
-    objective.balance_alpha = 0;
+    objective.balance = {};
     validation_ = std::make_unique<Pass>(*backend_, *model_, rope_table_, objective, false);
   }
 

@@ -331,8 +331,14 @@ TYPED_TEST(Rows, RouteWithBalanceLoss) {
   auto logits = random_array<T>(rows, experts, 1), mask = random_array<T>(1, rows, 2, 0);
   for (T& m : mask.data) m = m > 0 ? T{1} : T{0};
   for (bool per_sequence : {true, false}) {
-    Routing routing{
-        .top_k = top_k, .balance_alpha = 0.2, .balance_per_sequence = per_sequence, .sequence_length = 90};
+    Routing routing{.top_k = top_k,
+                    .balance = {.alpha = 0.2,
+                                .device_alpha = 0.1,
+                                .communication_alpha = 0.3,
+                                .devices = experts,
+                                .devices_per_token = top_k,
+                                .per_sequence = per_sequence,
+                                .sequence_length = 90}};
     struct Result {
       Array<T> scores, weights, gradient, loss;
       std::vector<float> load;

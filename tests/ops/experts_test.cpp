@@ -25,11 +25,14 @@ Decision decide(const Gate& gate) {
   Decision d;
   d.load.assign(experts, 0.0);
   const size_t tokens = static_cast<size_t>(gate.tokens);
-  const size_t sequence =
-      r.balance_per_sequence && r.sequence_length > 0 ? static_cast<size_t>(r.sequence_length) : tokens;
+  const Balance& balance = r.balance;
+  const size_t sequence = balance.per_sequence && balance.sequence_length > 0
+                              ? static_cast<size_t>(balance.sequence_length)
+                              : tokens;
+  const size_t devices = static_cast<size_t>(balance.devices), on_device = experts / devices;
   double loss_sum = 0, sequences = 0;
   for (size_t begin = 0; begin < tokens; begin += sequence) {
-    Numbers counts(experts, 0.0), shares(experts, 0.0);
+    Numbers counts(experts, 0.0), shares(experts, 0.0), visits(devices, 0.0);
     double counted = 0;
     for (size_t t = begin; t < begin + sequence; ++t) {
       Numbers s(gate.logits.begin() + static_cast<std::ptrdiff_t>(t * experts),
@@ -76,6 +79,10 @@ Decision decide(const Gate& gate) {
         if (!masked) counts[e] += 1;
       }
       if (masked) continue;
+      for (size_t i = 0; i < devices; ++i) {
+        visits[i] += std::any_of(chosen.begin(), chosen.end(),
+                                 [&](size_t e) { return i * on_device <= e && e < (i + 1) * on_device; });
+      }
       counted += 1;
       double total = std::accumulate(s.begin(), s.end(), 0.0);
       for (size_t e = 0; e < experts; ++e) shares[e] += s[e] / total;
@@ -83,12 +90,23 @@ Decision decide(const Gate& gate) {
     for (size_t e = 0; e < experts; ++e) d.load[e] += counts[e];
     if (counted == 0) continue;
     sequences += 1;
+    double n = static_cast<double>(experts), k = static_cast<double>(top_k);
     for (size_t e = 0; e < experts; ++e) {
-      double f = static_cast<double>(experts) / (static_cast<double>(top_k) * counted) * counts[e];
-      loss_sum += f * shares[e] / counted;
+      loss_sum += balance.alpha * (n / (k * counted) * counts[e]) * (shares[e] / counted);
+    }
+    // DeepSeek-V2, equations 26 to 31.
+    for (size_t i = 0; i < devices; ++i) {
+      double f = 0, p = 0;
+      for (size_t e = i * on_device; e < (i + 1) * on_device; ++e) {
+        f += n / (k * counted) * counts[e] / static_cast<double>(on_device);
+        p += shares[e] / counted;
+      }
+      double sent = static_cast<double>(devices) /
+                    (static_cast<double>(balance.devices_per_token) * counted) * visits[i];
+      loss_sum += balance.device_alpha * f * p + balance.communication_alpha * sent * p;
     }
   }
-  d.balance_loss = sequences > 0 ? r.balance_alpha * loss_sum / sequences : 0.0;
+  d.balance_loss = sequences > 0 ? loss_sum / sequences : 0.0;
   return d;
 }
 
@@ -149,9 +167,21 @@ std::vector<Gate> gates(int64_t tokens) {
   for (size_t i = 0; i < 5; ++i) {
     for (bool per_sequence : {true, false}) {
       Gate balanced = all[i];
-      balanced.routing.balance_alpha = 0.3;
-      balanced.routing.balance_per_sequence = per_sequence;
-      balanced.routing.sequence_length = tokens / 2;
+      Balance& balance = balanced.routing.balance;
+      balance.alpha = 0.3;
+      balance.per_sequence = per_sequence;
+      balance.sequence_length = tokens / 2;
+      all.push_back(balanced);
+      if (i != 0 && i != 3) continue;
+      // Of DeepSeek-V2's other losses each alone, then all together.
+      balance = {
+          .device_alpha = 0.5, .devices = 4, .per_sequence = per_sequence, .sequence_length = tokens / 2};
+      all.push_back(balanced);
+      balance.device_alpha = 0;
+      balance.communication_alpha = 0.7;
+      balance.devices_per_token = 2;
+      all.push_back(balanced);
+      balance.alpha = 0.3, balance.device_alpha = 0.5;
       all.push_back(balanced);
     }
   }
@@ -196,8 +226,22 @@ TEST(Route, GradientOfTheBalanceLossAlone) {
   });
 }
 
+// Every token on one device: f' = D / 1 there, f'' = D / M, and P its experts' share.
+TEST(Route, DeviceLossesOfAnUnbalancedRouter) {
+  Gate gate;
+  gate.tokens = 3, gate.experts = 6;
+  gate.routing = {.top_k = 2, .score = GateScore::softmax};
+  for (int t = 0; t < 3; ++t) gate.logits.insert(gate.logits.end(), {0, 0, 5, 5, 0, 0});
+  const double p = 2 * std::exp(5) / (2 * std::exp(5) + 4);
+  Balance& balance = gate.routing.balance;
+  balance = {.device_alpha = 1, .devices = 3, .per_sequence = false};
+  EXPECT_NEAR(routed(gate, DType::f64, 1).balance_loss, 3 * p, 1e-14);
+  balance = {.communication_alpha = 1, .devices = 3, .devices_per_token = 2, .per_sequence = false};
+  EXPECT_NEAR(routed(gate, DType::f64, 1).balance_loss, 1.5 * p, 1e-14);
+}
+
 TEST(Route, ASequenceOfPaddingIsLeftOutOfTheMean) {
-  Routing routing{.top_k = 2, .balance_alpha = 0.5, .sequence_length = 4};
+  Routing routing{.top_k = 2, .balance = {.alpha = 0.5, .sequence_length = 4}};
   Gate gate = random_gate(8, 6, routing, false, false, 9);
   gate.mask = {1, 1, 1, 1, 0, 0, 0, 0};
   Gate alone = gate;
@@ -321,8 +365,7 @@ TEST(MixtureOfExperts, GradientReachesTheRouter) {
                   .groups = 4,
                   .top_groups = 2,
                   .scale = 2.5,
-                  .balance_alpha = 0.1,
-                  .sequence_length = 3};
+                  .balance = {.alpha = 0.1, .sequence_length = 3}};
   check(inputs, [&](Plan& plan, const std::vector<Tensor>& p) {
     Tensor x = leaf(plan, p[0]);
     Routed routed = route(linear(x, p[1]), {}, {}, routing, {});
