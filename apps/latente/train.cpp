@@ -51,11 +51,9 @@ class Watcher final : public TrainObserver {
   void on_corpus(const CorpusProgress& progress) override { display_.corpus(progress); }
 
   void on_start(int64_t first_step) override {
-    std::optional<int64_t> resumed_at;
-    if (first_step > 0) {
-      resumed_at = first_step + 1;
-      display_.note(fmt::format("resumed     after step {}", first_step));
-    }
+    if (first_step > 0) display_.note(fmt::format("resumed     after step {}", first_step));
+    // Also from the beginning: the directory may hold figures of a run that was overwritten, or ended before it saved.
+    int64_t resumed_at = first_step + 1;
     writers_.push_back(std::make_unique<JsonlWriter>(options_.out + "/metrics.jsonl", resumed_at));
     if (options_.log.tensorboard) {
       writers_.push_back(std::make_unique<TensorBoardWriter>(options_.out + "/tensorboard", resumed_at));

@@ -42,20 +42,23 @@ void Trainer::start(Start how) {
   }
   std::string states = options_.out + "/checkpoints";
   if (how == Start::overwrite && fs::exists(states)) remove_directory(states);
-  allocate_parameters(*model_);
-  gradients_ = allocate_gradients(*backend_, *model_);
-  std::shared_ptr<void> arena = backend_->allocate(memory.activations);
-  training_->allocate(arena);
-  if (validation_) validation_->allocate(arena);
-
   LatestGood latest = latest_good(states);
   if (how == Start::fresh && latest.directory) {
     fail("{}: holds a run that was saved at step {}; resume it, overwrite it, or choose another directory",
          options_.out, latest.step);
   }
   facts_.notes.insert(facts_.notes.end(), latest.skipped.begin(), latest.skipped.end());
+  allocate_parameters(*model_);
+  gradients_ = allocate_gradients(*backend_, *model_);
+  std::shared_ptr<void> arena = backend_->allocate(memory.activations);
+  training_->allocate(arena);
+  if (validation_) validation_->allocate(arena);
+
   if (how == Start::resume && latest.directory) {
     TrainingState state(*latest.directory);
+    if (std::string dtype = state.json().value("dtype", options_.model.dtype); dtype != options_.model.dtype) {
+      fail("model.dtype: {} was trained as {}, found {}", options_.out, dtype, options_.model.dtype);
+    }
     load_parameters(*model_, Checkpoint(state.model_directory()));
     optimizer_ = std::make_unique<Optimizer>(*backend_, *model_, gradients_, options_.optimizer);
     optimizer_->for_each_state(
@@ -90,6 +93,7 @@ void Trainer::save() {
   nlohmann::json json;
   json["optimizer_steps"] = optimizer_->steps();
   json["sequences"] = facts_.sequences;
+  json["dtype"] = options_.model.dtype;
   json["data"] = std::to_string(batches_->fingerprint());  // text: JSON readers round large numbers
   json["epoch"] = batches_->position().epoch;
   json["window"] = batches_->position().index;
