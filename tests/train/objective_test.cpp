@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 
@@ -103,13 +104,13 @@ TEST(Objective, FillsPlainSequences) {
   }
 }
 
-Batch random_batch() {
+Batch random_batch(uint64_t seed = 0) {
   Batch batch;
   batch.sequences = sequences;
   batch.length = length;
   for (uint64_t d = 0; d <= modules; ++d) {
-    batch.inputs.push_back(random_ids(10 + d));
-    batch.targets.push_back(random_ids(20 + d));
+    batch.inputs.push_back(random_ids(100 * seed + 10 + d));
+    batch.targets.push_back(random_ids(100 * seed + 20 + d));
     batch.targets.back()[3 + d] = -1;
   }
   batch.lengths = {6, 5, 0};
@@ -261,22 +262,39 @@ TEST(Pass, AddsUpWhatItsObjectiveFound) {
   EXPECT_DOUBLE_EQ(
       sums.objective(0.4),
       sums.depths[0].mean() + 0.2 * (sums.depths[1].mean() + sums.depths[2].mean()) + sums.balance);
-  // The module's prediction at a place and the main model's at the next are of the same token.
-  int64_t agreed = 0, compared = 0;
+}
+
+// The module's prediction at a place and the main model's at the next are of the same token.
+TEST(Pass, CountsWhereTheModuleAndTheMainModelAgree) {
+  CpuBackend backend(1);
+  Recorded recorded(plain());
+  Pass pass(backend, recorded.model, recorded.rope, plain(), false);
+  pass.allocate(nullptr);
+  const std::vector<double> ones = {1, 1, 1};
   const int32_t* main = recorded.objective.main.predicted.view().as<int32_t>();
   const int32_t* module = recorded.objective.mtp[0].result.predicted.view().as<int32_t>();
-  for (int64_t s = 0; s < sequences; ++s) {
-    for (int64_t i = 0; i + 1 < length; ++i) {
-      int64_t t = s * length + i;
-      if (batch.targets[1][static_cast<size_t>(t)] < 0 || batch.targets[0][static_cast<size_t>(t + 1)] < 0)
-        continue;
-      ++compared;
-      agreed += main[t + 1] == module[t] ? 1 : 0;
+  LossSums sums;
+  int64_t agreed = 0, compared = 0;
+  for (uint64_t seed = 0; seed < 20; ++seed) {
+    const Batch batch = random_batch(seed);
+    pass.run(batch, ones, sums);
+    fill_from_batch(recorded.objective, batch, ones);
+    recorded.run();
+    for (int64_t s = 0; s < sequences; ++s) {
+      for (int64_t i = 0; i + 1 < length; ++i) {
+        int64_t t = s * length + i;
+        if (batch.targets[1][static_cast<size_t>(t)] < 0) continue;
+        if (batch.targets[0][static_cast<size_t>(t + 1)] < 0) continue;
+        ++compared;
+        agreed += main[t + 1] == module[t] ? 1 : 0;
+      }
     }
   }
-  EXPECT_GT(compared, 0);
+  EXPECT_GT(agreed, 0);
+  EXPECT_LT(agreed, compared);
   EXPECT_EQ(sums.compared, compared);
   EXPECT_EQ(sums.agreed, agreed);
+  EXPECT_DOUBLE_EQ(sums.acceptance(), static_cast<double>(agreed) / static_cast<double>(compared));
 }
 
 }  // namespace
