@@ -94,6 +94,7 @@ def main():
     parser.add_argument("--text", required=True)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--setting", help="ATTENTION,EXPERTS of transformers instead of trying them all")
     args = parser.parse_args()
     args.text = str(pathlib.Path(args.text).resolve())
     print("| config | batch | transformers tok/s (setting) | Latente tok/s | ratio | share of FMA peak | memory: transformers, "
@@ -110,15 +111,19 @@ def main():
                             str(out / "tokenizer")], check=True, capture_output=True)
             settings = [{"attention": a, "experts": e} for a in ("sdpa", "eager")
                         for e in ("grouped_mm", "batched_mm", "eager")]
+            if args.setting:
+                settings = [dict(zip(("attention", "experts"), args.setting.split(",")))]
             tried = []
             for setting in settings:
-                times, memory = transformers_steps(path, sequences, length, 2, setting)
+                times, memory = transformers_steps(path, sequences, length, 2, setting) if settings[1:] else ([0], 0)
                 if times:
                     tried.append((min(times), setting))
             best = min(tried, key=lambda item: item[0])[1]
             theirs, ours, memory = [], [], 0
             for _ in range(args.rounds):
                 times, memory = transformers_steps(path, sequences, length, args.steps, best)
+                if not times:
+                    sys.exit(str(memory))
                 theirs += [tokens / seconds for seconds in times]
                 speeds, peak, estimate, used = latente_steps(args, path, sequences, length, args.steps, out)
                 ours += speeds

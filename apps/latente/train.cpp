@@ -47,12 +47,14 @@ class Watcher final : public TrainObserver {
 
   TrainDisplay& display() { return display_; }
   void set_steps(int64_t steps) { steps_ = steps; }
+  int64_t most_memory() const { return most_memory_; }  // after any step
 
   void on_corpus(const CorpusProgress& progress) override { display_.corpus(progress); }
 
   void on_start(int64_t first_step) override {
     if (first_step > 0) display_.note(fmt::format("resumed     after step {}", first_step));
-    // Also from the beginning: the directory may hold figures of a run that was overwritten, or ended before it saved.
+    // Also from the beginning: the directory may hold figures of a run that was overwritten, or ended before
+    // it saved.
     int64_t resumed_at = first_step + 1;
     writers_.push_back(std::make_unique<JsonlWriter>(options_.out + "/metrics.jsonl", resumed_at));
     if (options_.log.tensorboard) {
@@ -77,6 +79,9 @@ class Watcher final : public TrainObserver {
     metrics.add("speed/tokens_per_second", report.tokens_per_second);
     metrics.add("speed/flops_per_second", report.flops_per_second);
     if (peak_flops_ > 0) metrics.add("speed/share_of_peak", report.flops_per_second / peak_flops_);
+    int64_t memory = resident_memory();
+    most_memory_ = std::max(most_memory_, memory);
+    metrics.add("memory/resident", memory);
     write(metrics);
     display_.step(report, steps_);
   }
@@ -117,7 +122,7 @@ class Watcher final : public TrainObserver {
 
   TrainOptions options_;
   double peak_flops_ = 0;
-  int64_t steps_ = 0;
+  int64_t steps_ = 0, most_memory_ = 0;
   TrainDisplay display_;
   std::vector<std::unique_ptr<MetricWriter>> writers_;
 };
@@ -127,14 +132,16 @@ void print_profile(const std::map<std::string, double>& seconds) {
   double total = 0;
   for (const auto& [op, time] : seconds) rows.emplace_back(time, op), total += time;
   std::sort(rows.rbegin(), rows.rend());
-  for (const auto& [time, op] : rows) fmt::print("{:<40}{:>10.3f} s{:>7.1f} %\n", op, time, 100 * time / total);
+  for (const auto& [time, op] : rows)
+    fmt::print("{:<40}{:>10.3f} s{:>7.1f} %\n", op, time, 100 * time / total);
 }
 
 void train(const TrainFlags& flags) {
   auto options = load_options<TrainOptions>(flags.config);
   for (const std::string& assignment : flags.set) override_option(options, assignment);
   CpuBackend backend(options.threads);
-  double peak = options.log.peak_gflops > 0 ? options.log.peak_gflops * 1e9 : measure_peak_flops(backend.threads());
+  double peak =
+      options.log.peak_gflops > 0 ? options.log.peak_gflops * 1e9 : measure_peak_flops(backend.threads());
   Watcher watcher(options, peak);
   Trainer trainer(backend, options, watcher);
   watcher.set_steps(trainer.facts().steps);
@@ -153,9 +160,10 @@ void train(const TrainFlags& flags) {
   write_file_atomically(options.out + "/config.toml", write_options(trainer.options()));
   ask_to_stop();
   bool finished = trainer.run();
-  watcher.display().note(finished ? fmt::format("finished    {}/model holds the model; at most {} were used", options.out,
-                                                bytes_text(static_cast<double>(peak_resident_memory())))
-                                  : fmt::format("stopped     after step {}; --resume goes on", trainer.step()));
+  watcher.display().note(
+      finished ? fmt::format("finished    {}/model holds the model; at most {} were used", options.out,
+                             bytes_text(static_cast<double>(watcher.most_memory())))
+               : fmt::format("stopped     after step {}; --resume goes on", trainer.step()));
   if (flags.profile) print_profile(trainer.seconds_by_op());
 }
 
@@ -164,15 +172,18 @@ void train(const TrainFlags& flags) {
 void add_train(CLI::App& app) {
   auto flags = std::make_shared<TrainFlags>();
   CLI::App* command = app.add_subcommand("train", "Pretrain a model on text");
-  command->add_option("config", flags->config, "The run, a TOML file (examples/train.toml explains every key)")
+  command
+      ->add_option("config", flags->config, "The run, a TOML file (examples/train.toml explains every key)")
       ->required()
       ->check(CLI::ExistingFile);
   command->add_option("--set", flags->set, "Override a key: --set schedule.lr=1e-3 (may be repeated)")
       ->expected(1)
       ->take_all();
-  auto* resume = command->add_flag("--resume", flags->resume, "Go on from the last saved state, if there is one");
+  auto* resume =
+      command->add_flag("--resume", flags->resume, "Go on from the last saved state, if there is one");
   command->add_flag("--overwrite", flags->overwrite, "Forget the states of an earlier run")->excludes(resume);
-  command->add_flag("--dry-run", flags->dry_run, "Print what would be done and the memory it takes, then stop");
+  command->add_flag("--dry-run", flags->dry_run,
+                    "Print what would be done and the memory it takes, then stop");
   command->add_flag("--profile", flags->profile, "Print the time each op took");
   command->callback([flags] { train(*flags); });
 }

@@ -47,11 +47,6 @@ int64_t available_memory() {
 
 int64_t resident_memory() { return value_of("/proc/self/status", "RssAnon:") * 1024; }
 
-int64_t peak_resident_memory() {
-  int64_t peak = value_of("/proc/self/status", "VmHWM:"), mapped = value_of("/proc/self/status", "RssFile:");
-  return std::max<int64_t>(peak - mapped, 0) * 1024;
-}
-
 std::string bytes_text(double bytes) {
   const char* units[] = {"B", "KiB", "MiB", "GiB", "TiB"};
   int unit = 0;

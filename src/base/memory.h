@@ -8,8 +8,7 @@ namespace latente {
 
 // Bytes that can be allocated now without swapping, the cgroup's limit considered.
 int64_t available_memory();
-// The most bytes of its own (mapped files not counted) this process has held so far, and holds now.
-int64_t peak_resident_memory();
+// Bytes of its own that this process holds now: mapped files are not counted.
 int64_t resident_memory();
 
 // "1.5 GiB"
