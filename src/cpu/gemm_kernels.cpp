@@ -254,8 +254,17 @@ void direct_rows(const Block<float>& p, const Lines<S>& b, int64_t n0, int64_t k
   for (int64_t j = 0; j < p.n; j += direct_columns) {
     const S* line[direct_columns];
     for (int64_t i = 0; i < direct_columns; ++i) line[i] = b.line(n0 + std::min(j + i, p.n - 1)) + k;
-    direct_tile<H, groups>(p.k, p.a, line, p.c + j, p.c_row, p.init ? p.init + j : nullptr, p.init_row,
-                           p.n - j);
+    if constexpr (H <= 2) {
+      direct_tile<H, groups>(p.k, p.a, line, p.c + j, p.c_row, p.init ? p.init + j : nullptr, p.init_row,
+                             p.n - j);
+    } else {
+      // One group at a time: the sums and a transposed block fill the registers.
+      for (int64_t g = 0; 8 * g < std::min(p.n - j, direct_columns); ++g) {
+        const int64_t at = j + 8 * g;
+        direct_tile<H, 1>(p.k, p.a, line + 8 * g, p.c + at, p.c_row, p.init ? p.init + at : nullptr,
+                          p.init_row, p.n - at);
+      }
+    }
   }
 }
 #endif
