@@ -1,19 +1,12 @@
-// config.json: whatever the bytes, a valid Config or an Error of one line; a valid one survives being written and read,
-// and its figures can be computed unless it is absurdly large.
+// config.json: whatever the bytes, a valid Config or an Error of one line; a valid one survives being written
+// and read, and its figures can be computed unless it is absurdly large.
 #include <cstdlib>
 #include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "checkpoint/json.h"
 #include "model/figures.h"
-
-namespace {
-
-void require(bool condition) {
-  if (!condition) std::abort();
-}
-
-}  // namespace
+#include "support.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   std::string_view text(reinterpret_cast<const char*>(data), size);

@@ -4,13 +4,10 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "support.h"
 #include "train/corpus_reader.h"
 
 namespace {
-
-void require(bool condition) {
-  if (!condition) std::abort();
-}
 
 class Bytes final : public latente::ByteSource {
  public:

@@ -1,18 +1,12 @@
-// TOML options and "key=value" overrides: filled or refused with an Error; what was filled survives being written.
+// TOML options and "key=value" overrides: filled or refused with an Error; what was filled survives being
+// written.
 #include <cmath>
 #include <cstdlib>
 #include <string>
 
 #include "base/options.h"
+#include "support.h"
 #include "train/train_options.h"
-
-namespace {
-
-void require(bool condition) {
-  if (!condition) std::abort();
-}
-
-}  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   std::string_view text(reinterpret_cast<const char*>(data), size);

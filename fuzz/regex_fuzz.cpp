@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "support.h"
 #include "tokenizer/regex.h"
 #include "tokenizer/unicode.h"
 
@@ -20,10 +21,6 @@ namespace {
 
 using latente::Regex;
 using Matches = std::vector<std::pair<std::size_t, std::size_t>>;
-
-void require(bool condition) {
-  if (!condition) std::abort();
-}
 
 Matches matches_of(const Regex& regex, std::string_view text) {
   Matches out;

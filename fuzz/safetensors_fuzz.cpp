@@ -7,12 +7,9 @@
 
 #include "base/error.h"
 #include "checkpoint/safetensors.h"
+#include "support.h"
 
 namespace {
-
-void require(bool condition) {
-  if (!condition) std::abort();
-}
 
 void check(const latente::SafetensorsFile& file, std::span<const std::byte> bytes) {
   uint64_t header_bytes;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "support.h"
 #include "tokenizer/stop_strings.h"
 #include "tokenizer/tokenizer.h"
 #include "tokenizer/train_bpe.h"
@@ -16,10 +17,6 @@
 namespace {
 
 using latente::Tokenizer;
-
-void require(bool condition) {
-  if (!condition) std::abort();
-}
 
 std::string lossy(std::string_view text) {
   std::string out;
