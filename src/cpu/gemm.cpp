@@ -38,199 +38,172 @@ class Scratch {
   int64_t size_ = 0;
 };
 
-// Rows [m, m + panels.rows) of a problem and its depth [k, k + depth): a part of `a` that is packed at once.
-struct Piece {
+// How a problem is divided into tasks: across its columns and down its panels of rows.
+struct Division {
   size_t problem = 0;
-  int64_t m = 0, k = 0, count = 0;
   Panels panels;
-  int64_t memory = 0;  // where its packed form begins
-  int64_t first_pack = 0, first_task = 0;
-  int64_t panels_a_task = 0, tasks_across = 0, tasks_down = 0;
-
-  // A packed piece is a block after another; all but the last have full depth.
-  int64_t block(int64_t i) const { return memory + i * panels.size(depth); }
-  int64_t blocks() const { return std::max<int64_t>((count + depth - 1) / depth, 1); }
-  int64_t block_depth(int64_t i) const { return std::min(depth, count - i * depth); }
-  int64_t size() const { return blocks() * panels.size(depth); }
+  int64_t depth = 0;  // of a block of k: the last may be shallower
+  int64_t first_task = 0, across = 1, down = 1;
 };
 
-constexpr int64_t packed_elements = 2 << 20;  // of `a` at once: together they stay in the last-level cache
-constexpr int64_t packed_depth = 16 * depth;  // of a piece
-constexpr int64_t widest = 256, usual = 64;   // columns of b that a task packs
-constexpr int64_t least_rows = 96;            // rows that repay packing b, where there are so many
-constexpr int64_t tasks_a_thread = 8;
+struct Extent {
+  int64_t rows, columns;
+};
+constexpr Extent largest = {512, 384};     // of a task: its columns and some rows fill the second-level cache
+constexpr Extent comfortable = {96, 192};  // repays packing
+constexpr Extent smallest = {24, 1};       // where there would be fewer tasks than threads
+constexpr int64_t panels_at_once = 12;     // of rows
+constexpr int64_t tasks_a_thread = 2;      // more would pack more
+constexpr double least_work = 256 * 1024;  // multiply-adds that repay waking a thread
 
-template <class Items>
-auto& piece_of(Items& pieces, int64_t Piece::*first, int64_t index) {
-  auto after = std::upper_bound(pieces.begin(), pieces.end(), index,
-                                [first](int64_t i, const Piece& p) { return i < p.*first; });
-  return *(after - 1);
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Blocks of a problem have equal depth, but for the last. A panel of b should leave room beside it in the
+// first-level cache, but one block is worth more than two low ones.
+int64_t depth_of_blocks(int64_t k) {
+  if (k <= most_depth) return std::max<int64_t>(k, 1);
+  const int64_t blocks = divide_up(k, usual_depth);
+  return divide_up(divide_up(k, blocks), 8) * 8;
 }
 
+// Each task packs all it needs for itself. Packing a shared operand once would save work, but writing to what
+// another core has read can be ten times slower than packing it again.
 template <class T, class S>
 class Multiplication {
  public:
   Multiplication(ThreadPool& pool, std::span<const Problem<T, S>> problems)
-      : pool_(pool), problems_(problems), pieces_(reused_pieces()) {}
+      : pool_(pool), problems_(problems), divisions_(reused_divisions()) {}
 
   void run() {
-    int64_t deepest = 0;
-    for (const auto& p : problems_) deepest = std::max(deepest, p.k);
-    // Depth outermost: each element of c is then added to in rising k.
-    for (int64_t k = 0; k == 0 || k < deepest; k += packed_depth) {
-      for (size_t i = 0; i < problems_.size(); ++i) {
-        const auto& p = problems_[i];
-        if (p.m > 0 && p.n > 0 && (k == 0 || k < p.k)) add(i, k);
-      }
-      flush();
-    }
-  }
-
- private:
-  static std::vector<Piece>& reused_pieces() {
-    thread_local std::vector<Piece> pieces;
-    pieces.clear();
-    return pieces;
-  }
-
-  void add(size_t index, int64_t k) {
-    const auto& problem = problems_[index];
-    const int64_t count = std::min(packed_depth, problem.k - k);
-    const int64_t parts =
-        std::max<int64_t>((problem.m * count + packed_elements / 2) / packed_elements, 1);  // of equal height
-    for (int64_t part = 0; part < parts; ++part) {
-      Piece piece;
-      piece.problem = index;
-      piece.m = part * problem.m / parts;
-      piece.k = k;
-      piece.count = count;
-      const int64_t rows = (part + 1) * problem.m / parts - piece.m;
-      piece.panels = {rows, (rows + tile_rows() - 1) / tile_rows()};
-      if (memory_ + piece.size() > 2 * packed_elements) flush();
-      piece.memory = memory_;
-      memory_ += piece.size();
-      pieces_.push_back(piece);
-    }
-  }
-
-  void flush() {
-    if (pieces_.empty()) return;
-    thread_local Scratch<T> scratch;
-    packed_ = scratch.reserve(memory_);
-    pack();
-    divide();
-    compute();
-    pieces_.clear();
-    memory_ = 0;
-  }
-
-  // Where lines run along m, wide groups touch few pages.
-  int64_t pack_group(const Piece& piece) const { return problems_[piece.problem].a.along_k ? 16 : 64; }
-
-  void pack() {
-    int64_t tasks = 0;
-    for (Piece& piece : pieces_) {
-      piece.first_pack = tasks;
-      const int64_t group = pack_group(piece);
-      tasks += (piece.panels.panels + group - 1) / group * piece.blocks();
-    }
-    const bool alone = memory_ <= 1 << 14;  // less work than waking threads
-    pool_.parallel_for(tasks, alone ? tasks : 1, [this](int64_t begin, int64_t end) {
-      for (int64_t task = begin; task < end; ++task) {
-        const Piece& piece = piece_of(pieces_, &Piece::first_pack, task);
-        const int64_t i = (task - piece.first_pack) % piece.blocks(), group = pack_group(piece);
-        const int64_t first = (task - piece.first_pack) / piece.blocks() * group;
-        const int64_t last = std::min(first + group, piece.panels.panels);
-        pack_rows(problems_[piece.problem].a, piece.m, piece.panels, first, last, piece.k + i * depth,
-                  piece.block_depth(i), packed_ + piece.block(i));
-      }
-    });
-  }
-
-  int64_t tasks_across(int64_t width) const {
-    int64_t tasks = 0;
-    for (const Piece& piece : pieces_) tasks += (problems_[piece.problem].n + width - 1) / width;
-    return tasks;
-  }
-
-  void divide() {
-    const int64_t wanted = pool_.size() == 1 ? 1 : tasks_a_thread * pool_.size();
-    const int64_t narrowest = tile_columns<T>();
     double work = 0;
-    int64_t rows = 0;
-    for (const Piece& piece : pieces_) {
-      rows = std::max(rows, piece.panels.rows);
-      work += static_cast<double>(piece.panels.rows * problems_[piece.problem].n) *
-              static_cast<double>(piece.count);
+    for (const auto& p : problems_) work += work_of(p.m, p.n, p.k);
+    for (size_t i = 0; i < problems_.size(); ++i) {
+      if (problems_[i].m > 0 && problems_[i].n > 0) divide(i, work / pool_.size());
     }
-    width_ = widest;
-    const int64_t limit = rows > least_rows ? std::max(usual, narrowest) : narrowest;
-    while (width_ > limit && tasks_across(width_) < wanted) width_ /= 2;
-    tasks_ = 0;
-    for (Piece& piece : pieces_) {
-      const double row_work = static_cast<double>(width_ * std::max<int64_t>(piece.count, 1));
-      const auto fair = static_cast<int64_t>(work / static_cast<double>(wanted) / row_work);
-      const int64_t height = std::clamp(fair, std::min(least_rows, piece.panels.rows), piece.panels.rows);
-      piece.tasks_down = (piece.panels.rows + height - 1) / height;
-      piece.tasks_across = (problems_[piece.problem].n + width_ - 1) / width_;
-      piece.first_task = tasks_;
-      tasks_ += piece.tasks_down * piece.tasks_across;
-    }
-  }
-
-  void compute() {
     pool_.parallel_for(tasks_, 1, [this](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) compute(task);
     });
   }
 
-  void compute(int64_t task) {
-    const Piece& piece = piece_of(pieces_, &Piece::first_task, task);
-    const auto& p = problems_[piece.problem];
-    const int64_t across = (task - piece.first_task) / piece.tasks_down;
-    const int64_t down = (task - piece.first_task) % piece.tasks_down;
-    const int64_t n0 = across * width_, n = std::min(width_, p.n - n0);
-    Block<T> block;
-    block.panels = piece.panels;
-    block.first = down * piece.panels.panels / piece.tasks_down;
-    block.last = (down + 1) * piece.panels.panels / piece.tasks_down;
-    block.c_row = p.c_row;
-    if (is_direct(block.panels, p.b)) {
-      // A few columns along all of k: their lines are then read from end to end.
-      for (int64_t j = 0; j < n; j += direct_columns) {
-        block.n = std::min(direct_columns, n - j);
-        for (int64_t i = 0; i < piece.blocks(); ++i) {
-          place(block, piece, i, n0 + j);
-          multiply_direct(block, p.b, n0 + j, piece.k + i * depth);
+ private:
+  static std::vector<Division>& reused_divisions() {
+    thread_local std::vector<Division> divisions;
+    divisions.clear();
+    return divisions;
+  }
+
+  // A few rows take as long as eight: as long as it takes to read the columns.
+  static double work_of(int64_t m, int64_t n, int64_t k) {
+    return static_cast<double>(std::max<int64_t>(m, 8) * n) * static_cast<double>(k);
+  }
+
+  // Tasks are nearly square, since each packs its rows and its columns. `share` is a thread's part of all
+  // work.
+  void divide(size_t index, double share) {
+    const auto& p = problems_[index];
+    int64_t width = std::min(p.n, largest.columns), height = std::min(p.m, largest.rows);
+    const auto cut = [&](double work, Extent least) {
+      while (work_of(height, width, p.k) > std::max(work, least_work)) {
+        if (height >= 2 * least.rows && height >= width) {
+          height /= 2;
+        } else if (width >= 2 * std::max(least.columns, tile_columns<T>())) {
+          width /= 2;
+        } else if (height >= 2 * least.rows) {
+          height /= 2;
+        } else {
+          break;
         }
       }
-    } else {
-      thread_local Scratch<T> scratch;
-      T* columns = scratch.reserve(widest * depth);
-      block.b = columns;
-      block.n = n;
-      for (int64_t i = 0; i < piece.blocks(); ++i) {
-        place(block, piece, i, n0);
-        pack_columns(p.b, n0, n, piece.k + i * depth, block.k, columns);
-        multiply_block(block);
-      }
+    };
+    if (pool_.size() > 1) {
+      cut(share / tasks_a_thread, {comfortable.rows, p.m > comfortable.rows ? comfortable.columns : 1});
+      cut(share, smallest);
     }
-    if (p.bias && p.accumulate && piece.k + piece.count == p.k) {
-      T* c = p.c + piece.m * p.c_row + n0;
-      for (int64_t r = piece.panels.start(block.first); r < piece.panels.start(block.last); ++r) {
-        for (int64_t j = 0; j < n; ++j) c[r * p.c_row + j] += p.bias[n0 + j];
+    Division division;
+    division.problem = index;
+    division.panels = Panels(p.m, tile_rows());
+    division.depth = depth_of_blocks(p.k);
+    division.first_task = tasks_;
+    division.across = divide_up(p.n, width);
+    division.down = divide_up(p.m, height);
+    tasks_ += division.across * division.down;
+    divisions_.push_back(division);
+  }
+
+  void compute(int64_t task) {
+    auto after = std::upper_bound(divisions_.begin(), divisions_.end(), task,
+                                  [](int64_t i, const Division& d) { return i < d.first_task; });
+    const Division& division = *(after - 1);
+    const auto& p = problems_[division.problem];
+    const int64_t across = (task - division.first_task) % division.across;
+    const int64_t down = (task - division.first_task) / division.across;
+    const int64_t unit = tile_columns<T>(), units = divide_up(p.n, unit);
+    const int64_t n0 = across * units / division.across * unit;
+    const int64_t n = std::min((across + 1) * units / division.across * unit, p.n) - n0;
+    const int64_t first = down * division.panels.panels / division.down;
+    const int64_t last = (down + 1) * division.panels.panels / division.down;
+    if (n <= 0) return;
+    if (is_direct(division.panels, p.b)) {
+      compute_directly(division, n0, n);
+    } else {
+      compute(division, first, last, n0, n);
+    }
+    if (p.bias && p.accumulate) {
+      for (int64_t r = division.panels.start(first); r < division.panels.start(last); ++r) {
+        for (int64_t j = n0; j < n0 + n; ++j) p.c[r * p.c_row + j] += p.bias[j];
       }
     }
   }
 
-  // Lets `block` multiply the piece's block i of depth, for the columns from n0 on.
-  void place(Block<T>& block, const Piece& piece, int64_t i, int64_t n0) const {
-    const auto& p = problems_[piece.problem];
-    block.k = piece.block_depth(i);
-    block.a = packed_ + piece.block(i);
-    block.c = p.c + piece.m * p.c_row + n0;
-    const bool first = piece.k == 0 && i == 0;
-    if (!first || p.accumulate) {
+  void compute(const Division& division, int64_t first, int64_t last, int64_t n0, int64_t n) {
+    const auto& p = problems_[division.problem];
+    thread_local Scratch<T> of_rows, of_columns;
+    T* rows = of_rows.reserve(panels_at_once * (tile_rows() * most_depth + Panels::spill));
+    T* columns = of_columns.reserve(largest.columns * most_depth);
+    Block<T> block;
+    block.panels = division.panels;
+    block.a = rows;
+    block.b = columns;
+    block.n = n;
+    for (int64_t k = 0; k == 0 || k < p.k; k += division.depth) {
+      place(block, p, k, std::min(division.depth, p.k - k), n0);
+      pack_columns(p.b, n0, n, k, block.k, columns);
+      for (int64_t i = first; i < last; i += panels_at_once) {
+        block.panels.origin = block.first = i;
+        block.last = std::min(i + panels_at_once, last);
+        pack_rows(p.a, block.panels, block.first, block.last, k, block.k, rows);
+        multiply_block(block);
+      }
+    }
+  }
+
+  // A few rows: columns are not packed.
+  void compute_directly(const Division& division, int64_t n0, int64_t n) {
+    const auto& p = problems_[division.problem];
+    thread_local Scratch<T> of_rows;
+    T* rows = of_rows.reserve(p.m * p.k + divide_up(p.k, usual_depth) * Panels::spill);
+    const int64_t block_size = division.panels.size(division.depth);
+    Block<T> block;
+    block.panels = division.panels;
+    block.last = division.panels.panels;
+    for (int64_t j = 0; j < n; j += direct_columns) {
+      block.n = std::min(direct_columns, n - j);
+      // A few columns along all of k: their lines are then read from end to end.
+      for (int64_t k = 0, i = 0; k == 0 || k < p.k; k += division.depth, ++i) {
+        place(block, p, k, std::min(division.depth, p.k - k), n0 + j);
+        block.a = rows + i * block_size;
+        if (j == 0) pack_rows(p.a, block.panels, 0, block.last, k, block.k, rows + i * block_size);
+        multiply_direct(block, p.b, n0 + j, k);
+      }
+    }
+  }
+
+  // Lets `block` multiply the depth [k, k + count), for the columns from n0 on.
+  static void place(Block<T>& block, const Problem<T, S>& p, int64_t k, int64_t count, int64_t n0) {
+    block.k = count;
+    block.c = p.c + n0;
+    block.c_row = p.c_row;
+    if (k > 0 || p.accumulate) {
       block.init = block.c;
       block.init_row = p.c_row;
     } else {
@@ -241,10 +214,8 @@ class Multiplication {
 
   ThreadPool& pool_;
   std::span<const Problem<T, S>> problems_;
-  std::vector<Piece>& pieces_;
-  int64_t memory_ = 0;
-  T* packed_ = nullptr;
-  int64_t width_ = 0, tasks_ = 0;
+  std::vector<Division>& divisions_;
+  int64_t tasks_ = 0;
 };
 
 }  // namespace

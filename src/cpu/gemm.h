@@ -2,9 +2,9 @@
 //
 // Both operands are packed into panels that the innermost loop reads in order (Goto and van de Geijn 2008):
 // whatever an operand looks like in memory - transposed, strided, gathered, bfloat16 - only packing knows. An
-// element of c is one chain of fused multiply-adds in rising k for each block of gemm_depth values of k, and
-// these sums are added in rising order; so it depends neither on the tile it falls into, nor on m and n, nor
-// on threads.
+// element of c is one chain of fused multiply-adds in rising k for each block of k (of equal depth, at most
+// most_depth), and these sums are added in rising order; so it depends neither on the tile it falls into, nor
+// on m and n, nor on threads.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@
 
 namespace latente::gemm {
 
-inline constexpr int64_t depth = 256;
+inline constexpr int64_t most_depth = 384, usual_depth = 256;
 
 // A matrix as lines of unit stride.
 template <class T>

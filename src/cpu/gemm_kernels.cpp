@@ -41,6 +41,15 @@ inline constexpr int rows_of_tile = 6;
 template <class T>
 constexpr int64_t columns_of_tile = 2 * lanes<T>;
 
+// A line that another core has read is costly to own: ask early.
+HWY_INLINE void prefetch_to_write(const void* line) {
+#if HWY_ARCH_X86_64
+  asm volatile("prefetchw %0" : : "m"(*static_cast<const char*>(line)));
+#else
+  hwy::Prefetch(static_cast<const char*>(line));
+#endif
+}
+
 // Panels of b that a tile of `rows` rows takes at once: a low tile needs several for its chains of
 // multiply-adds to hide their latency.
 constexpr int panels_at_once(int rows) { return rows == 1 ? 4 : 2 * rows <= rows_of_tile ? 2 : 1; }
@@ -56,7 +65,7 @@ void tile(int64_t k, const T* HWY_RESTRICT a, const T* HWY_RESTRICT b, int64_t b
   V sum[H][N];
   LATENTE_UNROLL
   for (int i = 0; i < H; ++i) {
-    hwy::Prefetch(c + i * c_row);
+    prefetch_to_write(c + i * c_row);
     LATENTE_UNROLL
     for (int j = 0; j < N; ++j) sum[i][j] = hn::Zero(d);
   }
@@ -113,22 +122,18 @@ void block(const Block<T>& p) {
   constexpr auto heights = std::make_integer_sequence<int, rows_of_tile>();
   static constexpr auto narrow = tile_table<false, T>(heights);
   static constexpr auto wide = tile_table<true, T>(heights);
-  // Rows of a that stay in the second-level cache while the panels of b pass through the first.
-  constexpr int64_t group = (sizeof(T) == 4 ? 144 : 72) / rows_of_tile;
-  for (int64_t begin = p.first; begin < p.last; begin += group) {
-    const int64_t end = std::min(begin + group, p.last);
-    const int64_t at_once = end - begin > 1 ? 1 : panels_at_once(static_cast<int>(p.panels.height(begin)));
-    for (int64_t j = 0; j < p.n;) {
-      const bool several = at_once > 1 && p.n - j >= at_once * width;
-      const int64_t columns = several ? at_once * width : std::min(width, p.n - j);
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t start = p.panels.start(i), height = p.panels.height(i);
-        (several ? wide : narrow)[static_cast<size_t>(height - 1)](
-            p.k, p.a + p.panels.offset(i, p.k), p.b + j * p.k, width * p.k, p.c + start * p.c_row + j,
-            p.c_row, p.init ? p.init + start * p.init_row + j : nullptr, p.init_row, columns);
-      }
-      j += columns;
+  const int64_t at_once =
+      p.last - p.first > 1 ? 1 : panels_at_once(static_cast<int>(p.panels.height(p.first)));
+  for (int64_t j = 0; j < p.n;) {
+    const bool several = at_once > 1 && p.n - j >= at_once * width;
+    const int64_t columns = several ? at_once * width : std::min(width, p.n - j);
+    for (int64_t i = p.first; i < p.last; ++i) {
+      const int64_t start = p.panels.start(i), height = p.panels.height(i);
+      (several ? wide : narrow)[static_cast<size_t>(height - 1)](
+          p.k, p.a + p.panels.offset(i, p.k), p.b + j * p.k, width * p.k, p.c + start * p.c_row + j, p.c_row,
+          p.init ? p.init + start * p.init_row + j : nullptr, p.init_row, columns);
     }
+    j += columns;
   }
 }
 
@@ -289,6 +294,13 @@ void direct([[maybe_unused]] const Block<float>& p, [[maybe_unused]] const Lines
   HWY_DASSERT(false);
 }
 
+template <class T>
+HWY_INLINE void prefetch(const T* from, int64_t count) {
+  constexpr auto line = static_cast<int64_t>(64 / sizeof(T));
+  for (int64_t i = 0; i < count; i += line) hwy::Prefetch(from + i);
+  hwy::Prefetch(from + count - 1);
+}
+
 // to[k * step + i] = line first + i at k0 + k, for at most eight lines. With `spills`, it may also write up
 // to to[k * step + 7].
 template <class T, class S>
@@ -313,11 +325,11 @@ HWY_INLINE void transpose_lines(const Lines<S>& from, int64_t first, int64_t lin
 }
 
 template <class T>
-void rows(const Lines<T>& a, int64_t m, const Panels& panels, int64_t first, int64_t last, int64_t k,
-          int64_t count, T* to) {
+void rows(const Lines<T>& a, const Panels& panels, int64_t first, int64_t last, int64_t k, int64_t count,
+          T* to) {
   if (a.along_k) {
     for (int64_t p = first; p < last; ++p) {
-      const int64_t start = m + panels.start(p), height = panels.height(p);
+      const int64_t start = panels.start(p), height = panels.height(p);
       T* panel = to + panels.offset(p, count);
       if (height == 1) {
         std::memcpy(panel, a.line(start) + k, static_cast<size_t>(count) * sizeof(T));
@@ -334,10 +346,19 @@ void rows(const Lines<T>& a, int64_t m, const Panels& panels, int64_t first, int
   constexpr int64_t lines = 16;
   for (int64_t begin = 0; begin < count; begin += lines) {
     const int64_t end = std::min(begin + lines, count);
+    for (int64_t i = end; i < std::min(end + lines, count); ++i) {
+      prefetch(a.line(k + i) + panels.start(first), panels.start(last) - panels.start(first));
+    }
     for (int64_t p = first; p < last; ++p) {
-      const int64_t start = m + panels.start(p), height = panels.height(p);
+      const int64_t start = panels.start(p), height = panels.height(p);
       T* panel = to + panels.offset(p, count);
-      if (height == rows_of_tile) {
+      if (sizeof(T) == 4 && height == rows_of_tile && rows_of_tile <= lanes<T> && p + 1 < last) {
+        // A whole vector: what it spills onto the next k's elements is then overwritten.
+        const Tag<T> d;
+        for (int64_t i = begin; i < end; ++i) {
+          hn::StoreU(hn::LoadU(d, a.line(k + i) + start), d, panel + i * rows_of_tile);
+        }
+      } else if (height == rows_of_tile) {
         for (int64_t i = begin; i < end; ++i) {
           std::memcpy(panel + i * rows_of_tile, a.line(k + i) + start, rows_of_tile * sizeof(T));
         }
@@ -366,6 +387,8 @@ HWY_INLINE void copy_line(const bf16* from, float* to) {
   }
 }
 
+constexpr int64_t lines_ahead = 8;
+
 template <class T, class S>
 void columns(const Lines<S>& b, int64_t n0, int64_t n, int64_t k, int64_t count, T* to) {
   constexpr int64_t width = columns_of_tile<T>;
@@ -381,6 +404,7 @@ void columns(const Lines<S>& b, int64_t n0, int64_t n, int64_t k, int64_t count,
   } else {
     for (int64_t i = 0; i < count; ++i) {
       const S* line = b.line(k + i) + n0;
+      if (i + lines_ahead < count) prefetch(b.line(k + i + lines_ahead) + n0, n);
       for (int64_t j = 0; j < whole; j += width) copy_line(line + j, to + j * count + i * width);
       for (int64_t j = whole; j < n; ++j) to[whole * count + i * width + j - whole] = widen(line[j]);
     }
@@ -396,13 +420,13 @@ void columns(const Lines<S>& b, int64_t n0, int64_t n, int64_t k, int64_t count,
 int64_t tile_rows_any() { return rows_of_tile; }
 int64_t tile_columns_f32() { return columns_of_tile<float>; }
 int64_t tile_columns_f64() { return columns_of_tile<double>; }
-void rows_f32(const Lines<float>& a, int64_t m, const Panels& panels, int64_t first, int64_t last, int64_t k,
+void rows_f32(const Lines<float>& a, const Panels& panels, int64_t first, int64_t last, int64_t k,
               int64_t count, float* to) {
-  rows(a, m, panels, first, last, k, count, to);
+  rows(a, panels, first, last, k, count, to);
 }
-void rows_f64(const Lines<double>& a, int64_t m, const Panels& panels, int64_t first, int64_t last, int64_t k,
+void rows_f64(const Lines<double>& a, const Panels& panels, int64_t first, int64_t last, int64_t k,
               int64_t count, double* to) {
-  rows(a, m, panels, first, last, k, count, to);
+  rows(a, panels, first, last, k, count, to);
 }
 void columns_f32(const Lines<float>& b, int64_t n0, int64_t n, int64_t k, int64_t count, float* to) {
   columns(b, n0, n, k, count, to);
@@ -448,13 +472,13 @@ template <>
 int64_t tile_columns<double>() {
   return HWY_DYNAMIC_DISPATCH(tile_columns_f64)();
 }
-void pack_rows(const Lines<float>& a, int64_t m, const Panels& panels, int64_t first, int64_t last, int64_t k,
+void pack_rows(const Lines<float>& a, const Panels& panels, int64_t first, int64_t last, int64_t k,
                int64_t count, float* to) {
-  HWY_DYNAMIC_DISPATCH(rows_f32)(a, m, panels, first, last, k, count, to);
+  HWY_DYNAMIC_DISPATCH(rows_f32)(a, panels, first, last, k, count, to);
 }
-void pack_rows(const Lines<double>& a, int64_t m, const Panels& panels, int64_t first, int64_t last,
-               int64_t k, int64_t count, double* to) {
-  HWY_DYNAMIC_DISPATCH(rows_f64)(a, m, panels, first, last, k, count, to);
+void pack_rows(const Lines<double>& a, const Panels& panels, int64_t first, int64_t last, int64_t k,
+               int64_t count, double* to) {
+  HWY_DYNAMIC_DISPATCH(rows_f64)(a, panels, first, last, k, count, to);
 }
 void pack_columns(const Lines<float>& b, int64_t n0, int64_t n, int64_t k, int64_t count, float* to) {
   HWY_DYNAMIC_DISPATCH(columns_f32)(b, n0, n, k, count, to);

@@ -8,14 +8,18 @@
 
 namespace latente::gemm {
 
-// Rows of a are packed in panels of nearly equal height, at most the register tile's: panel p holds the rows
-// [p·rows/panels, (p+1)·rows/panels), as [k, row].
+// Rows of a are packed in panels of nearly equal height, at most the register tile's, each as [k, row]:
+// `taller` panels of `low` + 1 rows, then the others of `low`.
 struct Panels {
-  int64_t rows = 0, panels = 0;
-  int64_t start(int64_t p) const { return p * rows / panels; }
-  int64_t height(int64_t p) const { return start(p + 1) - start(p); }
+  int64_t rows = 0, panels = 0, low = 0, taller = 0;
+  int64_t origin = 0;  // the panel that stands first in memory
+  Panels() = default;
+  Panels(int64_t rows_, int64_t highest)
+      : rows(rows_), panels((rows + highest - 1) / highest), low(rows / panels), taller(rows % panels) {}
+  int64_t start(int64_t p) const { return p * low + (p < taller ? p : taller); }
+  int64_t height(int64_t p) const { return p < taller ? low + 1 : low; }
   // Where panel p begins. Packing may write up to `spill` elements beyond a panel's end.
-  int64_t offset(int64_t p, int64_t k) const { return start(p) * k + p * spill; }
+  int64_t offset(int64_t p, int64_t k) const { return (start(p) - start(origin)) * k + (p - origin) * spill; }
   int64_t size(int64_t k) const { return offset(panels, k); }
   static constexpr int64_t spill = 16;
 };
@@ -25,11 +29,11 @@ int64_t tile_rows();
 template <class T>
 int64_t tile_columns();
 
-// Packs the panels [first, last) of the rows of `a` from row m on, columns [k, k + count).
-void pack_rows(const Lines<float>& a, int64_t m, const Panels& panels, int64_t first, int64_t last, int64_t k,
+// Packs the panels [first, last) of the rows of `a`, columns [k, k + count).
+void pack_rows(const Lines<float>& a, const Panels& panels, int64_t first, int64_t last, int64_t k,
                int64_t count, float* to);
-void pack_rows(const Lines<double>& a, int64_t m, const Panels& panels, int64_t first, int64_t last,
-               int64_t k, int64_t count, double* to);
+void pack_rows(const Lines<double>& a, const Panels& panels, int64_t first, int64_t last, int64_t k,
+               int64_t count, double* to);
 
 // Packs n columns of b from n0 on, rows [k, k + count), as panels [count, tile_columns]; the last is padded
 // with zeros.

@@ -13,12 +13,15 @@ HWY_BEFORE_NAMESPACE();
 namespace latente::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Twelve independent chains hide the latency of a multiply-add. Returns the operations done.
+// Twelve independent chains hide the latency of a multiply-add; they start from different values, lest the
+// compiler see that they are one. Returns the operations done.
 double multiply_adds(int64_t rounds, float* sink) {
   const hn::ScalableTag<float> d;
   using V = hn::Vec<decltype(d)>;
   V x = hn::Set(d, 0.999f), y = hn::Set(d, 0.001f);
-  V a = y, b = y, c = y, e = y, f = y, g = y, h = y, i = y, j = y, k = y, l = y, m = y;
+  const auto start = [&](float value) HWY_ATTR { return hn::Set(d, value); };
+  V a = start(1), b = start(2), c = start(3), e = start(4), f = start(5), g = start(6);
+  V h = start(7), i = start(8), j = start(9), k = start(10), l = start(11), m = start(12);
   for (int64_t round = 0; round < rounds; ++round) {
     a = hn::MulAdd(a, x, y), b = hn::MulAdd(b, x, y), c = hn::MulAdd(c, x, y), e = hn::MulAdd(e, x, y);
     f = hn::MulAdd(f, x, y), g = hn::MulAdd(g, x, y), h = hn::MulAdd(h, x, y), i = hn::MulAdd(i, x, y);
