@@ -78,6 +78,8 @@ Session::Session(const SessionOptions& options)
   how.map_where_possible = true;
   load_parameters(*model_, *checkpoint_, how);
 
+  pack_weights(*model_, backend_);
+
   RunnerOptions runner;
   runner.context = options.context > 0 ? options.context
                                        : std::min<int64_t>(model_->config().max_position_embeddings, 4096);

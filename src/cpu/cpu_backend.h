@@ -37,6 +37,8 @@ class CpuBackend final : public Backend {
   void linear_backward_input(View d_out, View w, Grad d_x) override;
   void linear_backward_weight(View d_out, View x, Grad d_w) override;
   void linear_backward_bias(View d_out, Grad d_bias) override;
+  std::optional<Packed> packed(View w) const override;
+  void pack(View w, View to) override;
   void head_linear(View x, View w, bool transpose, View out) override;
   void route(View logits, View bias, View token_mask, const Routing& routing, View scores, View weights,
              View experts, View load, View balance_loss) override;

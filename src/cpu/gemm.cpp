@@ -52,9 +52,10 @@ struct Extent {
 constexpr Extent largest = {512, 384};     // of a task: its columns and some rows fill the second-level cache
 constexpr Extent comfortable = {96, 192};  // repays packing
 constexpr Extent smallest = {24, 1};       // where there would be fewer tasks than threads
+constexpr int64_t few_panels = 2;          // of rows: less work than widening the columns
 constexpr int64_t panels_at_once = 12;     // of rows
 constexpr int64_t tasks_a_thread = 2;      // more would pack more
-constexpr double least_work = 256 * 1024;  // multiply-adds that repay waking a thread
+constexpr double least_work = 1024 * 1024;  // multiply-adds that repay waking a thread
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -143,7 +144,9 @@ class Multiplication {
     const int64_t first = down * division.panels.panels / division.down;
     const int64_t last = (down + 1) * division.panels.panels / division.down;
     if (n <= 0) return;
-    if (is_direct(division.panels, p.b)) {
+    if (p.panels && (std::is_same_v<T, S> || last - first <= few_panels)) {
+      compute_packed(division, first, last, n0, n);
+    } else if (!p.panels && is_direct(division.panels, p.b)) {
       compute_directly(division, n0, n);
     } else {
       compute(division, first, last, n0, n);
@@ -167,7 +170,43 @@ class Multiplication {
     block.n = n;
     for (int64_t k = 0; k == 0 || k < p.k; k += division.depth) {
       place(block, p, k, std::min(division.depth, p.k - k), n0);
-      pack_columns(p.b, n0, n, k, block.k, columns);
+      block.b_panel = block.k * tile_columns<T>();
+      pack_columns(p, n0, n, k, block.k, columns);
+      for (int64_t i = first; i < last; i += panels_at_once) {
+        block.panels.origin = block.first = i;
+        block.last = std::min(i + panels_at_once, last);
+        pack_rows(p.a, block.panels, block.first, block.last, k, block.k, rows);
+        multiply_block(block);
+      }
+    }
+  }
+
+  static const S* panels_at(const Problem<T, S>& p, int64_t n0, int64_t k) {
+    return p.panels + n0 / tile_columns<T>() * p.panel + k * tile_columns<T>();
+  }
+
+  static void pack_columns(const Problem<T, S>& p, int64_t n0, int64_t n, int64_t k, int64_t count, T* to) {
+    if constexpr (!std::is_same_v<T, S>) {
+      if (p.panels) {
+        return widen_panels(panels_at(p, n0, k), p.panel, n, count, to);
+      }
+    }
+    gemm::pack_columns(p.b, n0, n, k, count, to);
+  }
+
+  // Columns were packed long ago.
+  void compute_packed(const Division& division, int64_t first, int64_t last, int64_t n0, int64_t n) {
+    const auto& p = problems_[division.problem];
+    thread_local Scratch<T> of_rows;
+    T* rows = of_rows.reserve(panels_at_once * (tile_rows() * most_depth + Panels::spill));
+    Block<T, S> block;
+    block.panels = division.panels;
+    block.a = rows;
+    block.b_panel = p.panel;
+    block.n = n;
+    for (int64_t k = 0; k == 0 || k < p.k; k += division.depth) {
+      place(block, p, k, std::min(division.depth, p.k - k), n0);
+      block.b = panels_at(p, n0, k);
       for (int64_t i = first; i < last; i += panels_at_once) {
         block.panels.origin = block.first = i;
         block.last = std::min(i + panels_at_once, last);
@@ -199,7 +238,8 @@ class Multiplication {
   }
 
   // Lets `block` multiply the depth [k, k + count), for the columns from n0 on.
-  static void place(Block<T>& block, const Problem<T, S>& p, int64_t k, int64_t count, int64_t n0) {
+  template <class B>
+  static void place(Block<T, B>& block, const Problem<T, S>& p, int64_t k, int64_t count, int64_t n0) {
     block.k = count;
     block.c = p.c + n0;
     block.c_row = p.c_row;
@@ -224,6 +264,29 @@ template <class T, class S>
 void multiply(ThreadPool& pool, std::span<const Problem<T, S>> problems) {
   Multiplication<T, S>(pool, problems).run();
 }
+
+int64_t panel_columns(DType type) {
+  return type == DType::f64 ? tile_columns<double>() : tile_columns<float>();
+}
+
+template <class S>
+void pack(ThreadPool& pool, const Lines<S>& b, int64_t n, int64_t k, S* panels) {
+  const int64_t width = panel_columns(dtype_of<S>);
+  pool.parallel_for(divide_up(n, width), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t n0 = i * width, columns = std::min(width, n - n0);
+      if constexpr (std::is_same_v<S, bf16>) {
+        pack_panel(b, n0, columns, k, panels + n0 * k);
+      } else {
+        pack_columns(b, n0, columns, 0, k, panels + n0 * k);
+      }
+    }
+  });
+}
+
+template void pack(ThreadPool& pool, const Lines<float>& b, int64_t n, int64_t k, float* panels);
+template void pack(ThreadPool& pool, const Lines<bf16>& b, int64_t n, int64_t k, bf16* panels);
+template void pack(ThreadPool& pool, const Lines<double>& b, int64_t n, int64_t k, double* panels);
 
 template void multiply(ThreadPool& pool, std::span<const Problem<float, float>> problems);
 template void multiply(ThreadPool& pool, std::span<const Problem<float, bf16>> problems);

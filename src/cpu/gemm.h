@@ -30,13 +30,22 @@ struct Lines {
 template <class T, class S>
 struct Problem {
   int64_t m = 0, n = 0, k = 0;
-  Lines<T> a;
-  Lines<S> b;
+  Lines<T> a{};
+  Lines<S> b{};
+  const S* panels = nullptr;  // b as pack() left it; then `b` is not read
+  int64_t panel = 0;          // elements from one of them to the next
   T* c = nullptr;
   int64_t c_row = 0;
   const T* bias = nullptr;  // [n]
   bool accumulate = false;
 };
+
+// A weight [n, k] packed for good: panels of panel_columns() rows of it, each [k, columns]; the last is
+// padded with zeros. In bfloat16, columns i and i + half of a k are neighbours, so that one 32-bit lane holds
+// both.
+int64_t panel_columns(DType type);
+template <class S>
+void pack(ThreadPool& pool, const Lines<S>& b, int64_t n, int64_t k, S* panels);
 
 // Solves all problems, which must not overlap in c. T, S: float, float; float, bf16; double, double.
 template <class T, class S>

@@ -54,9 +54,31 @@ HWY_INLINE void prefetch_to_write(const void* line) {
 // multiply-adds to hide their latency.
 constexpr int panels_at_once(int rows) { return rows == 1 ? 4 : 2 * rows <= rows_of_tile ? 2 : 1; }
 
+// Two vectors: the columns of a panel at one k.
+template <class V>
+HWY_INLINE void load_columns(const float* from, V& first, V& second) {
+  const Tag<float> d;
+  first = hn::Load(d, from);
+  second = hn::Load(d, from + lanes<float>);
+}
+template <class V>
+HWY_INLINE void load_columns(const double* from, V& first, V& second) {
+  const Tag<double> d;
+  first = hn::Load(d, from);
+  second = hn::Load(d, from + lanes<double>);
+}
+template <class V>
+HWY_INLINE void load_columns(const bf16* from, V& first, V& second) {
+  const Tag<float> d;
+  const hn::RebindToUnsigned<Tag<float>> bits;
+  const auto pairs = hn::Load(bits, reinterpret_cast<const uint32_t*>(from));
+  first = hn::BitCast(d, hn::ShiftLeft<16>(pairs));
+  second = hn::BitCast(d, hn::And(pairs, hn::Set(bits, 0xffff0000u)));
+}
+
 // c[H, columns] = init + a · b. a [k, H]; b: P panels [k, 2 vectors], `b_panel` elements apart.
-template <int H, int P, class T>
-void tile(int64_t k, const T* HWY_RESTRICT a, const T* HWY_RESTRICT b, int64_t b_panel, T* c, int64_t c_row,
+template <int H, int P, class T, class S>
+void tile(int64_t k, const T* HWY_RESTRICT a, const S* HWY_RESTRICT b, int64_t b_panel, T* c, int64_t c_row,
           const T* init, int64_t init_row, int64_t columns) {
   const Tag<T> d;
   using V = hn::Vec<Tag<T>>;
@@ -73,7 +95,7 @@ void tile(int64_t k, const T* HWY_RESTRICT a, const T* HWY_RESTRICT b, int64_t b
   for (; k > 0; --k) {
     V row[N];
     LATENTE_UNROLL
-    for (int j = 0; j < N; ++j) row[j] = hn::Load(d, b + j / 2 * b_panel + j % 2 * L);
+    for (int j = 0; j < P; ++j) load_columns(b + j * b_panel, row[2 * j], row[2 * j + 1]);
     LATENTE_UNROLL
     for (int i = 0; i < H; ++i) {
       const V element = hn::Set(d, a[i]);
@@ -108,20 +130,20 @@ void tile(int64_t k, const T* HWY_RESTRICT a, const T* HWY_RESTRICT b, int64_t b
   }
 }
 
-template <class T>
-using TileFunction = void (*)(int64_t, const T*, const T*, int64_t, T*, int64_t, const T*, int64_t, int64_t);
+template <class T, class S>
+using TileFunction = void (*)(int64_t, const T*, const S*, int64_t, T*, int64_t, const T*, int64_t, int64_t);
 
-template <bool wide, class T, int... H>
-constexpr std::array<TileFunction<T>, sizeof...(H)> tile_table(std::integer_sequence<int, H...>) {
-  return {&tile < H + 1, wide ? panels_at_once(H + 1) : 1, T > ...};
+template <bool wide, class T, class S, int... H>
+constexpr std::array<TileFunction<T, S>, sizeof...(H)> tile_table(std::integer_sequence<int, H...>) {
+  return {&tile < H + 1, wide ? panels_at_once(H + 1) : 1, T, S > ...};
 }
 
-template <class T>
-void block(const Block<T>& p) {
+template <class T, class S>
+void block(const Block<T, S>& p) {
   constexpr int64_t width = columns_of_tile<T>;
   constexpr auto heights = std::make_integer_sequence<int, rows_of_tile>();
-  static constexpr auto narrow = tile_table<false, T>(heights);
-  static constexpr auto wide = tile_table<true, T>(heights);
+  static constexpr auto narrow = tile_table<false, T, S>(heights);
+  static constexpr auto wide = tile_table<true, T, S>(heights);
   const int64_t at_once =
       p.last - p.first > 1 ? 1 : panels_at_once(static_cast<int>(p.panels.height(p.first)));
   for (int64_t j = 0; j < p.n;) {
@@ -130,8 +152,9 @@ void block(const Block<T>& p) {
     for (int64_t i = p.first; i < p.last; ++i) {
       const int64_t start = p.panels.start(i), height = p.panels.height(i);
       (several ? wide : narrow)[static_cast<size_t>(height - 1)](
-          p.k, p.a + p.panels.offset(i, p.k), p.b + j * p.k, width * p.k, p.c + start * p.c_row + j, p.c_row,
-          p.init ? p.init + start * p.init_row + j : nullptr, p.init_row, columns);
+          p.k, p.a + p.panels.offset(i, p.k), p.b + j / width * p.b_panel, p.b_panel,
+          p.c + start * p.c_row + j, p.c_row, p.init ? p.init + start * p.init_row + j : nullptr, p.init_row,
+          columns);
     }
     j += columns;
   }
@@ -417,6 +440,32 @@ void columns(const Lines<S>& b, int64_t n0, int64_t n, int64_t k, int64_t count,
   }
 }
 
+void panel(const Lines<bf16>& b, int64_t n0, int64_t n, int64_t k, bf16* to) {
+  constexpr int64_t width = columns_of_tile<float>, half = width / 2;
+  for (int64_t j = 0; j < width; ++j) {
+    const int64_t at = j < half ? 2 * j : 2 * (j - half) + 1;
+    if (j >= n) {
+      for (int64_t i = 0; i < k; ++i) to[i * width + at] = bf16{};
+    } else {
+      const bf16* line = b.line(n0 + j);
+      for (int64_t i = 0; i < k; ++i) to[i * width + at] = line[i];
+    }
+  }
+}
+
+void widen_panels_f32(const bf16* panels, int64_t panel, int64_t n, int64_t count, float* to) {
+  constexpr int64_t width = columns_of_tile<float>;
+  const Tag<float> d;
+  for (int64_t j = 0; j < n; j += width, panels += panel) {
+    for (int64_t i = 0; i < count; ++i, to += width) {
+      hn::Vec<Tag<float>> first, second;
+      load_columns(panels + i * width, first, second);
+      hn::Store(first, d, to);
+      hn::Store(second, d, to + lanes<float>);
+    }
+  }
+}
+
 int64_t tile_rows_any() { return rows_of_tile; }
 int64_t tile_columns_f32() { return columns_of_tile<float>; }
 int64_t tile_columns_f64() { return columns_of_tile<double>; }
@@ -439,6 +488,7 @@ void columns_f64(const Lines<double>& b, int64_t n0, int64_t n, int64_t k, int64
 }
 void block_f32(const Block<float>& p) { block(p); }
 void block_f64(const Block<double>& p) { block(p); }
+void block_bf16(const Block<float, bf16>& p) { block(p); }
 void direct_f32(const Block<float>& p, const Lines<float>& b, int64_t n0, int64_t k) { direct(p, b, n0, k); }
 void direct_bf16(const Block<float>& p, const Lines<bf16>& b, int64_t n0, int64_t k) { direct(p, b, n0, k); }
 int64_t most_direct() { return most_direct_rows; }
@@ -459,6 +509,9 @@ HWY_EXPORT(columns_bf16);
 HWY_EXPORT(columns_f64);
 HWY_EXPORT(block_f32);
 HWY_EXPORT(block_f64);
+HWY_EXPORT(block_bf16);
+HWY_EXPORT(panel);
+HWY_EXPORT(widen_panels_f32);
 HWY_EXPORT(direct_f32);
 HWY_EXPORT(direct_bf16);
 HWY_EXPORT(most_direct);
@@ -491,6 +544,13 @@ void pack_columns(const Lines<double>& b, int64_t n0, int64_t n, int64_t k, int6
 }
 void multiply_block(const Block<float>& p) { HWY_DYNAMIC_DISPATCH(block_f32)(p); }
 void multiply_block(const Block<double>& p) { HWY_DYNAMIC_DISPATCH(block_f64)(p); }
+void multiply_block(const Block<float, bf16>& p) { HWY_DYNAMIC_DISPATCH(block_bf16)(p); }
+void pack_panel(const Lines<bf16>& b, int64_t n0, int64_t n, int64_t k, bf16* to) {
+  HWY_DYNAMIC_DISPATCH(panel)(b, n0, n, k, to);
+}
+void widen_panels(const bf16* panels, int64_t panel, int64_t n, int64_t count, float* to) {
+  HWY_DYNAMIC_DISPATCH(widen_panels_f32)(panels, panel, n, count, to);
+}
 bool direct_rows_exist(int64_t rows) { return rows <= HWY_DYNAMIC_DISPATCH(most_direct)(); }
 void multiply_direct(const Block<float>& p, const Lines<float>& b, int64_t n0, int64_t k) {
   HWY_DYNAMIC_DISPATCH(direct_f32)(p, b, n0, k);

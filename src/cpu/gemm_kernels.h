@@ -41,20 +41,27 @@ void pack_columns(const Lines<float>& b, int64_t n0, int64_t n, int64_t k, int64
 void pack_columns(const Lines<bf16>& b, int64_t n0, int64_t n, int64_t k, int64_t count, float* to);
 void pack_columns(const Lines<double>& b, int64_t n0, int64_t n, int64_t k, int64_t count, double* to);
 
+// One panel of gemm.h's pack(): the columns [n0, n0 + n) of b, all k of them.
+void pack_panel(const Lines<bf16>& b, int64_t n0, int64_t n, int64_t k, bf16* to);
+// Rows [k, k + count) of some such panels, `panel` elements apart, as pack_columns leaves them.
+void widen_panels(const bf16* panels, int64_t panel, int64_t n, int64_t count, float* to);
+
 // c = init + a · b for the row panels [first, last); a null init means zeros.
-template <class T>
+template <class T, class S = T>
 struct Block {
   Panels panels;
   int64_t first = 0, last = 0, n = 0, k = 0;
   const T* a = nullptr;
-  const T* b = nullptr;
-  T* c = nullptr;  // row 0 of the panels
+  const S* b = nullptr;
+  int64_t b_panel = 0;  // elements between its panels
+  T* c = nullptr;       // row 0 of the panels
   int64_t c_row = 0;
   const T* init = nullptr;
   int64_t init_row = 0;
 };
 void multiply_block(const Block<float>& block);
 void multiply_block(const Block<double>& block);
+void multiply_block(const Block<float, bf16>& block);
 
 // The same for a few rows, without packing: block.b is not used, but the columns of b from n0 on, rows from k
 // on. Only where is_direct says so.

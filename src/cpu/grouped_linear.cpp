@@ -31,13 +31,19 @@ template <class T, class S>
 void forward(ThreadPool& pool, const View& x, const View& rows, const View& offsets, const View& w,
              const View& out) {
   solve<T, S>(pool, offsets, [&](int64_t e, int64_t begin, int64_t end) {
-    return Problem<T, S>{.m = end - begin,
-                         .n = w[1],
-                         .k = w[2],
-                         .a = sorted_lines<T>(x, rows, begin, true),
-                         .b = {w.as<S>() + e * w.stride(0), w.stride(1), true},
-                         .c = out.as<T>() + begin * out.stride(0),
-                         .c_row = out.stride(0)};
+    Problem<T, S> problem{.m = end - begin,
+                          .n = w[1],
+                          .k = w[2],
+                          .a = sorted_lines<T>(x, rows, begin, true),
+                          .c = out.as<T>() + begin * out.stride(0),
+                          .c_row = out.stride(0)};
+    if (w.layout == Layout::panels) {
+      problem.panels = w.panels_as<S>() + e * w.stride(0);
+      problem.panel = w.stride(1) * w.stride(2);
+    } else {
+      problem.b = {w.as<S>() + e * w.stride(0), w.stride(1), true};
+    }
+    return problem;
   });
 }
 

@@ -17,6 +17,17 @@ Lines<T> lines(const View& v, bool along_k) {
   return {v.as<T>(), v.stride(0), along_k};
 }
 
+// A weight [n, k] as the product x · wᵀ reads it.
+template <class T, class S>
+void set_weight(Problem<T, S>& problem, const View& w) {
+  if (w.layout == Layout::panels) {
+    problem.panels = w.panels_as<S>();
+    problem.panel = w.stride(0) * w.stride(1);
+  } else {
+    problem.b = lines<S>(w, true);
+  }
+}
+
 // A matrix of one column may have any stride there.
 void check_matrix(const View& v) { LATENTE_ASSERT(v.shape.rank() == 2 && (v[1] <= 1 || v.stride(1) == 1)); }
 
@@ -27,15 +38,16 @@ void solve(ThreadPool& pool, const Problem<T, S>& problem) {
 
 template <class T, class S>
 void forward(ThreadPool& pool, const View& x, const View& w, const View& bias, const Grad& out) {
-  solve<T, S>(pool, {.m = x[0],
-                     .n = w[0],
-                     .k = x[1],
-                     .a = lines<T>(x, true),
-                     .b = lines<S>(w, true),
-                     .c = out.view.as<T>(),
-                     .c_row = out.view.stride(0),
-                     .bias = bias.as_or_null<T>(),
-                     .accumulate = out.accumulate});
+  Problem<T, S> problem{.m = x[0],
+                        .n = w[0],
+                        .k = x[1],
+                        .a = lines<T>(x, true),
+                        .c = out.view.as<T>(),
+                        .c_row = out.view.stride(0),
+                        .bias = bias.as_or_null<T>(),
+                        .accumulate = out.accumulate};
+  set_weight(problem, w);
+  solve<T, S>(pool, problem);
 }
 
 template <class T, class S>
@@ -101,7 +113,7 @@ void by_head(ThreadPool& pool, const View& x, const View& w, bool transpose, con
 
 void CpuBackend::linear(View x, View w, View bias, Grad out) {
   check_matrix(x);
-  check_matrix(w);
+  if (w.layout == Layout::rows) check_matrix(w);
   check_matrix(out.view);
   LATENTE_ASSERT(w[1] == x[1] && out.view[0] == x[0] && out.view[1] == w[0]);
   LATENTE_ASSERT(!bias || (bias.count() == w[0] && bias.contiguous()));
@@ -150,6 +162,39 @@ void CpuBackend::linear_backward_bias(View d_out, Grad d_bias) {
     backward_bias<double>(pool_, d_out, d_bias);
   } else {
     backward_bias<float>(pool_, d_out, d_bias);
+  }
+}
+
+std::optional<Backend::Packed> CpuBackend::packed(View w) const {
+  if (w.layout == Layout::panels || (w.shape.rank() != 2 && w.shape.rank() != 3)) return {};
+  if (w.dtype != DType::f32 && w.dtype != DType::f64 && w.dtype != DType::bf16) return {};
+  const int64_t width = gemm::panel_columns(w.dtype), n = w[-2], k = w[-1];
+  const int64_t padded = (n + width - 1) / width * width;
+  Packed packed;
+  packed.view = w;
+  packed.view.data = nullptr;
+  packed.view.layout = Layout::panels;
+  packed.view.strides = w.shape.rank() == 2 ? std::array<int64_t, max_rank>{k, width}
+                                            : std::array<int64_t, max_rank>{padded * k, k, width};
+  packed.bytes = w.shape.count() / std::max<int64_t>(n, 1) * padded * size_of(w.dtype);
+  return packed;
+}
+
+void CpuBackend::pack(View w, View to) {
+  const auto one = [&]<class S>(S) {
+    const int64_t matrices = w.shape.rank() == 3 ? w[0] : 1;
+    for (int64_t i = 0; i < matrices; ++i) {
+      const Lines<S> from{w.as<S>() + (matrices > 1 ? i * w.stride(0) : 0), w.stride(-2), true};
+      S* panels = const_cast<S*>(to.panels_as<S>()) + (matrices > 1 ? i * to.stride(0) : 0);
+      gemm::pack(pool_, from, w[-2], w[-1], panels);
+    }
+  };
+  if (w.dtype == DType::f64) {
+    one(double{});
+  } else if (w.dtype == DType::bf16) {
+    one(bf16{});
+  } else {
+    one(float{});
   }
 }
 

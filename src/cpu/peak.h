@@ -5,8 +5,8 @@
 
 namespace latente {
 
-// Floating-point operations a second of all threads of the pool in float32 fused multiply-adds on registers: the best
-// of several short runs (about 50 ms in all).
+// Floating-point operations a second of all threads of the pool in float32 fused multiply-adds on registers:
+// the best of several short runs (about 50 ms in all).
 double measure_peak_flops(ThreadPool& pool);
 
 }  // namespace latente

@@ -113,6 +113,18 @@ void load_parameters(Transformer& model, const Checkpoint& checkpoint, const Loa
   for (auto& [path, gate] : model.gates()) allocate(gate->load);
 }
 
+int64_t pack_weights(Transformer& model, Backend& backend) {
+  int64_t bytes = 0;
+  model.for_each([&](const std::string& path, Tensor& tensor) {
+    // Embeddings are looked up; the latent's up-projection is also read head by head, transposed (absorbed
+    // attention).
+    const bool only_products = tensor.shape().rank() >= 2 && !path.ends_with("embed_tokens.weight") &&
+                               !path.ends_with("kv_b_proj.weight");
+    if (only_products && pack(backend, tensor)) bytes += tensor.count() * size_of(tensor.dtype());
+  });
+  return bytes;
+}
+
 Config load_config(const Checkpoint& checkpoint) {
   Config config = Config::from_file(checkpoint.directory() + "/config.json");
   int64_t held = 0;

@@ -27,6 +27,10 @@ struct LoadOptions {
 };
 void load_parameters(Transformer& model, const Checkpoint& checkpoint, const LoadOptions& options = {});
 
+// Packs the weights that only products read (Backend::pack), for running alone: they can be neither trained
+// nor saved afterwards. Returns the bytes that took, or 0 where the backend has no such form.
+int64_t pack_weights(Transformer& model, Backend& backend);
+
 // The config beside a checkpoint, with num_mtp_layers reduced to the modules the checkpoint really holds
 // (many conversions drop them).
 Config load_config(const Checkpoint& checkpoint);

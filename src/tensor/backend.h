@@ -13,6 +13,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "tensor/view.h"
@@ -112,6 +113,15 @@ class Backend {
   virtual void linear_backward_input(View d_out, View w, Grad d_x) = 0;
   virtual void linear_backward_weight(View d_out, View x, Grad d_w) = 0;
   virtual void linear_backward_bias(View d_out, Grad d_bias) = 0;
+  // The form of a weight [N, K] or [E, N, K] that linear and grouped_linear read fastest, if this device has
+  // one beside rows: its view, without data, and the bytes it needs. Results have the same bits in either
+  // form.
+  struct Packed {
+    View view;
+    int64_t bytes = 0;
+  };
+  virtual std::optional<Packed> packed(View w) const = 0;
+  virtual void pack(View w, View to) = 0;
   // A matrix a head: out[t, h] = w[h] · x[t, h] (transpose false: w [H, N, K], x [T, H, K], out [T, H, N]),
   // or w[h]ᵀ · x[t, h] (transpose true: w [H, K, N]). All may be strided on leading axes.
   virtual void head_linear(View x, View w, bool transpose, View out) = 0;

@@ -2,6 +2,8 @@
 
 #include <sys/mman.h>
 
+#include "tensor/backend.h"
+
 namespace latente {
 
 View Tensor::view() const {
@@ -11,6 +13,7 @@ View Tensor::view() const {
   view.shape = value_->shape;
   view.strides = value_->strides;
   view.dtype = value_->dtype;
+  view.layout = value_->layout;
   view.data = root.data ? static_cast<char*>(root.data) + value_->offset * size_of(value_->dtype) : nullptr;
   return view;
 }
@@ -24,6 +27,7 @@ Tensor Tensor::alias(Shape shape, std::array<int64_t, max_rank> strides, int64_t
   value->shape = shape;
   value->strides = strides;
   value->dtype = value_->dtype;
+  value->layout = value_->layout;
   value->name = value_->name;
   value->plan = value_->plan;
   value->requires_grad = value_->requires_grad;
@@ -86,6 +90,21 @@ void bind_memory(const Tensor& tensor, void* data, std::shared_ptr<void> owner) 
   LATENTE_ASSERT(!value.base);
   value.data = data;
   value.owner = std::move(owner);
+}
+
+bool pack(Backend& backend, const Tensor& weight) {
+  Value& value = weight.value();
+  LATENTE_ASSERT(!value.base && value.data);
+  const auto packed = backend.packed(weight.view());
+  if (!packed) return false;
+  std::shared_ptr<void> memory = backend.allocate(packed->bytes);
+  View to = packed->view;
+  to.data = memory.get();
+  backend.pack(weight.view(), to);
+  bind_memory(weight, to.data, std::move(memory));
+  value.strides = to.strides;
+  value.layout = to.layout;
+  return true;
 }
 
 Tensor buffer(Shape shape, DType dtype, std::string name) {

@@ -10,12 +10,14 @@
 
 namespace latente {
 
+class Backend;
 class Plan;
 
 struct Value {
   Shape shape;
   std::array<int64_t, max_rank> strides{};
   DType dtype = DType::f32;
+  Layout layout = Layout::rows;
   std::string name;      // a parameter's checkpoint path; otherwise free text for messages
   Plan* plan = nullptr;  // the plan an intermediate or input belongs to
   bool requires_grad = false;
@@ -68,6 +70,9 @@ void allocate(const Tensor& tensor);
 // Persistent memory owned by somebody else (a mapped file). Not named bind: std::bind would be the better
 // match.
 void bind_memory(const Tensor& tensor, void* data, std::shared_ptr<void> owner);
+// Moves a parameter that nothing but forward products read into new memory, as the backend's products like it
+// best; false where the backend has no such form of it. Plans recorded before are to be discarded.
+bool pack(Backend& backend, const Tensor& weight);
 // A persistent tensor outside any plan: allocate(parameter(...)) without gradient.
 Tensor buffer(Shape shape, DType dtype, std::string name = {});
 

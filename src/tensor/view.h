@@ -34,11 +34,17 @@ class Shape {
   int rank_ = 0;
 };
 
+// rows: element (i, j, ...) stands at i·stride(0) + j·stride(1) + ...
+// panels: a matrix (or a stack of them) as its backend's products read it, see Backend::pack. Nothing but
+// products can.
+enum class Layout : uint8_t { rows, panels };
+
 struct View {
   void* data = nullptr;
   Shape shape;
   std::array<int64_t, max_rank> strides{};  // in elements
   DType dtype = DType::f32;
+  Layout layout = Layout::rows;
 
   View() = default;
   View(void* data, Shape shape, DType dtype);  // contiguous
@@ -54,8 +60,13 @@ struct View {
 
   template <class T>
   T* as() const {
-    LATENTE_ASSERT(dtype == dtype_of<T>);
+    LATENTE_ASSERT(dtype == dtype_of<T> && layout == Layout::rows);
     return static_cast<T*>(data);
+  }
+  template <class T>
+  const T* panels_as() const {
+    LATENTE_ASSERT(dtype == dtype_of<T> && layout == Layout::panels);
+    return static_cast<const T*>(data);
   }
   template <class T>
   T* as_or_null() const {
