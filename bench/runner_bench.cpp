@@ -1,5 +1,5 @@
 // Passes of the runner: what a token costs alone, what verifying several at once costs, what a draft costs. Random
-// weights of the shape of LATENTE_BENCH_CONFIG (default: the demo's).
+// bfloat16 weights of the shape of LATENTE_BENCH_CONFIG (default: the demo's).
 #include <benchmark/benchmark.h>
 
 #include <cstdlib>
@@ -17,9 +17,10 @@ struct Bench {
   Transformer model;
   std::unique_ptr<Runner> runner;
 
-  Bench() : model(config(), DType::f32) {
+  Bench() : model(config(), DType::bf16) {
     allocate_parameters(model);
     initialise(model, 1);
+    pack_weights(model, backend);
     RunnerOptions options;
     options.context = 512;
     runner = std::make_unique<Runner>(backend, model, options);

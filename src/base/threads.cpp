@@ -19,6 +19,11 @@ void relax() {
 #endif
 }
 
+// Parts of ThreadPool::job_.
+constexpr uint32_t open = 1u << 15, one_job = 1u << 16;
+uint32_t number(uint32_t job) { return job / one_job; }
+uint32_t workers_on(uint32_t job) { return job % open; }
+
 // Waits until the value differs from `old`: spinning first, asleep after.
 uint32_t await_change(const std::atomic<uint32_t>& value, uint32_t old) {
   constexpr auto patience = std::chrono::microseconds(40);
@@ -58,48 +63,53 @@ int default_threads() {
 
 ThreadPool::ThreadPool(int threads) {
   int count = threads > 0 ? threads : default_threads();
-  for (int i = 1; i < count; ++i) workers_.emplace_back([this, i] { work(i); });
+  for (int i = 1; i < count; ++i) workers_.emplace_back([this] { serve(); });
 }
 
 ThreadPool::~ThreadPool() {
   ending_.store(true);
-  epoch_.fetch_add(1, std::memory_order_release);
-  epoch_.notify_all();
+  job_.fetch_add(one_job, std::memory_order_release);
+  job_.notify_all();
   for (std::thread& worker : workers_) worker.join();
 }
 
 bool ThreadPool::inside() { return inside_body; }
 
-void ThreadPool::execute(int thread) {
+void ThreadPool::execute() {
   inside_body = true;
   try {
-    call_(object_, thread);
+    work_(object_);
   } catch (...) {
     if (!failed_.exchange(true)) failure_ = std::current_exception();
   }
   inside_body = false;
 }
 
-void ThreadPool::work(int thread) {
-  for (uint32_t seen = 0;;) {
-    seen = await_change(epoch_, seen);
+void ThreadPool::serve() {
+  uint32_t job = job_.load(std::memory_order_acquire);
+  for (uint32_t served = number(job);;) {
+    while (number(job) == served) job = await_change(job_, job);
     if (ending_.load()) return;
-    execute(thread);
-    if (pending_.fetch_sub(1, std::memory_order_acq_rel) == 1) pending_.notify_one();
+    // The number changes only when nobody works, so whoever joins works on the job it saw.
+    while ((job & open) && !job_.compare_exchange_weak(job, job + 1, std::memory_order_acq_rel)) {
+    }
+    served = number(job);
+    if (!(job & open)) continue;
+    execute();
+    job = job_.fetch_sub(1, std::memory_order_acq_rel) - 1;
+    if (!(job & open) && workers_on(job) == 0) job_.notify_all();
   }
 }
 
-void ThreadPool::run_erased(Erased call, void* object) {
-  if (inside() || workers_.empty()) return call(object, 0);
-  call_ = call;
+void ThreadPool::offer(Work work, void* object) {
+  work_ = work;
   object_ = object;
   failed_.store(false);
-  pending_.store(static_cast<uint32_t>(workers_.size()), std::memory_order_relaxed);
-  epoch_.fetch_add(1, std::memory_order_release);
-  epoch_.notify_all();
-  execute(0);
-  for (uint32_t left = pending_.load(std::memory_order_acquire); left != 0;)
-    left = await_change(pending_, left);
+  job_.store((job_.load(std::memory_order_relaxed) + one_job) | open, std::memory_order_release);
+  job_.notify_all();
+  execute();
+  uint32_t job = job_.fetch_and(~open, std::memory_order_acq_rel) & ~open;
+  while (workers_on(job) != 0) job = await_change(job_, job);
   if (failed_.load()) std::rethrow_exception(failure_);
 }
 

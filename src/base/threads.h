@@ -25,13 +25,13 @@ class ThreadPool {
 
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // body(thread) on every thread of the pool, thread in [0, size()); returns when all are done. The first
-  // exception is rethrown. Called from inside a body, it runs body(0) alone.
+  // body(part) for each part in [0, size()), by whoever is free; returns when all are done. The first
+  // exception is rethrown.
   template <class Body>
   void run(Body&& body) {
-    using Plain = std::remove_reference_t<Body>;
-    run_erased([](void* object, int thread) { (*static_cast<Plain*>(object))(thread); },
-               const_cast<void*>(static_cast<const void*>(&body)));
+    parallel_for(size(), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t part = begin; part < end; ++part) body(static_cast<int>(part));
+    });
   }
 
   // body(begin, end) over pieces of [0, n) of at most `grain`, handed out in order to whoever is free.
@@ -44,25 +44,28 @@ class ThreadPool {
       return;
     }
     std::atomic<int64_t> next{0};
-    run([&](int) {
+    auto share = [&] {
       for (int64_t begin; (begin = next.fetch_add(grain, std::memory_order_relaxed)) < n;) {
         body(begin, std::min(begin + grain, n));
       }
-    });
+    };
+    using Share = decltype(share);
+    offer([](void* object) { (*static_cast<Share*>(object))(); }, &share);
   }
 
  private:
-  using Erased = void (*)(void*, int);
+  using Work = void (*)(void*);
   static bool inside();  // is this thread running a body?
-  void run_erased(Erased call, void* object);
-  void work(int thread);
-  void execute(int thread);
+  // Calls work(object) here and on the workers that come before it is done here: a worker that the system
+  // does not run just now is not waited for.
+  void offer(Work work, void* object);
+  void execute();
+  void serve();
 
   std::vector<std::thread> workers_;
-  Erased call_ = nullptr;
+  Work work_ = nullptr;
   void* object_ = nullptr;
-  std::atomic<uint32_t> epoch_{0};    // a new job, or the end
-  std::atomic<uint32_t> pending_{0};  // workers that have not finished the job
+  std::atomic<uint32_t> job_{0};  // its number, whether workers may still join, and how many work on it
   std::atomic<bool> ending_{false};
   std::atomic<bool> failed_{false};
   std::exception_ptr failure_;

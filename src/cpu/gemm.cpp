@@ -81,7 +81,10 @@ class Multiplication {
     for (size_t i = 0; i < problems_.size(); ++i) {
       if (problems_[i].m > 0 && problems_[i].n > 0) divide(i, work / pool_.size());
     }
-    pool_.parallel_for(tasks_, 1, [this](int64_t begin, int64_t end) {
+    // Small problems are handed out several at a time.
+    const auto together =
+        static_cast<int64_t>(std::min(least_work / std::max(work, 1.0), 1.0) * static_cast<double>(tasks_));
+    pool_.parallel_for(tasks_, together, [this](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) compute(task);
     });
   }
