@@ -87,9 +87,9 @@ void ThreadPool::execute() {
 
 void ThreadPool::serve() {
   uint32_t job = job_.load(std::memory_order_acquire);
-  for (uint32_t served = number(job);;) {
-    while (number(job) == served) job = await_change(job_, job);
-    if (ending_.load()) return;
+  for (uint32_t served = number(job); !ending_.load();) {
+    job = await_change(job_, job);
+    if (number(job) == served) continue;
     // The number changes only when nobody works, so whoever joins works on the job it saw.
     while ((job & open) && !job_.compare_exchange_weak(job, job + 1, std::memory_order_acq_rel)) {
     }
