@@ -84,6 +84,9 @@ void tile(int64_t k, const T* HWY_RESTRICT a, const S* HWY_RESTRICT b, int64_t b
   using V = hn::Vec<Tag<T>>;
   constexpr int64_t L = lanes<T>;
   constexpr int N = 2 * P;
+  // Few rows read columns faster than the processor foresees; one row reads enough panels at once.
+  constexpr bool streams = H > 1 && H < rows_of_tile;
+  constexpr int64_t ahead = 512 / sizeof(S);
   V sum[H][N];
   LATENTE_UNROLL
   for (int i = 0; i < H; ++i) {
@@ -95,7 +98,10 @@ void tile(int64_t k, const T* HWY_RESTRICT a, const S* HWY_RESTRICT b, int64_t b
   for (; k > 0; --k) {
     V row[N];
     LATENTE_UNROLL
-    for (int j = 0; j < P; ++j) load_columns(b + j * b_panel, row[2 * j], row[2 * j + 1]);
+    for (int j = 0; j < P; ++j) {
+      if (streams) hwy::Prefetch(b + j * b_panel + ahead);
+      load_columns(b + j * b_panel, row[2 * j], row[2 * j + 1]);
+    }
     LATENTE_UNROLL
     for (int i = 0; i < H; ++i) {
       const V element = hn::Set(d, a[i]);

@@ -114,14 +114,30 @@ void load_parameters(Transformer& model, const Checkpoint& checkpoint, const Loa
 }
 
 int64_t pack_weights(Transformer& model, Backend& backend) {
+  struct Place {
+    Tensor tensor;
+    View view;
+    int64_t offset;
+  };
+  std::vector<Place> places;
   int64_t bytes = 0;
   model.for_each([&](const std::string& path, Tensor& tensor) {
     // Embeddings are looked up; the latent's up-projection is also read head by head, transposed (absorbed
     // attention).
-    const bool only_products = tensor.shape().rank() >= 2 && !path.ends_with("embed_tokens.weight") &&
-                               !path.ends_with("kv_b_proj.weight");
-    if (only_products && pack(backend, tensor)) bytes += tensor.count() * size_of(tensor.dtype());
+    if (path.ends_with("embed_tokens.weight") || path.ends_with("kv_b_proj.weight")) return;
+    if (const auto packed = backend.packed(tensor.view())) {
+      places.push_back({tensor, packed->view, bytes});
+      bytes += (packed->bytes + 63) / 64 * 64;
+    }
   });
+  if (places.empty()) return 0;
+  // One piece of memory, so that it may lie in large pages: decoding reads all of it for each token.
+  const std::shared_ptr<void> memory = backend.allocate(bytes);
+  for (Place& place : places) {
+    place.view.data = static_cast<char*>(memory.get()) + place.offset;
+    backend.pack(place.tensor.view(), place.view);
+    bind_view(place.tensor, place.view, memory);
+  }
   return bytes;
 }
 

@@ -2,8 +2,6 @@
 
 #include <sys/mman.h>
 
-#include "tensor/backend.h"
-
 namespace latente {
 
 View Tensor::view() const {
@@ -92,19 +90,12 @@ void bind_memory(const Tensor& tensor, void* data, std::shared_ptr<void> owner) 
   value.owner = std::move(owner);
 }
 
-bool pack(Backend& backend, const Tensor& weight) {
-  Value& value = weight.value();
-  LATENTE_ASSERT(!value.base && value.data);
-  const auto packed = backend.packed(weight.view());
-  if (!packed) return false;
-  std::shared_ptr<void> memory = backend.allocate(packed->bytes);
-  View to = packed->view;
-  to.data = memory.get();
-  backend.pack(weight.view(), to);
-  bind_memory(weight, to.data, std::move(memory));
-  value.strides = to.strides;
-  value.layout = to.layout;
-  return true;
+void bind_view(const Tensor& tensor, const View& view, std::shared_ptr<void> owner) {
+  Value& value = tensor.value();
+  LATENTE_ASSERT(view.shape == value.shape && view.dtype == value.dtype);
+  bind_memory(tensor, view.data, std::move(owner));
+  value.strides = view.strides;
+  value.layout = view.layout;
 }
 
 Tensor buffer(Shape shape, DType dtype, std::string name) {

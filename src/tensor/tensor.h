@@ -10,7 +10,6 @@
 
 namespace latente {
 
-class Backend;
 class Plan;
 
 struct Value {
@@ -70,9 +69,8 @@ void allocate(const Tensor& tensor);
 // Persistent memory owned by somebody else (a mapped file). Not named bind: std::bind would be the better
 // match.
 void bind_memory(const Tensor& tensor, void* data, std::shared_ptr<void> owner);
-// Moves a parameter that nothing but forward products read into new memory, as the backend's products like it
-// best; false where the backend has no such form of it. Plans recorded before are to be discarded.
-bool pack(Backend& backend, const Tensor& weight);
+// The same for memory that holds the values as `view` describes them: in another layout (Backend::pack).
+void bind_view(const Tensor& tensor, const View& view, std::shared_ptr<void> owner);
 // A persistent tensor outside any plan: allocate(parameter(...)) without gradient.
 Tensor buffer(Shape shape, DType dtype, std::string name = {});
 
