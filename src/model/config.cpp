@@ -1,10 +1,11 @@
 #include "model/config.h"
 
 #include <cmath>
-#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "base/file.h"
+#include "checkpoint/json.h"
 
 namespace latente {
 namespace {
@@ -25,28 +26,28 @@ class Reader {
   void read(const char* key, int64_t& value) const {
     const Json* json = find(key);
     if (!json) return;
-    if (!json->is_number_integer()) fail("{}: {}: expected an integer, found {}", source_, key, json->dump());
+    if (!json->is_number_integer()) fail("{}: {}: expected an integer, found {}", source_, key, printable(json->dump()));
     value = json->get<int64_t>();
     if (value < -1 || value > (int64_t{1} << 40))
-      fail("{}: {}: out of range: {}", source_, key, json->dump());
+      fail("{}: {}: out of range: {}", source_, key, printable(json->dump()));
   }
   void read(const char* key, double& value) const {
     const Json* json = find(key);
     if (!json) return;
-    if (!json->is_number()) fail("{}: {}: expected a number, found {}", source_, key, json->dump());
+    if (!json->is_number()) fail("{}: {}: expected a number, found {}", source_, key, printable(json->dump()));
     value = json->get<double>();
     if (!std::isfinite(value)) fail("{}: {}: not finite", source_, key);
   }
   void read(const char* key, bool& value) const {
     const Json* json = find(key);
     if (!json) return;
-    if (!json->is_boolean()) fail("{}: {}: expected true or false, found {}", source_, key, json->dump());
+    if (!json->is_boolean()) fail("{}: {}: expected true or false, found {}", source_, key, printable(json->dump()));
     value = json->get<bool>();
   }
   void read(const char* key, std::string& value) const {
     const Json* json = find(key);
     if (!json) return;
-    if (!json->is_string()) fail("{}: {}: expected a string, found {}", source_, key, json->dump());
+    if (!json->is_string()) fail("{}: {}: expected a string, found {}", source_, key, printable(json->dump()));
     value = json->get<std::string>();
   }
   void require(const char* key, int64_t& value) const {
@@ -59,7 +60,7 @@ class Reader {
     if (!json) return;
     values.clear();
     auto push = [&](const Json& item) {
-      if (!item.is_number_integer()) fail("{}: {}: expected integers, found {}", source_, key, json->dump());
+      if (!item.is_number_integer()) fail("{}: {}: expected integers, found {}", source_, key, printable(json->dump()));
       values.push_back(item.get<int64_t>());
     };
     if (!json->is_array()) return push(*json);
@@ -93,7 +94,8 @@ void read_rope(const Reader& top, const std::string& source, Config& config) {
     reader.read("high_freq_factor", rope.high_freq_factor);
   }
   if (rope.type != "default" && rope.type != "linear" && rope.type != "yarn" && rope.type != "llama3") {
-    fail("{}: rope_scaling: unknown type \"{}\" (known: default, linear, yarn, llama3)", source, rope.type);
+    fail("{}: rope_scaling: unknown type {} (known: default, linear, yarn, llama3)", source,
+         printable(rope.type));
   }
   if (rope.theta <= 0 || rope.factor < 1)
     fail("{}: rope_theta must be positive and rope_scaling.factor at least 1", source);
@@ -135,8 +137,8 @@ Config Config::from_json(const Json& json, const std::string& source) {
   reader.read("model_type", config.model_type);
   bool mla = config.model_type == "deepseek_v3" || config.model_type == "deepseek_v2";
   if (!mla && config.model_type != "llama") {
-    fail("{}: model_type \"{}\" is not supported (deepseek_v3, deepseek_v2, llama)", source,
-         config.model_type);
+    fail("{}: model_type {} is not supported (deepseek_v3, deepseek_v2, llama)", source,
+         printable(config.model_type));
   }
   reader.require("vocab_size", config.vocab_size);
   reader.require("hidden_size", config.hidden_size);
@@ -168,7 +170,7 @@ Config Config::from_json(const Json& json, const std::string& source) {
   }
   std::string activation = "silu";
   reader.read("hidden_act", activation);
-  if (activation != "silu") fail("{}: hidden_act \"{}\" is not supported (silu)", source, activation);
+  if (activation != "silu") fail("{}: hidden_act {} is not supported (silu)", source, printable(activation));
   reader.read("rms_norm_eps", config.rms_norm_eps);
   reader.read("initializer_range", config.initializer_range);
   reader.read("attention_bias", config.attention_bias);
@@ -184,7 +186,7 @@ Config Config::from_json(const Json& json, const std::string& source) {
     Reader inner(*quantization, source + ": quantization_config");
     std::string method;
     inner.read("quant_method", method);
-    if (method != "fp8") fail("{}: quant_method \"{}\" is not supported (fp8)", source, method);
+    if (method != "fp8") fail("{}: quant_method {} is not supported (fp8)", source, printable(method));
     config.weight_block_size = {128, 128};
     inner.read_list("weight_block_size", config.weight_block_size);
     if (config.weight_block_size.size() != 2) fail("{}: weight_block_size: expected two sizes", source);
@@ -194,10 +196,8 @@ Config Config::from_json(const Json& json, const std::string& source) {
 }
 
 Config Config::from_file(const std::string& path) {
-  std::ifstream file(path);
-  if (!file) fail("{}: cannot open", path);
-  Json json = Json::parse(file, nullptr, false);
-  if (json.is_discarded()) fail("{}: not valid JSON", path);
+  constexpr int64_t most_bytes = 16 << 20;
+  Json json = parse_json(read_file(path, most_bytes), path);
   return from_json(json, path);
 }
 

@@ -150,7 +150,9 @@ TEST_P(RunnerTest, ModulesEqualUncached) {
         int64_t known = std::min(count, 41 - (k + 1) - first);
         if (known <= 0) continue;
         std::span<float> row = runner.predict(k, part(ids, first + k + 1, known), first);
-        EXPECT_LT(distance(row, want[static_cast<size_t>(k)][static_cast<size_t>(first + known - 1)]), 1e-5)
+        // float32's rounding grows from module to module.
+        EXPECT_LT(distance(row, want[static_cast<size_t>(k)][static_cast<size_t>(first + known - 1)]),
+                  1e-5 * static_cast<double>(k + 1))
             << "module " << k << ", chunk " << chunk << ", position " << first + known - 1;
       }
     }

@@ -264,6 +264,10 @@ TEST(Config, RefusesWhatContradictsItself) {
   }
   EXPECT_NE(message_of(Json::array()).find("expected a JSON object"), std::string::npos);
   EXPECT_THROW(Config::from_file("/nowhere/config.json"), Error);
+  // Whatever a file holds, a message is one line.
+  const Json hostile{{"model_type", "a\nb" + std::string(1000, 'M')}};
+  EXPECT_EQ(message_of(hostile).find('\n'), std::string::npos);
+  EXPECT_LT(message_of(hostile).size(), 400u);
 }
 
 TEST(Figures, OfTheReleasedModel) {
