@@ -11,17 +11,10 @@
 #include <utility>
 
 #include "cpu/attention_kernels.h"
+#include "cpu/unroll.h"
 #include "hwy/cache_control.h"
 #include "hwy/contrib/math/math-inl.h"
 #include "hwy/highway.h"
-
-#ifndef LATENTE_UNROLL
-#if defined(__clang__)
-#define LATENTE_UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define LATENTE_UNROLL _Pragma("GCC unroll 16")
-#endif
-#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace latente::attention::HWY_NAMESPACE {

@@ -6,22 +6,14 @@
 #include <cstring>
 #include <utility>
 
+#include "cpu/unroll.h"
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/gemm_kernels.cpp"
 #include "hwy/foreach_target.h"  // must precede highway.h
 
 #include "hwy/cache_control.h"
 #include "hwy/highway.h"
-
-#ifndef LATENTE_UNROLL
-#if defined(__clang__)
-#define LATENTE_UNROLL _Pragma("clang loop unroll(full)")
-#define LATENTE_UNROLL_4 _Pragma("clang loop unroll_count(4)")
-#else
-#define LATENTE_UNROLL _Pragma("GCC unroll 16")
-#define LATENTE_UNROLL_4 _Pragma("GCC unroll 4")
-#endif
-#endif
 
 HWY_BEFORE_NAMESPACE();
 namespace latente::gemm::HWY_NAMESPACE {
