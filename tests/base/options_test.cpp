@@ -167,6 +167,8 @@ TEST(Options, BadTomlNamesThePlace) {
   EXPECT_EQ(error_of("lr = 1\nlr = 2").substr(0, 11), "run.toml:2:");
   EXPECT_EQ(error_of("name = \"\xff\"").substr(0, 11), "run.toml:1:");
   EXPECT_EQ(error_of(std::string("lr\0 = 1", 7)).substr(0, 11), "run.toml:1:");
+  EXPECT_EQ(error_of("lr = 1\nname = 7\u00e9").substr(0, 11), "run.toml:2:");
+  EXPECT_EQ(error_of("lr = 1\nname = 7\u2dff").substr(0, 11), "run.toml:2:");
 }
 
 TEST(Options, OverridesReachEveryType) {
