@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <atomic>
 #include <csignal>
-#include <filesystem>
 
 #include "base/file.h"
 #include "base/memory.h"
@@ -143,7 +142,7 @@ void train(const TrainFlags& flags) {
   double peak =
       options.log.peak_gflops > 0 ? options.log.peak_gflops * 1e9 : measure_peak_flops(backend.threads());
   Watcher watcher(options, peak);
-  Trainer trainer(backend, options, watcher);
+  Trainer trainer(backend, options, watcher, flags.dry_run ? Trainer::Purpose::facts : Trainer::Purpose::run);
   watcher.set_steps(trainer.facts().steps);
   watcher.display().facts(trainer.facts(), trainer.options());
   if (flags.dry_run) return;
@@ -156,7 +155,6 @@ void train(const TrainFlags& flags) {
   for (size_t i = notes; i < trainer.facts().notes.size(); ++i) {
     watcher.display().note("note        " + trainer.facts().notes[i]);
   }
-  std::filesystem::create_directories(options.out);
   write_file_atomically(options.out + "/config.toml", write_options(trainer.options()));
   ask_to_stop();
   bool finished = trainer.run();

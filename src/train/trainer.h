@@ -12,6 +12,7 @@
 #include <memory>
 #include <optional>
 
+#include "base/directory_lock.h"
 #include "checkpoint/checkpoint.h"
 #include "tokenizer/tokenizer.h"
 #include "train/pass.h"
@@ -77,8 +78,13 @@ class TrainObserver {
 
 class Trainer {
  public:
+  enum class Purpose {
+    run,    // takes the run's directory: Error while another process, or Trainer, has it
+    facts,  // leaves the directory alone; start() is not allowed
+  };
   // Error, before anything large is allocated: options, files, a corpus or a model that cannot be.
-  Trainer(Backend& backend, const TrainOptions& options, TrainObserver& observer);
+  Trainer(Backend& backend, const TrainOptions& options, TrainObserver& observer,
+          Purpose purpose = Purpose::run);
   ~Trainer();
 
   const RunFacts& facts() const { return facts_; }
@@ -120,6 +126,7 @@ class Trainer {
   Backend* backend_;
   TrainOptions options_;
   TrainObserver* observer_;
+  std::optional<DirectoryLock> lock_;  // of options.out
   Pass::Mode mode_ = Pass::Mode::plain;
   std::unique_ptr<Tokenizer> tokenizer_;
   std::unique_ptr<Transformer> model_;

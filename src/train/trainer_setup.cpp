@@ -48,9 +48,10 @@ int32_t token_named(const Tokenizer& tokenizer, const char* option, const std::s
 
 }  // namespace
 
-Trainer::Trainer(Backend& backend, const TrainOptions& options, TrainObserver& observer)
+Trainer::Trainer(Backend& backend, const TrainOptions& options, TrainObserver& observer, Purpose purpose)
     : backend_(&backend), options_(options), observer_(&observer) {
   check_train_options(options_);
+  if (purpose == Purpose::run) lock_.emplace(options_.out);
   read_model_options();
   read_corpus();
   record();

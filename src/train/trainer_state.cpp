@@ -32,6 +32,7 @@ int64_t count_of(const nlohmann::json& json, const char* key, const std::string&
 }  // namespace
 
 void Trainer::start(Start how) {
+  LATENTE_ASSERT(lock_);
   const MemoryEstimate& memory = facts_.memory;
   if (memory.total() > facts_.available_memory) {
     fail("the run needs {} of memory, and {} are available: shorten batch.sequences or batch.length (activations {}), "

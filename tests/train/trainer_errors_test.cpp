@@ -168,5 +168,23 @@ TEST_F(TrainerErrors, OptionsThatCannotBe) {
   }
 }
 
+TEST_F(TrainerErrors, ADirectoryTakesOneRunAtATime) {
+  TrainOptions how = options("run");
+  CpuBackend backend(how.threads);
+  Recorder recorder;
+  {
+    Trainer first(backend, how, recorder);
+    for (Trainer::Start start : {Trainer::Start::fresh, Trainer::Start::resume, Trainer::Start::overwrite}) {
+      EXPECT_EQ(error_of(how, start),
+                fmt::format("{}: another process works in this directory (pid {})", how.out, ::getpid()));
+    }
+    EXPECT_EQ(error_of(options("other")), "no error");
+    first.start(Trainer::Start::fresh);
+    EXPECT_TRUE(first.run());
+  }
+  EXPECT_FALSE(fs::exists(how.out + "/lock"));
+  EXPECT_EQ(error_of(how, Trainer::Start::resume), "no error");
+}
+
 }  // namespace
 }  // namespace latente::test

@@ -174,7 +174,7 @@ TEST_F(TrainerTest, ValidationChangesNothing) {
   // The whole set: every token but the first is a target.
   CpuBackend backend(1);
   Recorder unused;
-  Trainer trainer(backend, with, unused);
+  Trainer trainer(backend, with, unused, Trainer::Purpose::facts);
   EXPECT_EQ(trained.validations[0].losses.depths[0].targets, trainer.facts().validation_tokens - 1);
   EXPECT_EQ(trained.validations[0].losses.balance, 0);
   EXPECT_LT(trained.validations[5].losses.depths[0].mean(), trained.validations[0].losses.depths[0].mean());
@@ -303,14 +303,15 @@ TEST_F(TrainerTest, ChoosesMicroBatchesThatFit) {
   how.batch.sequences = 0;
   CpuBackend backend(1);
   Recorder unused;
-  Trainer trainer(backend, how, unused);
+  Trainer trainer(backend, how, unused, Trainer::Purpose::facts);
   EXPECT_EQ(trainer.facts().sequences, 8);
   EXPECT_EQ(trainer.facts().accumulation, 1);
   EXPECT_EQ(trainer.options().batch.sequences, 8);
   how.batch.tokens = 32 * 768;
-  Trainer large(backend, how, unused);
+  Trainer large(backend, how, unused, Trainer::Purpose::facts);
   EXPECT_EQ(large.facts().sequences, 384);  // of at most 16384 tokens
   EXPECT_EQ(large.facts().accumulation, 2);
+  EXPECT_FALSE(fs::exists(how.out));
 }
 
 }  // namespace
