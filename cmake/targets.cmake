@@ -27,5 +27,7 @@ function(latente_test name)
   target_include_directories(test_${name} PRIVATE ${PROJECT_SOURCE_DIR}/tests)
   target_compile_definitions(test_${name} PRIVATE LATENTE_TEST_DATA="${PROJECT_SOURCE_DIR}/tests")
   target_link_libraries(test_${name} PRIVATE ${ARG_LINK} GTest::gtest_main)
-  gtest_discover_tests(test_${name} TEST_PREFIX ${name}: DISCOVERY_TIMEOUT 60 PROPERTIES TIMEOUT 600)
+  gtest_discover_tests(test_${name} TEST_PREFIX ${name}: DISCOVERY_TIMEOUT 60
+                       NO_PRETTY_VALUES  # parameters have names of their own
+                       PROPERTIES TIMEOUT 600)
 endfunction()

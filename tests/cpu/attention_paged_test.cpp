@@ -9,6 +9,14 @@
 #include "cpu/attention_support.h"
 
 namespace latente {
+
+// Of queries and of the cache; a name of its own in lists of tests.
+template <class T, class S>
+struct Elements {
+  using Activation = T;
+  using Stored = S;
+};
+
 namespace {
 
 // A cache in pages that belong to sequences in random order. Slots nobody stored to hold NaN.
@@ -138,11 +146,6 @@ const std::vector<PagedCase> paged_cases = {
     {96, 1, 16, 8, 256, false},
 };
 
-template <class T, class S>
-struct Elements {
-  using Activation = T;
-  using Stored = S;
-};
 template <class E>
 class PagedAttention : public ::testing::Test {
  protected:
@@ -150,15 +153,7 @@ class PagedAttention : public ::testing::Test {
 };
 using PagedElements =
     ::testing::Types<Elements<float, float>, Elements<float, bf16>, Elements<double, double>>;
-struct PagedNames {
-  template <class E>
-  static std::string GetName(int) {
-    return std::is_same_v<typename E::Activation, double> ? "f64"
-           : std::is_same_v<typename E::Stored, bf16>     ? "bf16"
-                                                          : "f32";
-  }
-};
-TYPED_TEST_SUITE(PagedAttention, PagedElements, PagedNames);
+TYPED_TEST_SUITE(PagedAttention, PagedElements);
 
 TYPED_TEST(PagedAttention, MatchesDoubleLoops) {
   using T = typename TypeParam::Activation;

@@ -151,13 +151,7 @@ class Attention : public ::testing::Test {
   CpuBackend one{1}, three{3};
 };
 using Activations = ::testing::Types<float, double>;
-struct ActivationNames {
-  template <class T>
-  static std::string GetName(int) {
-    return std::is_same_v<T, float> ? "f32" : "f64";
-  }
-};
-TYPED_TEST_SUITE(Attention, Activations, ActivationNames);
+TYPED_TEST_SUITE(Attention, Activations);
 
 TYPED_TEST(Attention, MatchesDoubleLoops) {
   Random random(1);

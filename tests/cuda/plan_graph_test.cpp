@@ -20,6 +20,10 @@ struct Sizes {
   int64_t tokens, experts, top_k, width, hidden, layers, steps;
   DType weight = DType::f32;
 };
+std::string label(const Sizes& at) {
+  return fmt::format("T{}E{}{}", at.tokens, at.experts, name_of(at.weight));
+}
+void PrintTo(const Sizes& at, std::ostream* out) { *out << label(at); }
 
 // Host values in double, of the precision that the device sees.
 std::vector<double> normals(int64_t count, uint64_t stream, double deviation, DType dtype) {
@@ -266,11 +270,7 @@ INSTANTIATE_TEST_SUITE_P(Shapes, PlanGraphSizes,
                                          Sizes{1, 256, 8, 64, 64, 2, 8},
                                          Sizes{150, 70, 6, 48, 80, 2, 5, DType::bf16},
                                          Sizes{90, 12, 3, 50, 30, 2, 5, DType::f64}),
-                         [](const auto& shape) {
-                           return "T" + std::to_string(shape.param.tokens) + "E" +
-                                  std::to_string(shape.param.experts) +
-                                  std::string(name_of(shape.param.weight));
-                         });
+                         [](const auto& shape) { return label(shape.param); });
 
 // The same bits whatever the batch.
 TEST_F(PlanGraph, ATokenAloneGetsTheResultItHasInABatch) {

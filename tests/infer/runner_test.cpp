@@ -13,6 +13,7 @@ struct Family {
   const char* name;
   Tiny tiny;
 };
+void PrintTo(const Family& family, std::ostream* out) { *out << family.name; }
 
 class RunnerTest : public testing::TestWithParam<Family> {
  protected:

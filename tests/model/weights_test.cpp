@@ -51,6 +51,7 @@ struct RoundTrip {
   DType type = DType::f32;
   int64_t shard = 5'000'000'000;
 };
+void PrintTo(const RoundTrip& how, std::ostream* out) { *out << how.name; }
 
 class Weights : public testing::TestWithParam<RoundTrip> {};
 

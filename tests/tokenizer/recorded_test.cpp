@@ -35,7 +35,8 @@ TEST_P(Recorded, IdsAndTextsAreThePackages) {
   EXPECT_GT(cases, 100u);
 }
 
-INSTANTIATE_TEST_SUITE_P(, Recorded, testing::Values("kinds", "parts"));
+INSTANTIATE_TEST_SUITE_P(, Recorded, testing::Values("kinds", "parts"),
+                         [](const auto& recording) { return std::string(recording.param); });
 
 }  // namespace
 }  // namespace latente

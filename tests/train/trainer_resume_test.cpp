@@ -16,6 +16,7 @@ struct Case {
   int64_t per_step, sequences;
   bool masked;
 };
+void PrintTo(const Case& one, std::ostream* out) { *out << one.name; }
 
 class Resume : public TrainerTest, public testing::WithParamInterface<Case> {};
 
