@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "base/error.h"
+#include "tokenizer/regex_class.h"
 
 namespace latente {
 
@@ -14,16 +15,9 @@ using Op = RegexInstruction::Op;
 using Mode = RegexInstruction::Mode;
 using unicode::CodeSet;
 
-struct Flags {
-  bool ignore_case = false;
-  bool dot_all = false;
-};
-
-class Parser {
+class Parser : RegexClassParser {
  public:
-  Parser(std::string_view pattern, std::string_view where) : pattern_(pattern), where_(where) {
-    if (unicode::valid_prefix(pattern) != pattern.size()) fail("{}: expected UTF-8", where);
-  }
+  using RegexClassParser::RegexClassParser;
 
   RegexNode parse() {
     RegexNode root = alternation({}, 0);
@@ -32,28 +26,7 @@ class Parser {
   }
 
  private:
-  static constexpr int max_depth = 50;
   static constexpr std::uint32_t max_count = 1000;
-
-  [[noreturn]] void broken(std::string_view what) const {
-    fail("{}: expected a regular expression, found {} at byte {} of '{}'", where_, what, at_, pattern_);
-  }
-  [[noreturn]] void unsupported(std::string_view what) const {
-    fail("{}: {} is not supported (byte {} of '{}')", where_, what, at_, pattern_);
-  }
-
-  bool done() const { return at_ == pattern_.size(); }
-  char peek() const { return done() ? '\0' : pattern_[at_]; }
-  bool looking_at(std::string_view text) const { return pattern_.substr(at_).starts_with(text); }
-  bool take(std::string_view text) {
-    if (!looking_at(text)) return false;
-    at_ += text.size();
-    return true;
-  }
-  char32_t next() {
-    if (done()) broken("the end");
-    return unicode::decode(pattern_, at_);
-  }
 
   // Options set by "(?i)" at the start of a group hold to its end, across '|'.
   RegexNode alternation(Flags flags, int depth) {
@@ -270,223 +243,6 @@ class Parser {
     return true;
   }
 
-  // Behind "[".
-  CodeSet char_class(const Flags& flags, int depth) {
-    if (depth > max_depth) fail("{}: expected at most {} nested classes", where_, max_depth);
-    const bool negative = take("^");
-    CodeSet out;
-    bool first = true;
-    while (true) {
-      if (done()) broken("no ']'");
-      if (!first && take("]")) break;
-      if (first && looking_at("]")) unsupported("']' at the start of a class");
-      first = false;
-      if (looking_at("&&")) unsupported("the intersection '&&'");
-      if (take("[:")) {
-        out = unicode::unite(std::move(out), bracket_name());
-        continue;
-      }
-      if (take("[")) {
-        out = unicode::unite(std::move(out), char_class(flags, depth + 1));
-        continue;
-      }
-      char32_t low;
-      if (take("\\")) {
-        if (auto named = escaped_class(flags, true)) {
-          out = unicode::unite(std::move(out), *named);
-          if (looking_at("-") && !looking_at("-]")) unsupported("a range behind a named class");
-          continue;
-        }
-        low = escaped_character(true);
-      } else {
-        low = next();
-      }
-      char32_t high = low;
-      if (looking_at("-") && !looking_at("-]")) {
-        ++at_;
-        if (looking_at("[")) unsupported("a range to a class");
-        if (take("\\")) {
-          if (escaped_class(flags, true)) unsupported("a range to a named class");
-          high = escaped_character(true);
-        } else {
-          high = next();
-        }
-        if (high < low) broken("a range from high to low");
-      }
-      out = unicode::unite(std::move(out), fold(flags, low, high));
-    }
-    return negative ? unicode::complement(out) : out;
-  }
-
-  CodeSet bracket_name() {
-    const std::size_t close = pattern_.find(":]", at_);
-    if (close == std::string_view::npos) unsupported("'[:' without ':]'");
-    std::string_view name = pattern_.substr(at_, close - at_);
-    at_ = close + 2;
-    const bool negative = name.starts_with('^');
-    if (negative) name.remove_prefix(1);
-    CodeSet set;
-    if (name == "space") {
-      set = unicode::space;
-    } else if (name == "digit") {
-      set = unicode::category("Nd");
-    } else if (name == "punct") {
-      set = unicode::unite(unicode::category("P"), unicode::category("S"));
-    } else if (name == "word") {
-      set = unicode::word_of_regex_class();
-    } else {
-      unsupported("this bracket name");
-    }
-    return negative ? unicode::complement(set) : set;
-  }
-
-  // \p{..}, \d, \s, \w, \h and their complements, behind the backslash.
-  std::optional<CodeSet> escaped_class(const Flags& flags, bool in_class) {
-    const char letter = peek();
-    switch (letter) {
-      case 'p':
-      case 'P':
-        ++at_;
-        return property(flags, letter == 'P');
-      case 'd':
-        ++at_;
-        return unicode::category("Nd");
-      case 'D':
-        ++at_;
-        return unicode::complement(unicode::category("Nd"));
-      case 's':
-        ++at_;
-        return unicode::space;
-      case 'S':
-        ++at_;
-        return unicode::complement(unicode::space);
-      case 'w':
-        ++at_;
-        return in_class ? unicode::word_of_regex_class() : unicode::letters_and_digits_of_regex();
-      case 'W':
-        ++at_;
-        return unicode::complement(in_class ? unicode::word_of_regex_class()
-                                            : unicode::letters_and_digits_of_regex());
-      case 'h':
-        ++at_;
-        return CodeSet{{'0', '9'}, {'A', 'F'}, {'a', 'f'}};
-      case 'H':
-        ++at_;
-        return unicode::complement({{'0', '9'}, {'A', 'F'}, {'a', 'f'}});
-      default:
-        return std::nullopt;
-    }
-  }
-
-  CodeSet property(const Flags& flags, bool negative) {
-    if (!take("{")) unsupported("\\p without braces");
-    if (take("^")) negative = !negative;
-    const std::size_t close = pattern_.find('}', at_);
-    if (close == std::string_view::npos) broken("no '}'");
-    const std::string_view name = pattern_.substr(at_, close - at_);
-    CodeSet set;
-    if (name == "Han") {
-      set = unicode::han;
-    } else if (name == "Hiragana") {
-      set = unicode::hiragana;
-    } else if (name == "Katakana") {
-      set = unicode::katakana;
-    } else if (name == "Hangul") {
-      set = unicode::hangul;
-    } else {
-      set = unicode::category(name);
-      if (set.empty()) unsupported(fmt::format("the property '{}'", name));
-      if (flags.ignore_case && (name == "Lu" || name == "Ll" || name == "Lt")) {
-        unsupported("a cased property under (?i)");
-      }
-    }
-    at_ = close + 1;
-    return negative ? unicode::complement(set) : set;
-  }
-
-  char32_t hexadecimal(std::size_t min_digits, std::size_t max_digits) {
-    char32_t value = 0;
-    std::size_t digits = 0;
-    for (; digits < max_digits && !done(); ++digits, ++at_) {
-      const char c = peek();
-      const int digit = c >= '0' && c <= '9'   ? c - '0'
-                        : c >= 'a' && c <= 'f' ? c - 'a' + 10
-                        : c >= 'A' && c <= 'F' ? c - 'A' + 10
-                                               : -1;
-      if (digit < 0) break;
-      value = value << 4 | static_cast<char32_t>(digit);
-    }
-    if (digits < min_digits) broken("too few hexadecimal digits");
-    return value;
-  }
-
-  char32_t escaped_character(bool in_class) {
-    const char32_t c = next();
-    char32_t value;
-    switch (c) {
-      case 't':
-        return '\t';
-      case 'n':
-        return '\n';
-      case 'r':
-        return '\r';
-      case 'f':
-        return '\f';
-      case 'v':
-        return '\v';
-      case 'a':
-        return '\a';
-      case 'e':
-        return 0x1B;
-      case 'b':
-        if (in_class) return '\b';
-        break;
-      case 'x':
-        if (take("{")) {
-          value = hexadecimal(1, 8);
-          if (!take("}")) broken("no '}'");
-        } else {
-          value = hexadecimal(1, 2);
-          if (value > 0x7F) unsupported("\\x of a byte above 7f");
-        }
-        return valid(value);
-      case 'u':
-        return valid(hexadecimal(4, 4));
-      default:
-        break;
-    }
-    if ((c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z')) {
-      unsupported(fmt::format("the escape '\\{}'", static_cast<char>(c)));
-    }
-    return c;
-  }
-
-  char32_t valid(char32_t c) const {
-    if (c > unicode::max_code_point || (c >= 0xD800 && c < 0xE000)) broken("no code point");
-    return c;
-  }
-
-  // low..high, with the other case under (?i). Of ASCII letters, K and S have a third form.
-  CodeSet fold(const Flags& flags, char32_t low, char32_t high) const {
-    CodeSet out{{low, high}};
-    if (!flags.ignore_case) return out;
-    if (high > 0x7F) {
-      const CodeSet cased = unicode::unite(unicode::category("L"), unicode::category("M"));
-      for (const auto range : cased) {
-        if (range.first <= high && std::max<char32_t>(low, 0x80) <= range.last) {
-          unsupported("a letter beyond ASCII under (?i)");
-        }
-      }
-    }
-    for (char32_t c = low; c <= std::min<char32_t>(high, 0x7F); ++c) {
-      const char32_t other = c >= 'a' && c <= 'z' ? c - 32 : c >= 'A' && c <= 'Z' ? c + 32 : c;
-      out = unicode::unite(std::move(out), {{other, other}});
-      if (c == 'k' || c == 'K') out = unicode::unite(std::move(out), {{0x212A, 0x212A}});
-      if (c == 's' || c == 'S') out = unicode::unite(std::move(out), {{0x17F, 0x17F}});
-    }
-    return out;
-  }
-
   // Pairs such as "ss", which one character (ß) would match under (?i).
   void check_multi_character_folding(char32_t a, char32_t b) const {
     const auto lower = [](char32_t c) { return c >= 'A' && c <= 'Z' ? c + 32 : c; };
@@ -495,9 +251,6 @@ class Parser {
       if (pair == folded) unsupported("a pair of letters that is also one character under (?i)");
     }
   }
-
-  std::string_view pattern_, where_;
-  std::size_t at_ = 0;
 };
 
 }  // namespace

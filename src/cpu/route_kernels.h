@@ -1,4 +1,4 @@
-// What the vector code of experts.cpp works on.
+// What the vector code of route.cpp works on.
 #pragma once
 
 #include "cpu/rows.h"
@@ -34,14 +34,6 @@ struct RouteScratch {
   T* values;          // [max(K, groups)]
   int32_t* group;     // [groups]
   uint8_t* in_reach;  // [groups]
-};
-
-// The choices of tokens: where the row of choice k of token t lies.
-template <class T>
-struct Choices {
-  const T* weights;      // [T, K], or null for ones
-  const int32_t* slots;  // [T, K]
-  int64_t top_k;
 };
 
 }  // namespace latente
