@@ -46,33 +46,25 @@ HWY_INLINE void combine_backward_tokens(const View& d_out, const View& y, const 
         to = d_weights.accumulate ? to + product : product;
       }
       if (!d_y) continue;
-      T* to = row_of<T>(d_y.view, slot);
       const Vec<T> weight = hn::Set(Tag<T>(), weights ? weights.as<T>()[t * top_k + k] : T{1});
-      auto gradient = [&](int64_t i, auto width)
-                          LATENTE_VECTOR { return hn::Mul(load(g + i, width), weight); };
-      if (d_y.accumulate) {
-        for_vectors<T>(
-            n, [&](int64_t i, auto width) LATENTE_VECTOR { put<true>(gradient(i, width), to + i, width); });
-      } else {
-        for_vectors<T>(
-            n, [&](int64_t i, auto width) LATENTE_VECTOR { put<false>(gradient(i, width), to + i, width); });
-      }
+      put_row(row_of<T>(d_y.view, slot), d_y.accumulate, n,
+              [&](int64_t i, auto width) LATENTE_VECTOR { return hn::Mul(load(g + i, width), weight); });
     }
   }
 }
 
-#define LATENTE_COMBINE(SUFFIX, T)                                                                         \
-  void combine_##SUFFIX(const View& y, const View& weights, const View& slots, const Grad& out,            \
-                        int64_t begin, int64_t end) {                                                      \
-    combine_tokens<T>(y, weights, slots, out, begin, end);                                                 \
-  }                                                                                                        \
-  void combine_backward_##SUFFIX(const View& d_out, const View& y, const View& weights, const View& slots, \
-                                 const Grad& d_y, const Grad& d_weights, int64_t begin, int64_t end) {     \
-    combine_backward_tokens<T>(d_out, y, weights, slots, d_y, d_weights, begin, end);                      \
-  }
-LATENTE_COMBINE(f32, float)
-LATENTE_COMBINE(f64, double)
-#undef LATENTE_COMBINE
+void combine_any(const View& y, const View& weights, const View& slots, const Grad& out, int64_t begin,
+                 int64_t end) {
+  with_type(y.dtype,
+            [&]<class T>(T) LATENTE_VECTOR { combine_tokens<T>(y, weights, slots, out, begin, end); });
+}
+
+void combine_backward_any(const View& d_out, const View& y, const View& weights, const View& slots,
+                          const Grad& d_y, const Grad& d_weights, int64_t begin, int64_t end) {
+  with_type(y.dtype, [&]<class T>(T) LATENTE_VECTOR {
+    combine_backward_tokens<T>(d_out, y, weights, slots, d_y, d_weights, begin, end);
+  });
+}
 
 }  // namespace latente::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
@@ -81,10 +73,8 @@ HWY_AFTER_NAMESPACE();
 namespace latente {
 namespace {
 
-HWY_EXPORT(combine_f32);
-HWY_EXPORT(combine_f64);
-HWY_EXPORT(combine_backward_f32);
-HWY_EXPORT(combine_backward_f64);
+HWY_EXPORT(combine_any);
+HWY_EXPORT(combine_backward_any);
 
 void check_choices(const View& weights, const View& slots) {
   LATENTE_ASSERT(slots.contiguous() && (!weights || (weights.contiguous() && weights.shape == slots.shape)));
@@ -119,20 +109,18 @@ void CpuBackend::combine(View y, View weights, View slots, Grad out) {
   if (!out) return;
   check_choices(weights, slots);
   LATENTE_ASSERT(out.view.shape == Shape({slots[0], y[1]}));
-  auto kernel =
-      y.dtype == DType::f64 ? &HWY_DYNAMIC_DISPATCH(combine_f64) : &HWY_DYNAMIC_DISPATCH(combine_f32);
-  for_rows(pool_, slots[0], slots[1] * y[1],
-           [&](int64_t begin, int64_t end) { kernel(y, weights, slots, out, begin, end); });
+  for_rows(pool_, slots[0], slots[1] * y[1], [&](int64_t begin, int64_t end) {
+    HWY_DYNAMIC_DISPATCH(combine_any)(y, weights, slots, out, begin, end);
+  });
 }
 
 void CpuBackend::combine_backward(View d_out, View y, View weights, View slots, Grad d_y, Grad d_weights) {
   if (!d_y && !d_weights) return;
   check_choices(weights, slots);
   LATENTE_ASSERT(d_out.shape == Shape({slots[0], y[1]}) && (!d_y || d_y.view.shape == y.shape));
-  auto kernel = y.dtype == DType::f64 ? &HWY_DYNAMIC_DISPATCH(combine_backward_f64)
-                                      : &HWY_DYNAMIC_DISPATCH(combine_backward_f32);
-  for_rows(pool_, slots[0], 2 * slots[1] * y[1],
-           [&](int64_t begin, int64_t end) { kernel(d_out, y, weights, slots, d_y, d_weights, begin, end); });
+  for_rows(pool_, slots[0], 2 * slots[1] * y[1], [&](int64_t begin, int64_t end) {
+    HWY_DYNAMIC_DISPATCH(combine_backward_any)(d_out, y, weights, slots, d_y, d_weights, begin, end);
+  });
 }
 
 }  // namespace latente

@@ -75,52 +75,42 @@ HWY_INLINE void norm_backward_rows(const View& d_out, const View& x, const View&
       return hn::MulAdd(weighted(i, width), load(from + i, width), sum);
     });
     const Vec<T> along = hn::Set(d, -r * r * product / static_cast<T>(n));
-    T* to = row_of<T>(d_x.view, t);
     auto gradient = [&](int64_t i, auto width) LATENTE_VECTOR {
       return hn::Mul(factor, hn::MulAdd(load(from + i, width), along, weighted(i, width)));
     };
-    if (d_x.accumulate) {
-      for_vectors<T>(
-          n, [&](int64_t i, auto width) LATENTE_VECTOR { put<true>(gradient(i, width), to + i, width); });
-    } else {
-      for_vectors<T>(
-          n, [&](int64_t i, auto width) LATENTE_VECTOR { put<false>(gradient(i, width), to + i, width); });
-    }
+    put_row(row_of<T>(d_x.view, t), d_x.accumulate, n, gradient);
   }
 }
 
-// out (+)= the sum of `count` rows of `parts`, in order, for the columns [begin, end).
-template <class T>
-HWY_INLINE void sum_rows(const T* parts, int64_t count, int64_t row, T* out, bool accumulate, int64_t begin,
-                         int64_t end) {
-  for_vectors<T>(end - begin, [&](int64_t i, auto width) LATENTE_VECTOR {
-    Vec<T> sum = accumulate ? load(out + begin + i, width) : hn::Zero(Tag<T>());
-    for (int64_t p = 0; p < count; ++p) sum = hn::Add(sum, load(parts + p * row + begin + i, width));
-    store(sum, out + begin + i, width);
+void norm(const View& h, const View& x, const View& weight, double eps, const View& sum, const View& out,
+          const View& rstd, int64_t begin, int64_t end) {
+  with_types(x.dtype, weight.dtype, [&]<class T, class W>(T, W) LATENTE_VECTOR {
+    norm_rows<T, W>(h, x, weight, eps, sum, out, rstd, begin, end);
   });
 }
 
-#define LATENTE_NORM(SUFFIX, T, W)                                                                    \
-  void norm_##SUFFIX(const View& h, const View& x, const View& weight, double eps, const View& sum,   \
-                     const View& out, const View& rstd, int64_t begin, int64_t end) {                 \
-    norm_rows<T, W>(h, x, weight, eps, sum, out, rstd, begin, end);                                   \
-  }                                                                                                   \
-  void norm_backward_##SUFFIX(const View& d_out, const View& x, const View& weight, const View& rstd, \
-                              const Grad& d_x, T* d_w, int64_t begin, int64_t end) {                  \
-    norm_backward_rows<T, W>(d_out, x, weight, rstd, d_x, d_w, begin, end);                           \
-  }
-LATENTE_NORM(f32, float, float)
-LATENTE_NORM(bf16, float, bf16)
-LATENTE_NORM(f64, double, double)
-#undef LATENTE_NORM
-
-void sum_rows_f32(const float* parts, int64_t count, int64_t row, float* out, bool accumulate, int64_t begin,
-                  int64_t end) {
-  sum_rows(parts, count, row, out, accumulate, begin, end);
+// parts [blocks, D]: each block of rows sums its part of d_weight in one of them; or null.
+void norm_backward(const View& d_out, const View& x, const View& weight, const View& rstd, const Grad& d_x,
+                   const View& parts, int64_t block, int64_t begin, int64_t end) {
+  with_types(x.dtype, weight.dtype, [&]<class T, class W>(T, W) LATENTE_VECTOR {
+    T* d_w = parts ? row_of<T>(parts, block) : nullptr;
+    if (d_w) std::fill(d_w, d_w + parts[1], T{0});
+    norm_backward_rows<T, W>(d_out, x, weight, rstd, d_x, d_w, begin, end);
+  });
 }
-void sum_rows_f64(const double* parts, int64_t count, int64_t row, double* out, bool accumulate,
-                  int64_t begin, int64_t end) {
-  sum_rows(parts, count, row, out, accumulate, begin, end);
+
+// out (+)= the sum of the rows of `parts`, in order, for the columns [begin, end).
+void sum_rows(const View& parts, const Grad& out, int64_t begin, int64_t end) {
+  with_type(parts.dtype, [&]<class T>(T) LATENTE_VECTOR {
+    const int64_t count = parts[0], row = parts[1];
+    const T* from = parts.as<T>() + begin;
+    T* to = out.view.as<T>() + begin;
+    for_vectors<T>(end - begin, [&](int64_t i, auto width) LATENTE_VECTOR {
+      Vec<T> sum = out.accumulate ? load(to + i, width) : hn::Zero(Tag<T>());
+      for (int64_t p = 0; p < count; ++p) sum = hn::Add(sum, load(from + p * row + i, width));
+      store(sum, to + i, width);
+    });
+  });
 }
 
 }  // namespace latente::HWY_NAMESPACE
@@ -130,71 +120,53 @@ HWY_AFTER_NAMESPACE();
 namespace latente {
 namespace {
 
-HWY_EXPORT(norm_f32);
-HWY_EXPORT(norm_bf16);
-HWY_EXPORT(norm_f64);
-HWY_EXPORT(norm_backward_f32);
-HWY_EXPORT(norm_backward_bf16);
-HWY_EXPORT(norm_backward_f64);
-HWY_EXPORT(sum_rows_f32);
-HWY_EXPORT(sum_rows_f64);
+HWY_EXPORT(norm);
+HWY_EXPORT(norm_backward);
+HWY_EXPORT(sum_rows);
 
-void norm(ThreadPool& pool, const View& h, const View& x, const View& weight, double eps, const View& sum,
-          const View& out, const View& rstd) {
+void norm_all(ThreadPool& pool, const View& h, const View& x, const View& weight, double eps, const View& sum,
+              const View& out, const View& rstd) {
   LATENTE_ASSERT(x.shape.rank() == 2 && out.shape == x.shape && (!weight || weight.count() == x[1]));
-  auto kernel = x.dtype == DType::f64                   ? &HWY_DYNAMIC_DISPATCH(norm_f64)
-                : weight && weight.dtype == DType::bf16 ? &HWY_DYNAMIC_DISPATCH(norm_bf16)
-                                                        : &HWY_DYNAMIC_DISPATCH(norm_f32);
-  for_rows(pool, x[0], x[1],
-           [&](int64_t begin, int64_t end) { kernel(h, x, weight, eps, sum, out, rstd, begin, end); });
-}
-
-// Rows are cut into blocks by their number alone; each block sums its part of d_weight, and the parts are
-// added in order.
-template <class T, class Kernel, class Sum>
-void norm_backward(ThreadPool& pool, Kernel kernel, Sum sum, const View& d_out, const View& x,
-                   const View& weight, const View& rstd, const Grad& d_x, const Grad& d_weight) {
-  int64_t rows = x[0], n = x[1];
-  int64_t block = std::max<int64_t>(16, (rows + 63) / 64), blocks = (rows + block - 1) / block;
-  T* parts = d_weight ? reused_memory<Grad, T>(blocks * n) : nullptr;
-  pool.parallel_for(blocks, std::max<int64_t>(1, piece_elements / (2 * block * n)),
-                    [&](int64_t first, int64_t last) {
-                      for (int64_t b = first; b < last; ++b) {
-                        T* part = parts ? parts + b * n : nullptr;
-                        if (part) std::fill(part, part + n, T{0});
-                        kernel(d_out, x, weight, rstd, d_x, part, b * block, std::min((b + 1) * block, rows));
-                      }
-                    });
-  if (!parts) return;
-  LATENTE_ASSERT(d_weight.view.count() == n && d_weight.view.contiguous());
-  for_pieces(pool, {1, n}, std::max<int64_t>(64, piece_elements / std::max<int64_t>(blocks, 1)),
-             [&](int64_t, int64_t begin, int64_t end) {
-               sum(parts, blocks, n, d_weight.view.as<T>(), d_weight.accumulate, begin, end);
-             });
+  for_rows(pool, x[0], x[1], [&](int64_t begin, int64_t end) {
+    HWY_DYNAMIC_DISPATCH(norm)(h, x, weight, eps, sum, out, rstd, begin, end);
+  });
 }
 
 }  // namespace
 
 void CpuBackend::rms_norm(View x, View weight, double eps, View out, View rstd) {
-  norm(pool_, {}, x, weight, eps, {}, out, rstd);
+  norm_all(pool_, {}, x, weight, eps, {}, out, rstd);
 }
 
 void CpuBackend::rms_norm_add(View h, View x, View weight, double eps, View sum, View out, View rstd) {
   LATENTE_ASSERT(h.shape == x.shape && sum.shape == x.shape);
-  norm(pool_, h, x, weight, eps, sum, out, rstd);
+  norm_all(pool_, h, x, weight, eps, sum, out, rstd);
 }
 
+// Rows are cut into blocks by their number alone; each block sums its part of d_weight, and the parts are
+// added in order.
 void CpuBackend::rms_norm_backward(View d_out, View x, View weight, View rstd, Grad d_x, Grad d_weight) {
   LATENTE_ASSERT(x.shape.rank() == 2 && d_out.shape == x.shape);
-  if (x.dtype == DType::f64) {
-    norm_backward<double>(pool_, &HWY_DYNAMIC_DISPATCH(norm_backward_f64),
-                          &HWY_DYNAMIC_DISPATCH(sum_rows_f64), d_out, x, weight, rstd, d_x, d_weight);
-  } else {
-    auto kernel = weight && weight.dtype == DType::bf16 ? &HWY_DYNAMIC_DISPATCH(norm_backward_bf16)
-                                                        : &HWY_DYNAMIC_DISPATCH(norm_backward_f32);
-    norm_backward<float>(pool_, kernel, &HWY_DYNAMIC_DISPATCH(sum_rows_f32), d_out, x, weight, rstd, d_x,
-                         d_weight);
+  int64_t rows = x[0], n = x[1];
+  int64_t block = std::max<int64_t>(16, (rows + 63) / 64), blocks = (rows + block - 1) / block;
+  View parts;
+  if (d_weight) {
+    int64_t doubles = (blocks * n * size_of(x.dtype) + 7) / 8;
+    parts = View(reused_memory<Grad, double>(doubles), {blocks, n}, x.dtype);
   }
+  auto kernel = &HWY_DYNAMIC_DISPATCH(norm_backward);
+  pool_.parallel_for(
+      blocks, std::max<int64_t>(1, piece_elements / (2 * block * n)), [&](int64_t first, int64_t last) {
+        for (int64_t b = first; b < last; ++b) {
+          kernel(d_out, x, weight, rstd, d_x, parts, b, b * block, std::min((b + 1) * block, rows));
+        }
+      });
+  if (!d_weight) return;
+  LATENTE_ASSERT(d_weight.view.count() == n && d_weight.view.contiguous());
+  for_pieces(pool_, {1, n}, std::max<int64_t>(64, piece_elements / std::max<int64_t>(blocks, 1)),
+             [&](int64_t, int64_t begin, int64_t end) {
+               HWY_DYNAMIC_DISPATCH(sum_rows)(parts, d_weight, begin, end);
+             });
 }
 
 }  // namespace latente

@@ -50,11 +50,12 @@ HWY_INLINE void rotate_row(T* x, const T* cosine, const T* sine, int64_t half) {
   });
 }
 
-// angles: room for D numbers, the table's row as T with the sines' sign.
 template <class T>
 HWY_INLINE void rope_rows(const View& x, const View& positions, const View& table, bool interleaved,
-                          bool inverse, T* angles, int64_t begin, int64_t end) {
+                          bool inverse, int64_t begin, int64_t end) {
   const int64_t half = x[2] / 2;
+  struct Angles;
+  T* angles = reused_memory<Angles, T>(2 * half);  // the table's row as T with the sines' sign
   for (int64_t t = begin; t < end; ++t) {
     const float* row = table.as<float>() + positions.as<int32_t>()[t] * table.stride(0);
     for (int64_t i = 0; i < half; ++i) angles[i] = static_cast<T>(row[i]);
@@ -71,13 +72,11 @@ HWY_INLINE void rope_rows(const View& x, const View& positions, const View& tabl
   }
 }
 
-void rope_f32(const View& x, const View& positions, const View& table, bool interleaved, bool inverse,
-              float* angles, int64_t begin, int64_t end) {
-  rope_rows(x, positions, table, interleaved, inverse, angles, begin, end);
-}
-void rope_f64(const View& x, const View& positions, const View& table, bool interleaved, bool inverse,
-              double* angles, int64_t begin, int64_t end) {
-  rope_rows(x, positions, table, interleaved, inverse, angles, begin, end);
+void rotate_rows(const View& x, const View& positions, const View& table, bool interleaved, bool inverse,
+                 int64_t begin, int64_t end) {
+  with_type(x.dtype, [&]<class T>(T) LATENTE_VECTOR {
+    rope_rows<T>(x, positions, table, interleaved, inverse, begin, end);
+  });
 }
 
 }  // namespace latente::HWY_NAMESPACE
@@ -85,21 +84,8 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 namespace latente {
-namespace {
 
-HWY_EXPORT(rope_f32);
-HWY_EXPORT(rope_f64);
-
-template <class T, class Kernel>
-void rotate(ThreadPool& pool, Kernel kernel, const View& x, const View& positions, const View& table,
-            bool interleaved, bool inverse) {
-  for_rows(pool, x[0], x[1] * x[2], [&](int64_t begin, int64_t end) {
-    struct Angles;
-    kernel(x, positions, table, interleaved, inverse, reused_memory<Angles, T>(x[2]), begin, end);
-  });
-}
-
-}  // namespace
+HWY_EXPORT(rotate_rows);
 
 void CpuBackend::rope(View x, View positions, View table, bool interleaved, bool inverse) {
   LATENTE_ASSERT(x.shape.rank() == 3 && x[2] == table[1] && x[2] % 2 == 0 && positions.count() == x[0] &&
@@ -108,11 +94,9 @@ void CpuBackend::rope(View x, View positions, View table, bool interleaved, bool
   bool inside = true;
   for (int64_t t = 0; t < x[0]; ++t) inside = inside & (position[t] >= 0) & (position[t] < table[0]);
   LATENTE_ASSERT(inside);
-  if (x.dtype == DType::f64) {
-    rotate<double>(pool_, &HWY_DYNAMIC_DISPATCH(rope_f64), x, positions, table, interleaved, inverse);
-  } else {
-    rotate<float>(pool_, &HWY_DYNAMIC_DISPATCH(rope_f32), x, positions, table, interleaved, inverse);
-  }
+  for_rows(pool_, x[0], x[1] * x[2], [&](int64_t begin, int64_t end) {
+    HWY_DYNAMIC_DISPATCH(rotate_rows)(x, positions, table, interleaved, inverse, begin, end);
+  });
 }
 
 }  // namespace latente

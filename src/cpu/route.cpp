@@ -170,23 +170,14 @@ HWY_INLINE void route_backward_tokens(const RouterGradient<T>& router, const T* 
       }
     }
     T* to = row_of<T>(d_logits.view, t);
-    auto write = [&](const auto& gradient) LATENTE_VECTOR {
-      if (d_logits.accumulate) {
-        for_vectors<T>(
-            n, [&](int64_t i, auto width) LATENTE_VECTOR { put<true>(gradient(i, width), to + i, width); });
-      } else {
-        for_vectors<T>(
-            n, [&](int64_t i, auto width) LATENTE_VECTOR { put<false>(gradient(i, width), to + i, width); });
-      }
-    };
     if (routing.score == GateScore::sigmoid) {
-      write([&](int64_t i, auto width) LATENTE_VECTOR {
+      put_row(to, d_logits.accumulate, n, [&](int64_t i, auto width) LATENTE_VECTOR {
         const Vec<T> s = load(score + i, width);
         return hn::Mul(load(d_score + i, width), hn::NegMulAdd(s, s, s));
       });
     } else {
       const Vec<T> mean = hn::Set(d, dot(d_score, score, n));
-      write([&](int64_t i, auto width) LATENTE_VECTOR {
+      put_row(to, d_logits.accumulate, n, [&](int64_t i, auto width) LATENTE_VECTOR {
         return hn::Mul(load(score + i, width), hn::Sub(load(d_score + i, width), mean));
       });
     }

@@ -73,6 +73,28 @@ HWY_INLINE void put(Vec<T> v, T* to, Width width) {
   store(v, to, width);
 }
 
+// body(T{}): rows of float64 are computed in double, all others in float.
+template <class Body>
+HWY_INLINE void with_type(DType type, const Body& body) {
+  if (type == DType::f64) {
+    body(double{});
+  } else {
+    body(float{});
+  }
+}
+
+// body(T{}, W{}): the same, with weights as they are stored.
+template <class Body>
+HWY_INLINE void with_types(DType type, DType weight, const Body& body) {
+  if (type == DType::f64) {
+    body(double{}, double{});
+  } else if (weight == DType::bf16) {
+    body(float{}, bf16{});
+  } else {
+    body(float{}, float{});
+  }
+}
+
 // body(i, width) for vectors that begin at element i.
 template <class T, class Body>
 HWY_INLINE void for_vectors(int64_t n, const Body& body) {
@@ -80,6 +102,18 @@ HWY_INLINE void for_vectors(int64_t n, const Body& body) {
   int64_t i = 0;
   for (; i + lanes <= n; i += lanes) body(i, Whole());
   if (i < n) body(i, Part{n - i});
+}
+
+// to (+)= value(i, width)
+template <class T, class Value>
+HWY_INLINE void put_row(T* to, bool accumulate, int64_t n, const Value& value) {
+  if (accumulate) {
+    for_vectors<T>(n,
+                   [&](int64_t i, auto width) LATENTE_VECTOR { put<true>(value(i, width), to + i, width); });
+  } else {
+    for_vectors<T>(n,
+                   [&](int64_t i, auto width) LATENTE_VECTOR { put<false>(value(i, width), to + i, width); });
+  }
 }
 
 // The sum that add(sum, i, width) builds, in four chains whose order depends on n alone. Elements beyond a
