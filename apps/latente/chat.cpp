@@ -1,6 +1,8 @@
 // latente chat: a conversation in the terminal, through the checkpoint's own chat template.
 #include <unistd.h>
 
+#include <atomic>
+#include <csignal>
 #include <cstdio>
 #include <iostream>
 
@@ -10,6 +12,10 @@
 
 namespace latente {
 namespace {
+
+constexpr size_t longest_line = 4095;  // that a Linux terminal passes on; it drops the rest
+
+std::atomic<bool> interrupted_at_prompt = false;
 
 struct ChatOptions {
   SessionOptions session;
@@ -24,17 +30,23 @@ class Chat {
   }
 
   void run() {
-    bool terminal = isatty(STDIN_FILENO) != 0;
-    if (terminal) std::fprintf(stderr, "/help for commands; Ctrl-C stops a reply, Ctrl-D leaves\n");
-    for (std::string line; prompt(terminal), std::getline(std::cin, line);) {
-      if (line.empty()) continue;
-      if (line[0] == '/') {
-        if (!command(line)) return;
-      } else {
-        say(line);
+    if (isatty(STDIN_FILENO) == 0) {
+      for (std::string line; std::getline(std::cin, line);) {
+        if (!take(line)) return;
+      }
+      return;
+    }
+    std::fputs("/help for commands; Ctrl-C stops a reply, Ctrl-D leaves\n", stderr);
+    keep_interrupts_from_ending();
+    for (std::string line; ask(line);) {
+      try {
+        if (!take(line)) return;
+      } catch (const Error& error) {
+        std::fprintf(stderr, "latente: %s (the line is left out; /clear forgets the conversation)\n",
+                     error.what());
       }
     }
-    if (terminal) std::fputs("\n", stdout);
+    std::fputs("\n", stdout);
   }
 
  private:
@@ -46,8 +58,37 @@ class Chat {
     return session_.tokenizer().chat_template();
   }
 
-  static void prompt(bool terminal) {
-    if (terminal) std::fputs("\n> ", stdout), std::fflush(stdout);
+  // A reply handles Ctrl-C by itself (Session); one that comes too late for it must not take the
+  // conversation.
+  static void keep_interrupts_from_ending() {
+    struct sigaction action {};
+    action.sa_handler = [](int) { interrupted_at_prompt = true; };
+    sigaction(SIGINT, &action, nullptr);  // without SA_RESTART: reading ends, too
+  }
+
+  // A line from the terminal; false at its end.
+  static bool ask(std::string& line) {
+    while (true) {
+      std::fputs("\n> ", stdout);
+      std::fflush(stdout);
+      interrupted_at_prompt = false;
+      if (std::getline(std::cin, line)) {
+        if (line.size() >= longest_line) std::fputs("(a terminal cuts lines as long as this)\n", stderr);
+        return true;
+      }
+      if (!interrupted_at_prompt) return false;
+      std::clearerr(stdin);
+      std::cin.clear();
+      std::fputs("\nCtrl-D leaves", stderr);
+    }
+  }
+
+  // False = leave.
+  bool take(const std::string& line) {
+    if (line.empty()) return true;
+    if (line[0] == '/') return command(line);
+    say(line);
+    return true;
   }
 
   void clear() {
@@ -64,6 +105,7 @@ class Chat {
     } else if (line == "/stats") {
       std::fprintf(stderr, "%s\n", session_.describe(stats_).c_str());
     } else {
+      if (line != "/help") std::fprintf(stderr, "no command is named %s\n", line.c_str());
       std::fputs("/clear   forget the conversation\n/stats   speed of the last reply\n/quit    leave\n",
                  stderr);
     }
@@ -71,9 +113,10 @@ class Chat {
   }
 
   void say(const std::string& text) {
-    messages_.push_back({"user", text});
+    std::vector<ChatMessage> messages = messages_;
+    messages.push_back({"user", text});
     const Tokenizer& tokenizer = session_.tokenizer();
-    std::string rendered = template_.render(messages_, true, tokenizer.bos_token(), tokenizer.eos_token());
+    std::string rendered = template_.render(messages, true, tokenizer.bos_token(), tokenizer.eos_token());
     EncodeOptions encode;
     encode.add_special = false;  // the template writes its own
     auto show = [](std::string_view piece) {
@@ -82,7 +125,12 @@ class Chat {
     };
     std::string reply = session_.reply(tokenizer.encode(rendered, encode), show, stats_);
     std::fputs("\n", stdout);
-    messages_.push_back({"assistant", reply});
+    if (stats_.finish == Finish::length) std::fputs("(--max-tokens ended the reply)\n", stderr);
+    if (stats_.finish == Finish::context_full) {
+      std::fputs("(the context is full: /clear forgets the conversation, --ctx-size makes room)\n", stderr);
+    }
+    messages.push_back({"assistant", reply});
+    messages_ = std::move(messages);
     if (options_.session.stats) std::fprintf(stderr, "%s\n", session_.describe(stats_).c_str());
   }
 
