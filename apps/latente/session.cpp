@@ -59,7 +59,7 @@ void add_session_options(CLI::App& command, SessionOptions& options) {
   command.add_option("--seed", options.seed, "Of the sampler [from the clock]");
   command.add_option("--stop", options.stop, "Stop at this text (may be repeated)")->expected(1)->take_all();
   command.add_option("--draft", options.draft,
-                     "Tokens the MTP modules draft each pass, 0 to 7 [one a module]");
+                     "Tokens the MTP modules draft each pass, 0 to 7 [up to one a module, while it pays]");
   command.add_flag("--plain", options.plain, "Decode without drafting (same as --draft 0)");
   command.add_flag("--stats", options.stats, "Print speed, acceptance and cache size at the end");
   command.add_option("--ctx-size", options.context, "Tokens the cache holds [the model's, at most 4096]");
@@ -105,6 +105,7 @@ Session::Session(const SessionOptions& options)
                       ? static_cast<uint64_t>(options.seed)
                       : static_cast<uint64_t>(std::chrono::system_clock::now().time_since_epoch().count());
   sampling.validate();
+  generation_.repeatable = options.seed >= 0;
   load_seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 

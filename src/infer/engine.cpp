@@ -13,7 +13,10 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 }  // namespace
 
 Engine::Engine(Backend& backend, const Transformer& model, const RunnerOptions& options)
-    : config_(&model.config()), runner_(backend, model, options), predicted_(model.mtp.size(), 0) {}
+    : config_(&model.config()),
+      runner_(backend, model, options),
+      draft_length_(static_cast<int64_t>(model.mtp.size())),
+      predicted_(model.mtp.size(), 0) {}
 
 std::span<float> Engine::row(std::span<float> logits, size_t index) const {
   size_t vocabulary = static_cast<size_t>(config_->vocab_size);
@@ -111,6 +114,9 @@ GenerationStats Engine::generate(std::span<const int32_t> prompt, const Generati
     if (static_cast<int64_t>(k) < depth_) reuse = std::min(reuse, predicted_[k]);
   }
   stats.reused_tokens = reuse;
+  runner_.prepare(depth_);
+  const bool may_adapt =
+      options.draft < 0 && depth_ > 0 && (options.sampling.temperature == 0 || !options.repeatable);
   Random random(options.sampling.seed);
 
   // Emits a token; false ends the generation.
@@ -141,7 +147,15 @@ GenerationStats Engine::generate(std::span<const int32_t> prompt, const Generati
   while (going) {
     int64_t known = static_cast<int64_t>(tokens_.size());
     int64_t room = std::min(options.max_tokens - stats.generated_tokens, runner_.context() - known) - 1;
-    std::vector<Draft> drafts = draft(std::clamp<int64_t>(room, 0, depth_), options.sampling, random);
+    const size_t plans = runner_.plans();
+    const auto pass_start = std::chrono::steady_clock::now();
+    const bool adaptive = may_adapt && room >= depth_;
+    const int64_t wanted = adaptive ? draft_length_.choose() : std::clamp<int64_t>(room, 0, depth_);
+    // Passes without drafts leave the modules behind; the hidden states they need are kept for two chunks.
+    const int64_t behind = adaptive ? processed_ - predicted_[0] : 0;
+    const bool catching_up = wanted > 0 ? behind > depth_ + 1 : behind >= runner_.chunk() / 2;
+    if (catching_up) catch_up(processed_ - 1);
+    std::vector<Draft> drafts = draft(wanted, options.sampling, random);
     std::vector<int32_t> input{tokens_.back()};
     for (const Draft& proposal : drafts) input.push_back(proposal.token);
     logits = runner_.forward(input, processed_, static_cast<int64_t>(input.size()));
@@ -149,11 +163,12 @@ GenerationStats Engine::generate(std::span<const int32_t> prompt, const Generati
     stats.drafted += static_cast<int64_t>(drafts.size());
 
     size_t j = 0;
+    int64_t right = 0;
     for (bool rejected = false; going && !rejected && j < drafts.size(); ++j) {
       next = distribution_of(row(logits, j), tokens_, options.sampling);
       Verdict verdict = verify(next, drafts[j].distribution, drafts[j].token, random);
       rejected = !verdict.accepted;
-      stats.accepted += verdict.accepted ? 1 : 0;
+      right += verdict.accepted ? 1 : 0;
       going = emit(verdict.token, verdict.accepted);
       if (rejected) break;
     }
@@ -161,6 +176,9 @@ GenerationStats Engine::generate(std::span<const int32_t> prompt, const Generati
       next = distribution_of(row(logits, j), tokens_, options.sampling);
       going = emit(sample(next, random), false);
     }
+    stats.accepted += right;
+    if (adaptive)
+      draft_length_.record(wanted, right, seconds_since(pass_start), catching_up || runner_.plans() > plans);
     processed_ =
         std::min(processed_ + static_cast<int64_t>(input.size()), static_cast<int64_t>(tokens_.size()) - 1);
   }

@@ -4,6 +4,7 @@
 
 #include <functional>
 
+#include "infer/draft_length.h"
 #include "infer/runner.h"
 #include "infer/sampler.h"
 
@@ -13,8 +14,12 @@ struct GenerationOptions {
   int64_t max_tokens = 256;
   std::vector<int32_t> stop_tokens;
   SamplingOptions sampling;
-  int64_t draft =
-      -1;  // tokens drafted a pass; -1 = one for each MTP module; beyond the modules the last is used again
+  // Tokens drafted a pass, beyond the modules by the last one again; -1 = up to one for each module, as long
+  // as that pays (DraftLength).
+  int64_t draft = -1;
+  // Sampled text depends on the seed alone; then -1 means one for each module, whether it pays or not.
+  // (Greedy text depends on nothing anyway.)
+  bool repeatable = true;
 };
 
 enum class Finish : uint8_t { length, stop_token, context_full, interrupted };
@@ -71,9 +76,10 @@ class Engine {
 
   const Config* config_;
   Runner runner_;
-  std::vector<int32_t> tokens_;     // the sequence so far
-  int64_t processed_ = 0;           // positions the main model has run
-  int64_t depth_ = 0;               // drafts a pass in this generation
+  std::vector<int32_t> tokens_;  // the sequence so far
+  int64_t processed_ = 0;        // positions the main model has run
+  int64_t depth_ = 0;            // drafts a pass in this generation, at most
+  DraftLength draft_length_;
   std::vector<int64_t> predicted_;  // by module: positions run with known tokens
 };
 

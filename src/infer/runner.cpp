@@ -36,6 +36,13 @@ Runner::Runner(Backend& backend, const Transformer& model, const RunnerOptions& 
   }
 }
 
+void Runner::prepare(int64_t drafts) {
+  for (int64_t tokens = 1; tokens <= drafts + 1; ++tokens) {
+    recorded({-1, 0, tokens, false});
+    for (int64_t k = 0; k < std::min(drafts, modules()); ++k) recorded({k, k, tokens, false});
+  }
+}
+
 int64_t Runner::cache_bytes_per_token() const {
   return model_->cache_values_per_token() * size_of(caches_.front().keys.dtype());
 }

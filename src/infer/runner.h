@@ -37,6 +37,9 @@ class Runner {
   int64_t context() const { return options_.context; }
   int64_t chunk() const { return options_.chunk; }
   int64_t modules() const { return static_cast<int64_t>(model_->mtp.size()); }
+  // Records ahead of time what decoding with `drafts` tokens a pass runs.
+  void prepare(int64_t drafts);
+  size_t plans() const { return plans_.size(); }  // recorded so far
   int64_t cache_bytes_per_token() const;
   // Arena and caches; weights are the model's.
   int64_t memory_bytes() const;
