@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/file.h"
+#include "base/memory.h"
 #include "model/figures.h"
 
 namespace latente {
@@ -78,7 +79,7 @@ Session::Session(const SessionOptions& options)
   how.map_where_possible = true;
   load_parameters(*model_, *checkpoint_, how);
 
-  pack_weights(*model_, backend_);
+  pack_weights(*model_, backend_, available_memory() / 2);
 
   RunnerOptions runner;
   runner.context = options.context > 0 ? options.context

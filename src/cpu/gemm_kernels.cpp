@@ -356,6 +356,16 @@ void rows(const Lines<T>& a, const Panels& panels, int64_t first, int64_t last, 
         std::memcpy(panel, a.line(start) + k, static_cast<size_t>(count) * sizeof(T));
         continue;
       }
+      if (height == 2) {
+        const Tag<T> d;
+        const T *even = a.line(start) + k, *odd = a.line(start + 1) + k;
+        int64_t i = 0;
+        for (; i + lanes<T> <= count; i += lanes<T>) {
+          hn::StoreInterleaved2(hn::LoadU(d, even + i), hn::LoadU(d, odd + i), d, panel + 2 * i);
+        }
+        for (; i < count; ++i) panel[2 * i] = even[i], panel[2 * i + 1] = odd[i];
+        continue;
+      }
       // The last lines first: what they spill onto the next k's first lines is then overwritten.
       for (int64_t i = (height - 1) / 8 * 8; i >= 0; i -= 8) {
         transpose_lines(a, start + i, std::min<int64_t>(height - i, 8), k, count, true, panel + i, height);

@@ -113,7 +113,7 @@ void load_parameters(Transformer& model, const Checkpoint& checkpoint, const Loa
   for (auto& [path, gate] : model.gates()) allocate(gate->load);
 }
 
-int64_t pack_weights(Transformer& model, Backend& backend) {
+int64_t pack_weights(Transformer& model, Backend& backend, int64_t most_bytes) {
   struct Place {
     Tensor tensor;
     View view;
@@ -130,7 +130,7 @@ int64_t pack_weights(Transformer& model, Backend& backend) {
       bytes += (packed->bytes + 63) / 64 * 64;
     }
   });
-  if (places.empty()) return 0;
+  if (places.empty() || bytes > most_bytes) return 0;
   // One piece of memory, so that it may lie in large pages: decoding reads all of it for each token.
   const std::shared_ptr<void> memory = backend.allocate(bytes);
   for (Place& place : places) {

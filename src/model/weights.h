@@ -2,6 +2,8 @@
 // parameter's name is its path; stacks of routed experts are seen expert by expert.
 #pragma once
 
+#include <limits>
+
 #include "base/random.h"
 #include "checkpoint/checkpoint.h"
 #include "model/transformer.h"
@@ -28,8 +30,10 @@ struct LoadOptions {
 void load_parameters(Transformer& model, const Checkpoint& checkpoint, const LoadOptions& options = {});
 
 // Packs the weights that only products read (Backend::pack), for running alone: they can be neither trained
-// nor saved afterwards. Returns the bytes that took, or 0 where the backend has no such form.
-int64_t pack_weights(Transformer& model, Backend& backend);
+// nor saved afterwards. Returns the bytes that took; 0 where the backend has no such form, or where it would
+// take more than `most_bytes`: then they stay as they are.
+int64_t pack_weights(Transformer& model, Backend& backend,
+                     int64_t most_bytes = std::numeric_limits<int64_t>::max());
 
 // The config beside a checkpoint, with num_mtp_layers reduced to the modules the checkpoint really holds
 // (many conversions drop them).

@@ -146,6 +146,46 @@ TYPED_TEST(Gemm, RowsDependNeitherOnTheirNumberNorOnThreads) {
   }
 }
 
+// Packed for good, a weight gives the bits that it gives in rows; also where only some of its columns are
+// used.
+TYPED_TEST(Gemm, PackedWeightsGiveTheSameBits) {
+  using T = typename TypeParam::T;
+  using S = typename TypeParam::S;
+  CpuBackend cpu(2);
+  Random random(7);
+  for (const Size& z : sizes) {
+    if (z.n == 0 || z.k == 0) continue;
+    for (int64_t m : {int64_t{1}, int64_t{2}, int64_t{3}, int64_t{7}, int64_t{20}, z.m}) {
+      const int64_t begin = z.k / 3;  // columns [begin, k) of a wider weight
+      Array<T> x(1, m, z.k, z.gap), part(1, m, z.k - begin), bias(1, 1, z.n);
+      Array<S> w(1, z.n, z.k);
+      x.randomise(random), part.randomise(random), w.randomise(random), bias.randomise(random);
+      const auto packed = cpu.packed(w.matrix());
+      ASSERT_TRUE(packed.has_value());
+      const auto memory = cpu.allocate(packed->bytes);
+      View panels = packed->view;
+      panels.data = memory.get();
+      cpu.pack(w.matrix(), panels);
+      const View b(&bias(0, 0), {z.n}, dtype_of<T>);
+      for (bool accumulate : {false, true}) {
+        Array<T> want(1, m, z.n, z.gap), got(1, m, z.n, z.gap);
+        want.fill([] { return 0.25; }), got.fill([] { return 0.25; });
+        cpu.linear(x.matrix(), w.matrix(), b, {want.matrix(), accumulate});
+        cpu.linear(x.matrix(), panels, b, {got.matrix(), accumulate});
+        ASSERT_EQ(want.differences(got), 0) << m << "x" << z.n << "x" << z.k;
+      }
+      View some = w.matrix(), some_panels = panels;
+      some.shape = some_panels.shape = {z.n, z.k - begin};
+      some.data = w.data.data() + begin;
+      some_panels.data = static_cast<S*>(panels.data) + begin * panels.stride(1);
+      Array<T> want(1, m, z.n), got(1, m, z.n);
+      cpu.linear(part.matrix(), some, {}, {want.matrix()});
+      cpu.linear(part.matrix(), some_panels, {}, {got.matrix()});
+      ASSERT_EQ(want.differences(got), 0) << m << "x" << z.n << "x" << z.k << " from column " << begin;
+    }
+  }
+}
+
 // So large that rows and depth are taken in several rounds.
 TEST(GemmRounds, BitsDependNeitherOnThreadsNorOnTheRowsAround) {
   CpuBackend one(1), three(3);
@@ -278,6 +318,13 @@ TYPED_TEST(Gemm, GroupedRowsHaveTheBitsOfLinear) {
   one.grouped_linear(x.matrix(), rows, offsets, w.cube(), out.matrix());
   three.grouped_linear(x.matrix(), rows, offsets, w.cube(), again.matrix());
   EXPECT_EQ(out.differences(again), 0);
+  const auto packed = three.packed(w.cube());
+  const auto memory = three.allocate(packed->bytes);
+  View panels = packed->view;
+  panels.data = memory.get();
+  three.pack(w.cube(), panels);
+  three.grouped_linear(x.matrix(), rows, offsets, panels, again.matrix());
+  EXPECT_EQ(out.differences(again), 0) << "packed";
   one.grouped_linear_backward_weight(out.matrix(), x.matrix(), rows, offsets, {d_w.cube()});
   three.grouped_linear_backward_weight(out.matrix(), x.matrix(), rows, offsets, {d_w3.cube()});
   EXPECT_EQ(d_w.differences(d_w3), 0);

@@ -6,6 +6,7 @@
 
 #include "infer/statistics.h"
 #include "infer/support.h"
+#include "model/weights.h"
 
 namespace latente {
 namespace {
@@ -57,6 +58,7 @@ TEST(Engine, SpeculativeTextIsPlainText) {
     if (random.chance(0.5)) options.stop_tokens = {whole.tokens[random.below(whole.tokens.size())], -5};
     Text want = plain(model, how, prompt, options);
     finishes.insert(want.finish);
+    if (random.chance(0.5)) pack_weights(model, backend());
     for (int64_t depth = -1; depth <= 7; ++depth) {
       Engine engine(backend(), model, how);
       options.draft = depth;
