@@ -12,6 +12,14 @@ namespace {
 
 using Json = nlohmann::json;
 
+// A value for a message: as JSON, which escapes control characters, shortened.
+std::string shown(const Json& value) {
+  constexpr size_t most = 100;
+  std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);
+  if (text.size() > most) text = text.substr(0, most) + "...";
+  return text;
+}
+
 // Typed access to one JSON object with errors that name the file and the key.
 class Reader {
  public:
@@ -26,28 +34,28 @@ class Reader {
   void read(const char* key, int64_t& value) const {
     const Json* json = find(key);
     if (!json) return;
-    if (!json->is_number_integer()) fail("{}: {}: expected an integer, found {}", source_, key, printable(json->dump()));
+    if (!json->is_number_integer()) fail("{}: {}: expected an integer, found {}", source_, key, shown(*json));
     value = json->get<int64_t>();
     if (value < -1 || value > (int64_t{1} << 40))
-      fail("{}: {}: out of range: {}", source_, key, printable(json->dump()));
+      fail("{}: {}: out of range: {}", source_, key, shown(*json));
   }
   void read(const char* key, double& value) const {
     const Json* json = find(key);
     if (!json) return;
-    if (!json->is_number()) fail("{}: {}: expected a number, found {}", source_, key, printable(json->dump()));
+    if (!json->is_number()) fail("{}: {}: expected a number, found {}", source_, key, shown(*json));
     value = json->get<double>();
     if (!std::isfinite(value)) fail("{}: {}: not finite", source_, key);
   }
   void read(const char* key, bool& value) const {
     const Json* json = find(key);
     if (!json) return;
-    if (!json->is_boolean()) fail("{}: {}: expected true or false, found {}", source_, key, printable(json->dump()));
+    if (!json->is_boolean()) fail("{}: {}: expected true or false, found {}", source_, key, shown(*json));
     value = json->get<bool>();
   }
   void read(const char* key, std::string& value) const {
     const Json* json = find(key);
     if (!json) return;
-    if (!json->is_string()) fail("{}: {}: expected a string, found {}", source_, key, printable(json->dump()));
+    if (!json->is_string()) fail("{}: {}: expected a string, found {}", source_, key, shown(*json));
     value = json->get<std::string>();
   }
   void require(const char* key, int64_t& value) const {
@@ -60,7 +68,7 @@ class Reader {
     if (!json) return;
     values.clear();
     auto push = [&](const Json& item) {
-      if (!item.is_number_integer()) fail("{}: {}: expected integers, found {}", source_, key, printable(json->dump()));
+      if (!item.is_number_integer()) fail("{}: {}: expected integers, found {}", source_, key, shown(*json));
       values.push_back(item.get<int64_t>());
     };
     if (!json->is_array()) return push(*json);
