@@ -288,7 +288,7 @@ TEST_F(TrainerTest, ExportedModelIsTheTrainedOne) {
     GenerationOptions greedy;
     greedy.max_tokens = 20;
     greedy.sampling.temperature = 0;
-    greedy.stop_tokens = {0};
+    greedy.stop_tokens.assign(1, 0);
     std::vector<int32_t> written;
     engine.generate(tokenizer.encode("The old"), greedy, [&](GeneratedToken token) {
       written.push_back(token.id);
