@@ -1,0 +1,139 @@
+// How products are divided among threads. A task is a piece of one product: some panels of its rows and a
+// range of its columns. Tasks are nearly square, since each packs its rows and its columns for itself:
+// packing a shared operand once would save work, but writing to what another core has read can be ten times
+// slower.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/threads.h"
+#include "cpu/gemm_panels.h"
+
+namespace latente::gemm {
+
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+struct Tile {
+  int64_t rows, columns;
+};
+
+struct Task {
+  size_t problem = 0;
+  Panels panels;                // of the problem's rows
+  int64_t first = 0, last = 0;  // of them
+  int64_t n0 = 0, n = 0;        // columns; n0 is a multiple of the tile's
+};
+
+class Tasks {
+ public:
+  struct Extent {
+    int64_t rows, columns;
+  };
+  static constexpr Extent largest = {512, 384};  // its columns and some rows fill the second-level cache
+
+  // Problems have extents m, n and k.
+  template <class Problem>
+  Tasks(ThreadPool& pool, std::span<const Problem> problems, Tile tile) : pool_(pool), tile_(tile) {
+    double work = 0;
+    for (const Problem& p : problems) work += work_of(p.m, p.n, p.k);
+    divisions_.clear();
+    for (size_t i = 0; i < problems.size(); ++i) {
+      const Problem& p = problems[i];
+      if (p.m > 0 && p.n > 0) divide(i, p.m, p.n, p.k, work / pool.size());
+    }
+    // Small problems are handed out several at a time.
+    together_ =
+        static_cast<int64_t>(std::min(least_work / std::max(work, 1.0), 1.0) * static_cast<double>(count_));
+  }
+
+  // body(const Task&) for each, by whoever is free.
+  template <class Body>
+  void run(const Body& body) {
+    pool_.parallel_for(count_, together_, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        if (const Task task = at(i); task.n > 0) body(task);
+      }
+    });
+  }
+
+ private:
+  // A problem's tasks: `across` its columns and `down` its panels of rows.
+  struct Division {
+    size_t problem = 0;
+    Panels panels;
+    int64_t n = 0;
+    int64_t first_task = 0, across = 1, down = 1;
+  };
+  static constexpr Extent comfortable = {96, 192};   // repays packing
+  static constexpr Extent smallest = {24, 1};        // where there would be fewer tasks than threads
+  static constexpr int64_t tasks_a_thread = 2;       // more would pack more
+  static constexpr double least_work = 1024 * 1024;  // multiply-adds that repay waking a thread
+
+  static std::vector<Division>& reused_divisions() {
+    thread_local std::vector<Division> divisions;
+    return divisions;
+  }
+
+  // A few rows take as long as eight: as long as it takes to read the columns.
+  static double work_of(int64_t m, int64_t n, int64_t k) {
+    return static_cast<double>(std::max<int64_t>(m, 8) * n) * static_cast<double>(k);
+  }
+
+  // `share` is a thread's part of all work.
+  void divide(size_t index, int64_t m, int64_t n, int64_t k, double share) {
+    int64_t width = std::min(n, largest.columns), height = std::min(m, largest.rows);
+    const auto cut = [&](double work, Extent least) {
+      while (work_of(height, width, k) > std::max(work, least_work)) {
+        if (height >= 2 * least.rows && height >= width) {
+          height /= 2;
+        } else if (width >= 2 * std::max(least.columns, tile_.columns)) {
+          width /= 2;
+        } else if (height >= 2 * least.rows) {
+          height /= 2;
+        } else {
+          break;
+        }
+      }
+    };
+    if (pool_.size() > 1) {
+      cut(share / tasks_a_thread, {comfortable.rows, m > comfortable.rows ? comfortable.columns : 1});
+      cut(share, smallest);
+    }
+    Division division;
+    division.problem = index;
+    division.panels = Panels(m, tile_.rows);
+    division.n = n;
+    division.first_task = count_;
+    division.across = divide_up(n, width);
+    division.down = divide_up(m, height);
+    count_ += division.across * division.down;
+    divisions_.push_back(division);
+  }
+
+  Task at(int64_t index) const {
+    const auto after = std::upper_bound(divisions_.begin(), divisions_.end(), index,
+                                        [](int64_t i, const Division& d) { return i < d.first_task; });
+    const Division& division = *(after - 1);
+    const int64_t across = (index - division.first_task) % division.across;
+    const int64_t down = (index - division.first_task) / division.across;
+    const int64_t units = divide_up(division.n, tile_.columns);
+    Task task;
+    task.problem = division.problem;
+    task.panels = division.panels;
+    task.first = down * division.panels.panels / division.down;
+    task.last = (down + 1) * division.panels.panels / division.down;
+    task.n0 = across * units / division.across * tile_.columns;
+    task.n = std::min((across + 1) * units / division.across * tile_.columns, division.n) - task.n0;
+    return task;
+  }
+
+  ThreadPool& pool_;
+  Tile tile_;
+  std::vector<Division>& divisions_ = reused_divisions();
+  int64_t count_ = 0, together_ = 1;
+};
+
+}  // namespace latente::gemm
