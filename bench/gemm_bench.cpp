@@ -10,6 +10,7 @@
 
 #include "cpu/cpu_backend.h"
 #include "cpu/peak.h"
+#include "tensor/quantise.h"
 #include "tensor/tensor.h"
 
 #ifdef LATENTE_OPENBLAS
@@ -113,6 +114,34 @@ void product(benchmark::State& state) {
   layer.count(state);
 }
 
+// Weights of 8 or 4 bits, a scale for every 64.
+template <DType type>
+void quantised(benchmark::State& state) {
+  Layer<float> layer(state);
+  const bool grouped = layer.experts > 1;
+  const Shape shape = grouped ? Shape{layer.experts, layer.n, layer.k} : Shape{layer.n, layer.k};
+  Backend::Packed packed = *cpu().quantised(shape, type, 64);
+  const std::shared_ptr<void> memory = cpu().allocate(packed.bytes);
+  packed.view.data = memory.get();
+  std::vector<int8_t> codes(static_cast<size_t>(layer.n * layer.k));
+  std::vector<float> scales(codes.size() / 32);
+  for (int64_t e = 0; e < layer.experts; ++e) {
+    quantise_rows(layer.w.data() + e * layer.n * layer.k, layer.n, layer.k, type == DType::q8 ? 8 : 4, 64,
+                  codes.data(), scales.data());
+    cpu().pack_quantised(codes.data(), scales.data(), packed.view, e);
+  }
+  for (auto _ : state) {
+    if (grouped) {
+      cpu().grouped_linear(layer.input(), {}, layer.starts(), packed.view, layer.output());
+    } else {
+      cpu().linear(layer.input(), packed.view, {}, {layer.output()});
+    }
+  }
+  layer.count(state);
+  state.counters["weight B/s"] =
+      benchmark::Counter(static_cast<double>(state.iterations() * packed.bytes), benchmark::Counter::kIsRate);
+}
+
 #ifdef LATENTE_OPENBLAS
 template <Kind kind>
 void openblas(benchmark::State& state) {
@@ -160,6 +189,11 @@ void training_shapes(benchmark::internal::Benchmark* b) {
       ->Args({16384, 256, 384, 16})
       ->Args({512, 384, 8192, 1});
 }
+// Of DeepSeek-V2-Lite: attention, experts.
+void prefill_shapes(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"rows", "K", "N", "experts"})->UseRealTime()->Unit(benchmark::kMicrosecond);
+  b->Args({512, 2048, 3072, 1})->Args({3072, 2048, 1408, 64})->Args({3072, 1408, 2048, 64});
+}
 void decode_shapes(benchmark::internal::Benchmark* b) {
   b->ArgNames({"rows", "K", "N", "experts"})->UseRealTime()->Unit(benchmark::kMicrosecond);
   for (int rows : {1, 2, 4, 8, 16, 64}) b->Args({rows, 1024, 4096, 1});
@@ -180,6 +214,8 @@ BENCHMARK(product<Kind::backward_weight, float>)->Apply(training_shapes);
 BENCHMARK(product<Kind::forward, bf16>)->Apply(training_shapes);
 BENCHMARK(product<Kind::forward, float>)->Apply(decode_shapes);
 BENCHMARK(product<Kind::forward, bf16>)->Apply(decode_shapes);
+BENCHMARK(quantised<DType::q8>)->Apply(decode_shapes)->Apply(prefill_shapes);
+BENCHMARK(quantised<DType::q4>)->Apply(decode_shapes)->Apply(prefill_shapes);
 #ifdef LATENTE_OPENBLAS
 BENCHMARK(openblas<Kind::forward>)->Apply(training_shapes);
 BENCHMARK(openblas<Kind::backward_input>)->Apply(training_shapes);

@@ -1,5 +1,5 @@
-// Passes of the runner: what a token costs alone, what verifying several at once costs, what a draft costs. Random
-// bfloat16 weights of the shape of LATENTE_BENCH_CONFIG (default: the demo's).
+// Passes of the runner: what a token costs alone, what verifying several at once costs, what a draft costs.
+// Random bfloat16 weights of the shape of LATENTE_BENCH_CONFIG (default: the demo's).
 #include <benchmark/benchmark.h>
 
 #include <cstdlib>

@@ -101,6 +101,9 @@ void CpuBackend::fill(View x, double value) {
       return fill_with(pool_, x, static_cast<int32_t>(value));
     case DType::u8:
       return fill_with(pool_, x, static_cast<uint8_t>(value));
+    case DType::q8:
+    case DType::q4:
+      LATENTE_ASSERT(false);
   }
 }
 

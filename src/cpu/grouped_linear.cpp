@@ -4,6 +4,7 @@
 
 #include "cpu/cpu_backend.h"
 #include "cpu/gemm.h"
+#include "cpu/quantised.h"
 
 namespace latente {
 namespace {
@@ -47,6 +48,24 @@ void forward(ThreadPool& pool, const View& x, const View& rows, const View& offs
   });
 }
 
+void forward_quantised(ThreadPool& pool, const View& x, const View& rows, const View& offsets, const View& w,
+                       const View& out) {
+  thread_local std::vector<quantised::Problem> problems;
+  problems.clear();
+  const int32_t* offset = offsets.as<int32_t>();
+  for (int64_t e = 0; e + 1 < offsets.count(); ++e) {
+    if (offset[e] == offset[e + 1]) continue;
+    problems.push_back({.m = offset[e + 1] - offset[e],
+                        .n = w[1],
+                        .k = w[2],
+                        .a = sorted_lines<float>(x, rows, offset[e], true),
+                        .panels = static_cast<const std::byte*>(w.data) + e * w.stride(0),
+                        .c = out.as<float>() + offset[e] * out.stride(0),
+                        .c_row = out.stride(0)});
+  }
+  quantised::multiply(pool, {w.dtype == DType::q8 ? 8 : 4, w.group}, problems);
+}
+
 template <class T, class S>
 void backward_input(ThreadPool& pool, const View& d_out, const View& offsets, const View& w,
                     const Grad& d_x) {
@@ -82,7 +101,9 @@ void backward_weight(ThreadPool& pool, const View& d_out, const View& x, const V
 void CpuBackend::grouped_linear(View x, View rows, View offsets, View w, View out) {
   LATENTE_ASSERT(w.shape.rank() == 3 && offsets.count() == w[0] + 1);
   LATENTE_ASSERT(x[1] == w[2] && out[1] == w[1] && out[0] == (rows ? rows.count() : x[0]));
-  if (x.dtype == DType::f64) {
+  if (is_quantised(w.dtype)) {
+    forward_quantised(pool_, x, rows, offsets, w, out);
+  } else if (x.dtype == DType::f64) {
     forward<double, double>(pool_, x, rows, offsets, w, out);
   } else if (w.dtype == DType::bf16) {
     forward<float, bf16>(pool_, x, rows, offsets, w, out);

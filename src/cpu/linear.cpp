@@ -5,6 +5,7 @@
 
 #include "cpu/cpu_backend.h"
 #include "cpu/gemm.h"
+#include "cpu/quantised.h"
 
 namespace latente {
 namespace {
@@ -48,6 +49,21 @@ void forward(ThreadPool& pool, const View& x, const View& w, const View& bias, c
                         .accumulate = out.accumulate};
   set_weight(problem, w);
   solve<T, S>(pool, problem);
+}
+
+quantised::Form form_of(DType type, int64_t group) { return {type == DType::q8 ? 8 : 4, group}; }
+
+void forward_quantised(ThreadPool& pool, const View& x, const View& w, const View& bias, const Grad& out) {
+  const quantised::Problem problem{.m = x[0],
+                                   .n = w[0],
+                                   .k = x[1],
+                                   .a = lines<float>(x, true),
+                                   .panels = static_cast<const std::byte*>(w.data),
+                                   .c = out.view.as<float>(),
+                                   .c_row = out.view.stride(0),
+                                   .bias = bias.as_or_null<float>(),
+                                   .accumulate = out.accumulate};
+  quantised::multiply(pool, form_of(w.dtype, w.group), std::span(&problem, 1));
 }
 
 template <class T, class S>
@@ -117,7 +133,9 @@ void CpuBackend::linear(View x, View w, View bias, Grad out) {
   check_matrix(out.view);
   LATENTE_ASSERT(w[1] == x[1] && out.view[0] == x[0] && out.view[1] == w[0]);
   LATENTE_ASSERT(!bias || (bias.count() == w[0] && bias.contiguous()));
-  if (x.dtype == DType::f64) {
+  if (is_quantised(w.dtype)) {
+    forward_quantised(pool_, x, w, bias, out);
+  } else if (x.dtype == DType::f64) {
     forward<double, double>(pool_, x, w, bias, out);
   } else if (w.dtype == DType::bf16) {
     forward<float, bf16>(pool_, x, w, bias, out);
@@ -196,6 +214,25 @@ void CpuBackend::pack(View w, View to) {
   } else {
     one(float{});
   }
+}
+
+std::optional<Backend::Packed> CpuBackend::quantised(Shape shape, DType type, int64_t group) const {
+  if (!is_quantised(type) || (shape.rank() != 2 && shape.rank() != 3)) return {};
+  Packed packed;
+  packed.view.shape = shape;
+  packed.view.dtype = type;
+  packed.view.layout = Layout::panels;
+  packed.view.group = static_cast<int32_t>(group);
+  const int64_t matrix = quantised::bytes(form_of(type, group), shape[-2], shape[-1]);
+  packed.view.strides = {matrix};  // of a stack
+  packed.bytes = shape.rank() == 3 ? shape[0] * matrix : matrix;
+  return packed;
+}
+
+void CpuBackend::pack_quantised(const int8_t* codes, const float* scales, View to, int64_t index) {
+  LATENTE_ASSERT(is_quantised(to.dtype) && to.layout == Layout::panels);
+  quantised::pack(pool_, form_of(to.dtype, to.group), codes, scales, to[-2], to[-1],
+                  static_cast<std::byte*>(to.data) + index * to.stride(0));
 }
 
 void CpuBackend::head_linear(View x, View w, bool transpose, View out) {

@@ -66,6 +66,8 @@ bool CpuBackend::all_finite(View x) {
     case DType::i64:
     case DType::i32:
     case DType::u8:
+    case DType::q8:
+    case DType::q4:
       return true;
   }
   return true;

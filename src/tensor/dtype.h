@@ -8,7 +8,9 @@
 
 namespace latente {
 
-enum class DType : uint8_t { f64, f32, bf16, f16, f8e4m3, i64, i32, u8 };
+// q8 and q4: whole numbers with a scale a group (tensor/quantise.h); only as panels, whose size their backend
+// knows.
+enum class DType : uint8_t { f64, f32, bf16, f16, f8e4m3, i64, i32, u8, q8, q4 };
 
 constexpr int64_t size_of(DType type) {
   switch (type) {
@@ -24,14 +26,19 @@ constexpr int64_t size_of(DType type) {
     case DType::f8e4m3:
     case DType::u8:
       return 1;
+    case DType::q8:
+    case DType::q4:
+      break;
   }
   return 0;
 }
 
 constexpr bool is_floating(DType type) { return type <= DType::f8e4m3; }
+constexpr bool is_quantised(DType type) { return type == DType::q8 || type == DType::q4; }
 
 constexpr std::string_view name_of(DType type) {
-  constexpr std::string_view names[] = {"f64", "f32", "bf16", "f16", "f8e4m3", "i64", "i32", "u8"};
+  constexpr std::string_view names[] = {"f64", "f32", "bf16", "f16", "f8e4m3",
+                                        "i64", "i32", "u8",   "q8",  "q4"};
   return names[static_cast<int>(type)];
 }
 

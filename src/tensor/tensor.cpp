@@ -12,6 +12,7 @@ View Tensor::view() const {
   view.strides = value_->strides;
   view.dtype = value_->dtype;
   view.layout = value_->layout;
+  view.group = value_->group;
   view.data = root.data ? static_cast<char*>(root.data) + value_->offset * size_of(value_->dtype) : nullptr;
   return view;
 }
@@ -26,6 +27,7 @@ Tensor Tensor::alias(Shape shape, std::array<int64_t, max_rank> strides, int64_t
   value->strides = strides;
   value->dtype = value_->dtype;
   value->layout = value_->layout;
+  value->group = value_->group;
   value->name = value_->name;
   value->plan = value_->plan;
   value->requires_grad = value_->requires_grad;
@@ -92,10 +94,12 @@ void bind_memory(const Tensor& tensor, void* data, std::shared_ptr<void> owner) 
 
 void bind_view(const Tensor& tensor, const View& view, std::shared_ptr<void> owner) {
   Value& value = tensor.value();
-  LATENTE_ASSERT(view.shape == value.shape && view.dtype == value.dtype);
+  LATENTE_ASSERT(view.shape == value.shape);
   bind_memory(tensor, view.data, std::move(owner));
   value.strides = view.strides;
+  value.dtype = view.dtype;
   value.layout = view.layout;
+  value.group = view.group;
 }
 
 Tensor buffer(Shape shape, DType dtype, std::string name) {

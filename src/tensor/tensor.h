@@ -17,6 +17,7 @@ struct Value {
   std::array<int64_t, max_rank> strides{};
   DType dtype = DType::f32;
   Layout layout = Layout::rows;
+  int32_t group = 0;     // see View
   std::string name;      // a parameter's checkpoint path; otherwise free text for messages
   Plan* plan = nullptr;  // the plan an intermediate or input belongs to
   bool requires_grad = false;
@@ -69,7 +70,8 @@ void allocate(const Tensor& tensor);
 // Persistent memory owned by somebody else (a mapped file). Not named bind: std::bind would be the better
 // match.
 void bind_memory(const Tensor& tensor, void* data, std::shared_ptr<void> owner);
-// The same for memory that holds the values as `view` describes them: in another layout (Backend::pack).
+// The same for memory that holds the values as `view` describes them: in another layout or type
+// (Backend::pack). The shape stays.
 void bind_view(const Tensor& tensor, const View& view, std::shared_ptr<void> owner);
 // A persistent tensor outside any plan: allocate(parameter(...)) without gradient.
 Tensor buffer(Shape shape, DType dtype, std::string name = {});

@@ -1,0 +1,128 @@
+#include "cpu/quantised.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "cpu/gemm_tasks.h"
+#include "cpu/quantised_kernels.h"
+#include "cpu/scratch.h"
+#include "tensor/dtype.h"
+#include "tensor/quantise.h"
+
+namespace latente::quantised {
+namespace {
+
+using gemm::divide_up, gemm::Task, gemm::Tasks;
+
+constexpr int64_t panels_at_once = 24;  // of rows
+constexpr int64_t usual_depth = 512;  // of a block of k: two panels of columns stay in the first-level cache
+
+constexpr int64_t cache_line = 64;
+
+void compute(Form form, const Problem& p, const Task& task) {
+  const int64_t groups = groups_of(p.k, form.group), tile = tile_rows();
+  // One panel of rows reads the columns once, from end to end.
+  const int64_t depth = task.last - task.first == 1 ? groups : std::max<int64_t>(usual_depth / form.group, 1);
+  thread_local Scratch<std::byte> of_rows;
+  std::byte* rows = of_rows.reserve(packed_bytes(std::min(panels_at_once, task.last - task.first) * tile,
+                                                 form.group, std::min(depth, groups)));
+  const std::byte* panels = p.panels + task.n0 / panel_rows * panel_bytes(form, p.k);
+  Block block;
+  block.panels = task.panels;
+  block.n = task.n;
+  block.form = form;
+  block.a = rows;
+  block.panel = panel_bytes(form, p.k);
+  block.c = p.c + task.n0;
+  block.c_row = p.c_row;
+  for (int64_t g = 0; g == 0 || g < groups; g += depth) {
+    block.groups = std::min(depth, groups - g);
+    block.scales = panels + g * panel_rows * static_cast<int64_t>(sizeof(f16));
+    block.codes = panels + scale_bytes(form, p.k) + g * form.group * panel_rows * form.bits / 8;
+    if (g > 0 || p.accumulate) {
+      block.init = block.c;
+      block.init_row = p.c_row;
+    } else {
+      block.init = p.bias ? p.bias + task.n0 : nullptr;
+      block.init_row = 0;
+    }
+    for (int64_t i = task.first; i < task.last; i += panels_at_once) {
+      block.first = i;
+      block.last = std::min(i + panels_at_once, task.last);
+      pack_rows(p.a, block.panels, block.first, block.last, g * form.group, p.k, form, block.groups, rows);
+      multiply_block(block);
+    }
+  }
+  if (p.bias && p.accumulate) {
+    for (int64_t r = task.panels.start(task.first); r < task.panels.start(task.last); ++r) {
+      for (int64_t j = task.n0; j < task.n0 + task.n; ++j) p.c[r * p.c_row + j] += p.bias[j];
+    }
+  }
+}
+
+uint32_t four_codes(const int8_t* row, int64_t at, int64_t k) {
+  uint32_t word = 0;
+  if (at < k) std::memcpy(&word, row + at, static_cast<size_t>(std::min<int64_t>(4, k - at)));
+  return word;
+}
+
+// Two's complement of four bits, plus 8, in four bytes.
+uint32_t offset_codes(uint32_t word) { return (word & 0x0f0f0f0fu) ^ 0x08080808u; }
+
+void pack_panel(Form form, const int8_t* codes, const float* scales, int64_t rows, int64_t k, std::byte* to) {
+  const int64_t groups = groups_of(k, form.group), padded = groups * form.group;
+  auto* to_scale = reinterpret_cast<uint16_t*>(to);
+  for (int64_t g = 0; g < groups; ++g) {
+    for (int64_t r = 0; r < panel_rows; ++r) {
+      *to_scale++ = r < rows ? f16(scales[r * groups + g]).bits : uint16_t{0};
+    }
+  }
+  auto* word = reinterpret_cast<uint32_t*>(to + scale_bytes(form, k));
+  const int64_t step = form.bits == 8 ? 4 : 8;
+  for (int64_t at = 0; at < padded; at += step) {
+    for (int64_t r = 0; r < panel_rows; ++r) {
+      const int8_t* row = codes + r * k;
+      const uint32_t first = r < rows ? four_codes(row, at, k) : 0;
+      if (form.bits == 8) {
+        *word++ = first;
+      } else {
+        const uint32_t second = r < rows ? four_codes(row, at + 4, k) : 0;
+        *word++ = offset_codes(first) | (offset_codes(second) << 4);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int64_t scale_bytes(Form form, int64_t k) {
+  const int64_t bytes = groups_of(k, form.group) * panel_rows * static_cast<int64_t>(sizeof(f16));
+  return divide_up(bytes, cache_line) * cache_line;
+}
+
+int64_t panel_bytes(Form form, int64_t k) {
+  return scale_bytes(form, k) + groups_of(k, form.group) * form.group * panel_rows * form.bits / 8;
+}
+
+int64_t bytes(Form form, int64_t n, int64_t k) { return divide_up(n, panel_rows) * panel_bytes(form, k); }
+
+void pack(ThreadPool& pool, Form form, const int8_t* codes, const float* scales, int64_t n, int64_t k,
+          std::byte* panels) {
+  const int64_t groups = groups_of(k, form.group);
+  pool.parallel_for(divide_up(n, panel_rows), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t row = i * panel_rows;
+      pack_panel(form, codes + row * k, scales + row * groups, std::min(panel_rows, n - row), k,
+                 panels + i * panel_bytes(form, k));
+    }
+  });
+}
+
+void multiply(ThreadPool& pool, Form form, std::span<const Problem> problems) {
+  // Two panels of columns share the activations.
+  Tasks tasks(pool, problems, {tile_rows(), 2 * panel_rows});
+  tasks.run([&](const Task& task) { compute(form, problems[task.problem], task); });
+}
+
+}  // namespace latente::quantised

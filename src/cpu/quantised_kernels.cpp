@@ -1,0 +1,321 @@
+#include "cpu/quantised_kernels.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <utility>
+
+#include "cpu/unroll.h"
+#include "tensor/quantise.h"
+
+// Beside the usual targets, AVX-512 with VNNI (Ice Lake, Zen 4 and later).
+#define HWY_WANT_AVX3_DL
+#undef HWY_DISABLED_TARGETS
+#define HWY_DISABLED_TARGETS ((HWY_AVX3_DL - 1) | HWY_SSE4 | HWY_SSSE3)
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "cpu/quantised_kernels.cpp"
+#include "hwy/foreach_target.h"  // must precede highway.h
+
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace latente::quantised::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+using Floats = hn::CappedTag<float, panel_rows>;
+using Ints = hn::RebindToSigned<Floats>;
+constexpr int64_t lanes = static_cast<int64_t>(hn::MaxLanes(Floats()));
+constexpr int vectors = static_cast<int>(panel_rows / lanes);  // of a panel at one step
+
+#if HWY_TARGET <= HWY_AVX3
+inline constexpr int rows_of_tile = 6;
+#else
+inline constexpr int rows_of_tile = 4;
+#endif
+
+// Panels of columns that a tile of `rows` rows takes at once.
+constexpr int panels_of(int rows) {
+#if HWY_TARGET <= HWY_AVX3
+  return rows == 1 ? 4 : 2;
+#else
+  return rows <= 2 ? 2 : 1;
+#endif
+}
+
+// What is added to signed codes so that the processor's product of bytes, unsigned times signed, takes them.
+#if HWY_TARGET == HWY_AVX3_DL
+inline constexpr int32_t offset_of_8_bits = 128;
+#else
+inline constexpr int32_t offset_of_8_bits = 0;
+#endif
+constexpr int32_t offset_of(int bits) { return bits == 8 ? offset_of_8_bits : 8; }
+
+using V = hn::Vec<Ints>;
+
+// Codes of 8 bits as they are multiplied.
+HWY_INLINE V with_offset(V codes) {
+#if HWY_TARGET == HWY_AVX3_DL
+  return hn::Xor(codes, hn::Set(Ints(), static_cast<int32_t>(0x80808080u)));
+#else
+  return codes;
+#endif
+}
+
+// sum + the four products of bytes in each lane. w: unsigned and below 16, or 8 bits with_offset; x: signed,
+// within [-127, 127].
+template <int bits>
+HWY_INLINE V add_products(V sum, V w, V x) {
+#if HWY_TARGET == HWY_AVX3_DL
+  // The intrinsic needs a compiler flag that Highway's target has only in later versions.
+  asm("vpdpbusd %2, %1, %0" : "+v"(sum.raw) : "v"(w.raw), "v"(x.raw));
+  return sum;
+#elif HWY_TARGET == HWY_AVX2
+  // Pairs fit into 16 bits: 2·127·127.
+  const __m256i pairs = bits == 8
+                            ? _mm256_maddubs_epi16(_mm256_abs_epi8(x.raw), _mm256_sign_epi8(w.raw, x.raw))
+                            : _mm256_maddubs_epi16(w.raw, x.raw);
+  return hn::Add(sum, V{_mm256_madd_epi16(pairs, _mm256_set1_epi16(1))});
+#else
+  sum = hn::Add(sum,
+                hn::Mul(hn::ShiftRight<24>(hn::ShiftLeft<24>(w)), hn::ShiftRight<24>(hn::ShiftLeft<24>(x))));
+  sum = hn::Add(sum,
+                hn::Mul(hn::ShiftRight<24>(hn::ShiftLeft<16>(w)), hn::ShiftRight<24>(hn::ShiftLeft<16>(x))));
+  sum =
+      hn::Add(sum, hn::Mul(hn::ShiftRight<24>(hn::ShiftLeft<8>(w)), hn::ShiftRight<24>(hn::ShiftLeft<8>(x))));
+  return hn::Add(sum, hn::Mul(hn::ShiftRight<24>(w), hn::ShiftRight<24>(x)));
+#endif
+}
+
+HWY_INLINE int32_t word_at(const std::byte* from) {
+  int32_t word;
+  std::memcpy(&word, from, sizeof(word));
+  return word;
+}
+
+HWY_INLINE V load_codes(const std::byte* from) {
+  return hn::Load(Ints(), reinterpret_cast<const int32_t*>(from));
+}
+
+HWY_INLINE hn::Vec<Floats> load_scales(const std::byte* from) {
+  const hn::Rebind<hwy::float16_t, Floats> narrow;
+  return hn::PromoteTo(Floats(), hn::LoadU(narrow, reinterpret_cast<const hwy::float16_t*>(from)));
+}
+
+// c[H, columns] = init + a · w over P panels of columns.
+template <int bits, int H, int P>
+void tile(const Block& b, const std::byte* HWY_RESTRICT a, const std::byte* HWY_RESTRICT scales,
+          const std::byte* HWY_RESTRICT codes, float* c, const float* init, int64_t columns) {
+  const Floats d;
+  const Ints di;
+  constexpr int N = P * vectors;
+  constexpr int64_t line = panel_rows * 4;  // bytes of codes that a panel takes at once
+  const int64_t steps = b.form.group / 4;
+  hn::Vec<Floats> total[H][N];
+  const bool whole = columns == P * panel_rows;
+  LATENTE_UNROLL
+  for (int i = 0; i < H; ++i) {
+    HWY_ALIGN float part[N * lanes];
+    const float* from = part;
+    if (!init) {
+      std::fill_n(part, N * lanes, 0.0f);
+    } else if (whole) {
+      from = init + i * b.init_row;
+    } else {
+      std::copy_n(init + i * b.init_row, columns, part);
+      std::fill(part + columns, part + N * lanes, 0.0f);
+    }
+    LATENTE_UNROLL
+    for (int j = 0; j < N; ++j) total[i][j] = hn::LoadU(d, from + j * lanes);
+  }
+  for (int64_t g = 0; g < b.groups; ++g) {
+    V sum[H][N];
+    LATENTE_UNROLL
+    for (int i = 0; i < H; ++i) {
+      const V start = hn::Set(di, word_at(a + 4 * (H + i)));
+      LATENTE_UNROLL
+      for (int j = 0; j < N; ++j) sum[i][j] = start;
+    }
+    const std::byte* x = a + 8 * H;
+    const auto multiply = [&](const V(&w)[N]) HWY_ATTR {
+      LATENTE_UNROLL
+      for (int i = 0; i < H; ++i) {
+        const V element = hn::Set(di, word_at(x + 4 * i));
+        LATENTE_UNROLL
+        for (int j = 0; j < N; ++j) sum[i][j] = add_products<bits>(sum[i][j], w[j], element);
+      }
+      x += 4 * H;
+    };
+    if constexpr (bits == 8) {
+      LATENTE_UNROLL_4
+      for (int64_t s = 0; s < steps; ++s) {
+        V w[N];
+        LATENTE_UNROLL
+        for (int j = 0; j < N; ++j) {
+          w[j] = with_offset(load_codes(codes + j / vectors * b.panel + j % vectors * lanes * 4));
+        }
+        codes += line;
+        multiply(w);
+      }
+    } else {
+      LATENTE_UNROLL_4
+      for (int64_t s = 0; s < steps; s += 2) {
+        const V low = hn::Set(di, 0x0f0f0f0f);
+        V first[N], second[N];
+        LATENTE_UNROLL
+        for (int j = 0; j < N; ++j) {
+          const V both = load_codes(codes + j / vectors * b.panel + j % vectors * lanes * 4);
+          first[j] = hn::And(both, low);
+          second[j] = hn::And(hn::ShiftRight<4>(both), low);
+        }
+        codes += line;
+        multiply(first);
+        multiply(second);
+      }
+    }
+    LATENTE_UNROLL
+    for (int j = 0; j < N; ++j) {
+      const auto of_columns = load_scales(scales + j / vectors * b.panel + j % vectors * lanes * 2);
+      LATENTE_UNROLL
+      for (int i = 0; i < H; ++i) {
+        float scale;
+        std::memcpy(&scale, a + 4 * i, sizeof(scale));
+        total[i][j] =
+            hn::MulAdd(hn::Mul(hn::ConvertTo(d, sum[i][j]), hn::Set(d, scale)), of_columns, total[i][j]);
+      }
+    }
+    scales += panel_rows * 2;
+    a += H * (8 + b.form.group);
+  }
+  LATENTE_UNROLL
+  for (int i = 0; i < H; ++i) {
+    float* to = c + i * b.c_row;
+    if (whole) {
+      LATENTE_UNROLL
+      for (int j = 0; j < N; ++j) hn::StoreU(total[i][j], d, to + j * lanes);
+    } else {
+      HWY_ALIGN float part[N * lanes];
+      LATENTE_UNROLL
+      for (int j = 0; j < N; ++j) hn::Store(total[i][j], d, part + j * lanes);
+      std::copy_n(part, columns, to);
+    }
+  }
+}
+
+using TileFunction = void (*)(const Block&, const std::byte*, const std::byte*, const std::byte*, float*,
+                              const float*, int64_t);
+
+template <int bits, bool wide, int... H>
+constexpr std::array<TileFunction, sizeof...(H)> tile_table(std::integer_sequence<int, H...>) {
+  return {&tile < bits, H + 1, wide ? panels_of(H + 1) : 1 > ...};
+}
+
+template <int bits>
+void block_of(const Block& b) {
+  constexpr auto heights = std::make_integer_sequence<int, rows_of_tile>();
+  static constexpr auto narrow = tile_table<bits, false>(heights);
+  static constexpr auto wide = tile_table<bits, true>(heights);
+  const int64_t start = b.panels.start(b.first), row_bytes = packed_bytes(1, b.form.group, b.groups);
+  // Heights of several panels differ by one; all of them take as many columns at once as the tallest.
+  const int64_t at_once =
+      panels_of(b.last - b.first > 1 ? rows_of_tile : static_cast<int>(b.panels.height(b.first)));
+  for (int64_t j = 0; j < b.n;) {
+    const bool several = b.n - j >= at_once * panel_rows;
+    const int64_t columns = several ? at_once * panel_rows : std::min(b.n - j, panel_rows);
+    const int64_t panel = j / panel_rows * b.panel;
+    for (int64_t i = b.first; i < b.last; ++i) {
+      const int64_t row = b.panels.start(i);
+      (several && at_once > 1 ? wide : narrow)[static_cast<size_t>(b.panels.height(i) - 1)](
+          b, b.a + (row - start) * row_bytes, b.scales + panel, b.codes + panel, b.c + row * b.c_row + j,
+          b.init ? b.init + row * b.init_row + j : nullptr, columns);
+    }
+    j += columns;
+  }
+}
+
+void block(const Block& b) {
+  if (b.form.bits == 8) {
+    block_of<8>(b);
+  } else {
+    block_of<4>(b);
+  }
+}
+
+// Codes of one group of a row, `count` of them real, and its scale; returns the sum of the codes.
+int32_t quantise_group(const float* x, int64_t count, int64_t group, int8_t* codes, float& scale) {
+  const hn::ScalableTag<float> d;
+  const hn::RebindToSigned<decltype(d)> di;
+  const hn::Rebind<int8_t, decltype(d)> narrow;
+  const auto width = static_cast<int64_t>(hn::Lanes(d));
+  HWY_ALIGN float padded[most_group];
+  if (count < group) {
+    std::copy_n(x, count, padded);
+    std::fill(padded + count, padded + group, 0.0f);
+    x = padded;
+  }
+  auto extent = hn::Zero(d), nothing = hn::Zero(d);
+  for (int64_t i = 0; i < group; i += width) {
+    const auto value = hn::LoadU(d, x + i);
+    extent = hn::Max(extent, hn::Abs(value));
+    nothing = hn::MulAdd(value, hn::Zero(d), nothing);  // NaN for NaN and infinities
+  }
+  const float largest = hn::GetLane(hn::MaxOfLanes(d, extent));
+  const float poison = hn::GetLane(hn::SumOfLanes(d, nothing));
+  scale = largest / 127 + poison;
+  const auto inverse = hn::Set(d, largest > 1e-30f ? 127 / largest : 0.0f);
+  auto sum = hn::Zero(di);
+  for (int64_t i = 0; i < group; i += width) {
+    const auto code = hn::NearestInt(hn::Mul(hn::LoadU(d, x + i), inverse));
+    sum = hn::Add(sum, code);
+    hn::StoreU(hn::DemoteTo(narrow, code), narrow, codes + i);
+  }
+  return hn::GetLane(hn::SumOfLanes(di, sum));
+}
+
+void rows(const gemm::Lines<float>& a, const gemm::Panels& panels, int64_t first, int64_t last, int64_t k,
+          int64_t end, Form form, int64_t groups, std::byte* to) {
+  const int64_t group = form.group;
+  const int32_t offset = offset_of(form.bits);
+  int8_t codes[most_group];
+  for (int64_t p = first; p < last; ++p) {
+    const int64_t height = panels.height(p), start = panels.start(p);
+    std::byte* panel = to + packed_bytes(start - panels.start(first), group, groups);
+    for (int64_t i = 0; i < height; ++i) {
+      const float* row = a.line(start + i);
+      for (int64_t g = 0; g < groups; ++g) {
+        std::byte* at = panel + g * packed_bytes(height, group, 1);
+        float scale;
+        const int64_t column = k + g * group;
+        const int32_t sum = quantise_group(row + column, std::min(group, end - column), group, codes, scale);
+        const int32_t begin = -offset * sum;
+        std::memcpy(at + 4 * i, &scale, 4);
+        std::memcpy(at + 4 * (height + i), &begin, 4);
+        std::byte* word = at + 8 * height + 4 * i;
+        for (int64_t s = 0; s < group; s += 4, word += 4 * height) std::memcpy(word, codes + s, 4);
+      }
+    }
+  }
+}
+
+int64_t rows_of_tile_here() { return rows_of_tile; }
+
+}  // namespace latente::quantised::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace latente::quantised {
+
+HWY_EXPORT(rows_of_tile_here);
+HWY_EXPORT(rows);
+HWY_EXPORT(block);
+
+int64_t tile_rows() { return HWY_DYNAMIC_DISPATCH(rows_of_tile_here)(); }
+void pack_rows(const gemm::Lines<float>& a, const gemm::Panels& panels, int64_t first, int64_t last,
+               int64_t k, int64_t end, Form form, int64_t groups, std::byte* to) {
+  HWY_DYNAMIC_DISPATCH(rows)(a, panels, first, last, k, end, form, groups, to);
+}
+void multiply_block(const Block& b) { HWY_DYNAMIC_DISPATCH(block)(b); }
+
+}  // namespace latente::quantised
+#endif

@@ -1,0 +1,40 @@
+// The parts of a quantised product that are compiled for each instruction set.
+#pragma once
+
+#include "cpu/gemm_panels.h"
+#include "cpu/quantised.h"
+
+namespace latente::quantised {
+
+// The register tile of this machine.
+int64_t tile_rows();
+
+// Packed activations: for each panel of H rows and each group, float scales [H], int32 starts [H] (what a sum
+// of products begins with), codes [group / 4, H, 4].
+inline int64_t packed_bytes(int64_t rows, int64_t group, int64_t groups) {
+  return rows * groups * (8 + group);
+}
+
+// Packs the panels [first, last) of the rows of `a`, `groups` groups from column k on; beyond column `end`
+// are zeros. A row that holds a NaN or an infinity becomes NaN.
+void pack_rows(const gemm::Lines<float>& a, const gemm::Panels& panels, int64_t first, int64_t last,
+               int64_t k, int64_t end, Form form, int64_t groups, std::byte* to);
+
+// c = init + a · w for the row panels [first, last) and n columns; a null init means zeros.
+struct Block {
+  gemm::Panels panels;
+  int64_t first = 0, last = 0, n = 0;
+  Form form;
+  int64_t groups = 0;
+  const std::byte* a = nullptr;       // of panel `first` on
+  const std::byte* scales = nullptr;  // of the first panel of columns, the first group
+  const std::byte* codes = nullptr;
+  int64_t panel = 0;   // bytes from one panel of columns to the next
+  float* c = nullptr;  // row 0 of the panels
+  int64_t c_row = 0;
+  const float* init = nullptr;
+  int64_t init_row = 0;
+};
+void multiply_block(const Block& block);
+
+}  // namespace latente::quantised

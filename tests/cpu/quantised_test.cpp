@@ -1,0 +1,174 @@
+// Products with weights of 8 and 4 bits, against the same arithmetic in plain loops, bit for bit, on every
+// instruction set this machine has.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "cpu/gemm_support.h"
+#include "hwy/targets.h"
+#include "tensor/quantise.h"
+
+namespace latente {
+namespace {
+
+struct Codes {
+  Codes(Random& random, int64_t n, int64_t k, int bits, int64_t group)
+      : codes(static_cast<size_t>(n * k)), scales(static_cast<size_t>(n * groups_of(k, group))) {
+    std::vector<float> rows(codes.size());
+    for (float& w : rows) w = static_cast<float>(random.normal());
+    quantise_rows(rows.data(), n, k, bits, group, codes.data(), scales.data());
+  }
+  std::vector<int8_t> codes;
+  std::vector<float> scales;
+};
+
+struct Weight {
+  Weight(CpuBackend& cpu, const Shape& shape, DType type, int64_t group)
+      : packed(*cpu.quantised(shape, type, group)) {
+    memory = cpu.allocate(packed.bytes);
+    packed.view.data = memory.get();
+  }
+  Backend::Packed packed;
+  std::shared_ptr<void> memory;
+};
+
+// One element as quantised.h defines it.
+float element(const float* x, const int8_t* codes, const float* scales, int64_t k, int64_t group,
+              float start) {
+  float total = start;
+  for (int64_t g = 0; g * group < k; ++g) {
+    const int64_t begin = g * group, end = std::min(k, begin + group);
+    float extent = 0;
+    for (int64_t i = begin; i < end; ++i) extent = std::max(extent, std::abs(x[i]));
+    const float inverse = extent > 1e-30f ? 127 / extent : 0;
+    int32_t sum = 0;
+    for (int64_t i = begin; i < end; ++i)
+      sum += codes[i] * static_cast<int32_t>(std::nearbyint(x[i] * inverse));
+    total = std::fma(static_cast<float>(sum) * (extent / 127), scales[g], total);
+  }
+  return total;
+}
+
+// Targets of quantised_kernels.cpp, one at a time; the portable one has no fused multiply-add, so its bits
+// differ.
+std::vector<int64_t> targets() {
+  std::vector<int64_t> found;
+  for (int64_t target : {HWY_AVX3_DL, HWY_AVX3, HWY_AVX2, HWY_NEON, HWY_STATIC_TARGET}) {
+    if (hwy::SupportedTargets() & target) found.push_back(target);
+  }
+  return found;
+}
+
+struct UseTarget {
+  explicit UseTarget(int64_t target) { hwy::SetSupportedTargetsForTest(target | HWY_STATIC_TARGET); }
+  ~UseTarget() { hwy::SetSupportedTargetsForTest(0); }
+};
+
+struct Case {
+  DType type;
+  int64_t group, m, n, k;
+};
+
+class Quantised : public ::testing::TestWithParam<Case> {};
+
+TEST_P(Quantised, LinearIsTheSumOfItsGroupsBitForBit) {
+  const Case& c = GetParam();
+  const int bits = c.type == DType::q8 ? 8 : 4;
+  Random random(7);
+  const Codes w(random, c.n, c.k, bits, c.group);
+  Array<float> x(1, c.m, c.k, 3), bias(1, 1, c.n);
+  x.randomise(random), bias.randomise(random);
+  for (const int64_t target : targets()) {
+    const UseTarget use(target);
+    CpuBackend cpu(2);
+    Weight weight(cpu, {c.n, c.k}, c.type, c.group);
+    cpu.pack_quantised(w.codes.data(), w.scales.data(), weight.packed.view, 0);
+    for (int mode = 0; mode < 3; ++mode) {
+      const bool with_bias = mode == 1, accumulate = mode == 2;
+      Array<float> out(1, c.m, c.n, 5);
+      out.fill([] { return 0.25; });
+      cpu.linear(x.matrix(), weight.packed.view, with_bias ? View(&bias(0, 0), {c.n}, DType::f32) : View(),
+                 {out.matrix(), accumulate});
+      for (int64_t i = 0; i < c.m; ++i) {
+        for (int64_t j = 0; j < c.n; ++j) {
+          const float start = with_bias ? bias(0, j) : accumulate ? 0.25f : 0.0f;
+          const float expected = element(&x(i, 0), w.codes.data() + j * c.k,
+                                         w.scales.data() + j * groups_of(c.k, c.group), c.k, c.group, start);
+          if (target == HWY_STATIC_TARGET) {
+            ASSERT_NEAR(out(i, j), expected, 1e-4) << "at " << i << ", " << j;
+          } else {
+            ASSERT_EQ(out(i, j), expected)
+                << "target " << target << " mode " << mode << " at " << i << ", " << j;
+          }
+        }
+      }
+      ASSERT_EQ(out.written_outside(), 0);
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, Quantised,
+                         ::testing::Values(Case{DType::q8, 32, 1, 16, 32}, Case{DType::q8, 64, 1, 100, 256},
+                                           Case{DType::q8, 128, 7, 33, 300},
+                                           Case{DType::q8, 64, 40, 130, 1100}, Case{DType::q8, 32, 3, 1, 8},
+                                           Case{DType::q8, 64, 200, 48, 64}, Case{DType::q4, 32, 1, 16, 32},
+                                           Case{DType::q4, 64, 1, 100, 256}, Case{DType::q4, 128, 7, 33, 300},
+                                           Case{DType::q4, 64, 40, 130, 1100}, Case{DType::q4, 32, 3, 1, 8},
+                                           Case{DType::q4, 64, 200, 48, 64},
+                                           Case{DType::q8, 256, 13, 65, 700},
+                                           Case{DType::q4, 256, 6, 65, 700}),
+                         [](const auto& test) {
+                           const Case& c = test.param;
+                           return std::string(name_of(c.type)) + "_group" + std::to_string(c.group) + "_" +
+                                  std::to_string(c.m) + "x" + std::to_string(c.n) + "x" + std::to_string(c.k);
+                         });
+
+TEST(Quantised, ExpertsHaveTheBitsOfSingleMatrices) {
+  CpuBackend cpu(2);
+  Random random(3);
+  constexpr int64_t experts = 5, n = 40, k = 96, rows = 23;
+  const std::vector<int32_t> order = {4, 0, 1, 1, 7, 3, 2, 9, 8, 5, 6, 0, 4, 3, 2, 1, 0, 9, 9, 8, 7, 6, 5};
+  std::vector<int32_t> offsets = {0, 3, 3, 17, 18, 23}, sorted = order;
+  Array<float> x(1, 10, k), out(1, rows, n);
+  x.randomise(random);
+  for (DType type : {DType::q8, DType::q4}) {
+    Weight stack(cpu, {experts, n, k}, type, 32);
+    std::vector<Codes> codes;
+    for (int64_t e = 0; e < experts; ++e) {
+      codes.emplace_back(random, n, k, type == DType::q8 ? 8 : 4, 32);
+      cpu.pack_quantised(codes.back().codes.data(), codes.back().scales.data(), stack.packed.view, e);
+    }
+    cpu.grouped_linear(x.matrix(), list_view(sorted), list_view(offsets), stack.packed.view, out.matrix());
+    for (size_t e = 0; e < static_cast<size_t>(experts); ++e) {
+      Weight single(cpu, {n, k}, type, 32);
+      cpu.pack_quantised(codes[e].codes.data(), codes[e].scales.data(), single.packed.view, 0);
+      for (int32_t r = offsets[e]; r < offsets[e + 1]; ++r) {
+        Array<float> alone(1, 1, n);
+        cpu.linear(x.rows(order[static_cast<size_t>(r)], 1), single.packed.view, {}, {alone.matrix(), false});
+        for (int64_t j = 0; j < n; ++j) ASSERT_EQ(alone(0, j), out(r, j)) << "row " << r << ", column " << j;
+      }
+    }
+  }
+}
+
+TEST(Quantised, WhatIsNotFiniteStaysSo) {
+  CpuBackend cpu(1);
+  Random random(5);
+  const Codes w(random, 16, 64, 8, 32);
+  Weight weight(cpu, {16, 64}, DType::q8, 32);
+  cpu.pack_quantised(w.codes.data(), w.scales.data(), weight.packed.view, 0);
+  for (float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    Array<float> x(1, 2, 64), out(1, 2, 16);
+    x.randomise(random);
+    x(1, 40) = bad;
+    cpu.linear(x.matrix(), weight.packed.view, {}, {out.matrix(), false});
+    EXPECT_TRUE(std::isfinite(out(0, 3)));
+    EXPECT_TRUE(std::isnan(out(1, 3)));
+  }
+}
+
+}  // namespace
+}  // namespace latente
