@@ -128,7 +128,7 @@ void quantised(benchmark::State& state) {
   for (int64_t e = 0; e < layer.experts; ++e) {
     quantise_rows(layer.w.data() + e * layer.n * layer.k, layer.n, layer.k, type == DType::q8 ? 8 : 4, 64,
                   codes.data(), scales.data());
-    cpu().pack_quantised(codes.data(), scales.data(), packed.view, e);
+    cpu().pack_quantised(codes.data(), scales.data(), packed.view, e, 0, layer.n);
   }
   for (auto _ : state) {
     if (grouped) {

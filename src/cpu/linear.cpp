@@ -125,6 +125,21 @@ void by_head(ThreadPool& pool, const View& x, const View& w, bool transpose, con
   gemm::multiply<T, S>(pool, heads);
 }
 
+void by_head_quantised(ThreadPool& pool, const View& x, const View& w, const View& out) {
+  thread_local std::vector<quantised::Problem> heads;
+  heads.clear();
+  for (int64_t h = 0; h < w[0]; ++h) {
+    heads.push_back({.m = x[0],
+                     .n = w[1],
+                     .k = w[2],
+                     .a = {x.as<float>() + h * x.stride(1), x.stride(0), true},
+                     .panels = static_cast<const std::byte*>(w.data) + h * w.stride(0),
+                     .c = out.as<float>() + h * out.stride(1),
+                     .c_row = out.stride(0)});
+  }
+  quantised::multiply(pool, form_of(w.dtype, w.group), heads);
+}
+
 }  // namespace
 
 void CpuBackend::linear(View x, View w, View bias, Grad out) {
@@ -229,17 +244,23 @@ std::optional<Backend::Packed> CpuBackend::quantised(Shape shape, DType type, in
   return packed;
 }
 
-void CpuBackend::pack_quantised(const int8_t* codes, const float* scales, View to, int64_t index) {
-  LATENTE_ASSERT(is_quantised(to.dtype) && to.layout == Layout::panels);
-  quantised::pack(pool_, form_of(to.dtype, to.group), codes, scales, to[-2], to[-1],
-                  static_cast<std::byte*>(to.data) + index * to.stride(0));
+void CpuBackend::pack_quantised(const int8_t* codes, const float* scales, View to, int64_t index, int64_t row,
+                                int64_t rows) {
+  LATENTE_ASSERT(is_quantised(to.dtype) && to.layout == Layout::panels && row % quantised::panel_rows == 0);
+  const quantised::Form form = form_of(to.dtype, to.group);
+  std::byte* panels = static_cast<std::byte*>(to.data) + index * to.stride(0);
+  quantised::pack(pool_, form, codes, scales, rows, to[-1],
+                  panels + row / quantised::panel_rows * quantised::panel_bytes(form, to[-1]));
 }
 
 void CpuBackend::head_linear(View x, View w, bool transpose, View out) {
   LATENTE_ASSERT(x.shape.rank() == 3 && w.shape.rank() == 3 && out.shape.rank() == 3);
   LATENTE_ASSERT(x[1] == w[0] && out[0] == x[0] && out[1] == x[1]);
   LATENTE_ASSERT(x[2] == w[transpose ? 1 : 2] && out[2] == w[transpose ? 2 : 1]);
-  if (x.dtype == DType::f64) {
+  if (is_quantised(w.dtype)) {
+    LATENTE_ASSERT(!transpose);
+    by_head_quantised(pool_, x, w, out);
+  } else if (x.dtype == DType::f64) {
     by_head<double, double>(pool_, x, w, transpose, out);
   } else if (w.dtype == DType::bf16) {
     by_head<float, bf16>(pool_, x, w, transpose, out);

@@ -1,7 +1,12 @@
 #include "cpu/peak.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <memory>
+
+#include "cpu/quantised_kernels.h"
+#include "tensor/tensor.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/peak.cpp"
@@ -40,22 +45,60 @@ namespace latente {
 
 HWY_EXPORT(multiply_adds);
 
-double measure_peak_flops(ThreadPool& pool) {
+namespace {
+
+// The best of a few runs of body(), which returns what it did, on all threads at once.
+template <class Body>
+double best_rate(ThreadPool& pool, const Body& body) {
   double best = 0;
   for (int attempt = 0; attempt < 8; ++attempt) {
-    std::atomic<double> operations = 0;
-    auto start = std::chrono::steady_clock::now();
-    pool.run([&](int) {
-      volatile float keep = 0;
-      float result = 0;
-      operations += HWY_DYNAMIC_DISPATCH(multiply_adds)(1'000'000, &result);
-      keep = result;
-      (void)keep;
-    });
-    double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    best = std::max(best, operations.load() / seconds);
+    std::atomic<double> done = 0;
+    const auto start = std::chrono::steady_clock::now();
+    pool.run([&](int thread) { done += body(thread); });
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    best = std::max(best, done.load() / seconds);
   }
   return best;
+}
+
+}  // namespace
+
+double measure_peak_flops(ThreadPool& pool) {
+  return best_rate(pool, [](int) {
+    volatile float keep = 0;
+    float result = 0;
+    const double operations = HWY_DYNAMIC_DISPATCH(multiply_adds)(1'000'000, &result);
+    keep = result;
+    (void)keep;
+    return operations;
+  });
+}
+
+double measure_peak_of_bytes(ThreadPool& pool) {
+  return best_rate(pool, [](int) {
+    volatile int32_t keep = 0;
+    int32_t result = 0;
+    const double operations = quantised::run_products(1'000'000, &result);
+    keep = result;
+    (void)keep;
+    return operations;
+  });
+}
+
+double measure_read_bandwidth(ThreadPool& pool) {
+  constexpr int64_t words = int64_t{32} << 20;  // a thread's own: 256 MiB, beyond any cache
+  const std::shared_ptr<void> memory = aligned_memory(words * 8 * pool.size());
+  auto* all = static_cast<uint64_t*>(memory.get());
+  pool.run([&](int thread) { std::fill_n(all + thread * words, words, uint64_t{1}); });
+  return best_rate(pool, [&](int thread) {
+    const uint64_t* mine = all + thread * words;
+    volatile uint64_t keep = 0;
+    uint64_t sum = 0;
+    for (int64_t i = 0; i < words; ++i) sum += mine[i];
+    keep = sum;
+    (void)keep;
+    return static_cast<double>(words * 8);
+  });
 }
 
 }  // namespace latente

@@ -300,6 +300,24 @@ void rows(const gemm::Lines<float>& a, const gemm::Panels& panels, int64_t first
 
 int64_t rows_of_tile_here() { return rows_of_tile; }
 
+// Independent chains of products on registers; returns the operations done.
+double products(int64_t rounds, int32_t* sink) {
+  const Ints d;
+  V sum[12], w = with_offset(hn::Set(d, 0x01020304)), x = hn::Iota(d, 1);
+  LATENTE_UNROLL
+  for (int i = 0; i < 12; ++i) sum[i] = hn::Set(d, i);
+  for (int64_t round = 0; round < rounds; ++round) {
+    LATENTE_UNROLL
+    for (int i = 0; i < 12; ++i) sum[i] = add_products<8>(sum[i], w, x);
+    w = hn::Xor(w, x);
+  }
+  V total = hn::Zero(d);
+  LATENTE_UNROLL
+  for (int i = 0; i < 12; ++i) total = hn::Add(total, sum[i]);
+  *sink = hn::GetLane(hn::SumOfLanes(d, total));
+  return 12.0 * 2 * 4 * static_cast<double>(lanes * rounds);
+}
+
 }  // namespace latente::quantised::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -309,6 +327,7 @@ namespace latente::quantised {
 HWY_EXPORT(rows_of_tile_here);
 HWY_EXPORT(rows);
 HWY_EXPORT(block);
+HWY_EXPORT(products);
 
 int64_t tile_rows() { return HWY_DYNAMIC_DISPATCH(rows_of_tile_here)(); }
 void pack_rows(const gemm::Lines<float>& a, const gemm::Panels& panels, int64_t first, int64_t last,
@@ -316,6 +335,7 @@ void pack_rows(const gemm::Lines<float>& a, const gemm::Panels& panels, int64_t 
   HWY_DYNAMIC_DISPATCH(rows)(a, panels, first, last, k, end, form, groups, to);
 }
 void multiply_block(const Block& b) { HWY_DYNAMIC_DISPATCH(block)(b); }
+double run_products(int64_t rounds, int32_t* sink) { return HWY_DYNAMIC_DISPATCH(products)(rounds, sink); }
 
 }  // namespace latente::quantised
 #endif

@@ -37,4 +37,7 @@ struct Block {
 };
 void multiply_block(const Block& block);
 
+// As many products of bytes as the registers allow, for measuring; returns the operations (two a product).
+double run_products(int64_t rounds, int32_t* sink);
+
 }  // namespace latente::quantised

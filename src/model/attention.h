@@ -17,6 +17,11 @@ struct Mla {
   Linear o_proj;
   FIELDS(q_proj, q_a_proj, q_a_layernorm, q_b_proj, kv_a_proj_with_mqa, kv_a_layernorm, kv_b_proj, o_proj)
 
+  // kv_b_proj a head, as absorbed attention reads it, where quantised weights (model/quantised.h) cannot be
+  // read as both; else null. No parameters.
+  Tensor w_uk;  // [heads, kv_lora_rank, nope]: transposed
+  Tensor w_uv;  // [heads, v, kv_lora_rank]
+
   int64_t heads = 0, nope_dim = 0, rope_dim = 0, v_dim = 0, kv_rank = 0;
   double scale = 0;
   bool interleaved = true;

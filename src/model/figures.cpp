@@ -92,7 +92,8 @@ double attention_flops(const Config& config, bool absorbed) {
 
 double forward_flops(const Config& config, int64_t context, bool absorbed) {
   double weights = 2.0 * static_cast<double>(count_parameters(config).active);
-  return weights + attention_flops(config, absorbed) * static_cast<double>(config.num_hidden_layers * context);
+  return weights +
+         attention_flops(config, absorbed) * static_cast<double>(config.num_hidden_layers * context);
 }
 
 double training_flops(const Config& config, int64_t length) {

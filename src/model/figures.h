@@ -38,8 +38,8 @@ CacheFigures cache_figures(const Config& config);
 // average is the caller's to pass).
 double forward_flops(const Config& config, int64_t context, bool absorbed);
 
-// Operations of training on one token of a sequence of `length`: forward and backward (three times forward), MTP
-// modules with their use of the head included, attention over half the sequence.
+// Operations of training on one token of a sequence of `length`: forward and backward (three times forward),
+// MTP modules with their use of the head included, attention over half the sequence.
 double training_flops(const Config& config, int64_t length);
 
 // Bytes that decoding one token must read: active weights and the cache of `context` tokens.

@@ -55,12 +55,15 @@ Tensor Mla::expanded(const Tensor& q, const Tensor& c, const Tensor& k_rope, con
 }
 
 Tensor Mla::absorbed(const Tensor& q, const Step& at, const LayerCache& cache) const {
-  Tensor w = kv_b_proj.weight.reshape({heads, nope_dim + v_dim, kv_rank});
-  Tensor w_uk = w.slice(1, 0, nope_dim);
-  Tensor w_uv = w.slice(1, nope_dim, nope_dim + v_dim);
-  Tensor attended =
-      attention_paged(absorb_query(q, w_uk), cache.keys, cache.keys.columns(0, kv_rank), at.pages, scale);
-  return head_linear(attended, w_uv, false);
+  Tensor up_k = w_uk, up_v = w_uv;
+  if (!up_k) {
+    Tensor w = kv_b_proj.weight.reshape({heads, nope_dim + v_dim, kv_rank});
+    up_k = w.slice(1, 0, nope_dim);
+    up_v = w.slice(1, nope_dim, nope_dim + v_dim);
+  }
+  Tensor folded = absorb_query(q, up_k, !w_uk);
+  Tensor attended = attention_paged(folded, cache.keys, cache.keys.columns(0, kv_rank), at.pages, scale);
+  return head_linear(attended, up_v, false);
 }
 
 }  // namespace latente

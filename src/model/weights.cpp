@@ -44,24 +44,27 @@ void allocate_parameters(Transformer& model) {
   for (auto& [path, gate] : model.gates()) allocate(gate->load);
 }
 
+void initialise_parameter(const std::string& path, const Tensor& tensor, double deviation, uint64_t seed) {
+  View view = tensor.view();
+  bool ones = is_norm(path);
+  bool zeros = path.ends_with(".bias") || path.ends_with("e_score_correction_bias");
+  Random random(seed, hash_of(path));
+  constexpr int64_t piece = 4096;
+  std::vector<double> values(static_cast<size_t>(piece));
+  for (int64_t at = 0; at < view.count(); at += piece) {
+    int64_t count = std::min(piece, view.count() - at);
+    for (int64_t i = 0; i < count; ++i) {
+      values[static_cast<size_t>(i)] = ones ? 1.0 : zeros ? 0.0 : deviation * random.normal();
+    }
+    convert(DType::f64, values.data(), view.dtype, static_cast<char*>(view.data) + at * size_of(view.dtype),
+            count);
+  }
+}
+
 void initialise(Transformer& model, uint64_t seed) {
   double deviation = model.config().initializer_range;
-  model.for_each([&](const std::string& path, Tensor& tensor) {
-    View view = tensor.view();
-    bool ones = is_norm(path);
-    bool zeros = path.ends_with(".bias") || path.ends_with("e_score_correction_bias");
-    Random random(seed, hash_of(path));
-    constexpr int64_t piece = 4096;
-    std::vector<double> values(static_cast<size_t>(piece));
-    for (int64_t at = 0; at < view.count(); at += piece) {
-      int64_t count = std::min(piece, view.count() - at);
-      for (int64_t i = 0; i < count; ++i) {
-        values[static_cast<size_t>(i)] = ones ? 1.0 : zeros ? 0.0 : deviation * random.normal();
-      }
-      convert(DType::f64, values.data(), view.dtype, static_cast<char*>(view.data) + at * size_of(view.dtype),
-              count);
-    }
-  });
+  model.for_each(
+      [&](const std::string& path, Tensor& tensor) { initialise_parameter(path, tensor, deviation, seed); });
 }
 
 void for_each_stored(Transformer& model, const std::function<void(const std::string&, const View&)>& f) {
@@ -76,10 +79,9 @@ void for_each_stored(Transformer& model, const std::function<void(const std::str
   }
 }
 
-void load_parameters(Transformer& model, const Checkpoint& checkpoint, const LoadOptions& options) {
+int64_t check_names(Transformer& model, const Checkpoint& checkpoint) {
   std::set<std::string> expected;
-  int64_t total = 0, done = 0;
-  for_each_stored(model, [&](const std::string& name, const View&) { expected.insert(name), ++total; });
+  for_each_stored(model, [&](const std::string& name, const View&) { expected.insert(name); });
   for (const std::string& name : checkpoint.names()) {
     bool elsewhere = name.ends_with("rotary_emb.inv_freq") || (name == "lm_head.weight" && !model.lm_head) ||
                      of_unused_module(model, checkpoint, name);
@@ -87,6 +89,11 @@ void load_parameters(Transformer& model, const Checkpoint& checkpoint, const Loa
       fail("{}: the model has no parameter {}", checkpoint.file_of(name), name);
     }
   }
+  return static_cast<int64_t>(expected.size());
+}
+
+void load_parameters(Transformer& model, const Checkpoint& checkpoint, const LoadOptions& options) {
+  int64_t total = check_names(model, checkpoint), done = 0;
   auto step = [&] {
     ++done;
     if (options.progress) options.progress(done, total);

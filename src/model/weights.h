@@ -17,6 +17,11 @@ void allocate_parameters(Transformer& model);
 // embeddings, ones for norms, zeros for biases. Each parameter draws from a stream of its own, named by its
 // path.
 void initialise(Transformer& model, uint64_t seed);
+// The same for the parameter of this path alone.
+void initialise_parameter(const std::string& path, const Tensor& tensor, double deviation, uint64_t seed);
+
+// Error when the checkpoint holds a tensor that the model has no place for; returns how many it should hold.
+int64_t check_names(Transformer& model, const Checkpoint& checkpoint);
 
 // Loads every parameter; types are converted. A parameter the checkpoint lacks, a shape that differs, or a
 // tensor that the model has no place for is an Error naming it. Missing MTP modules are allowed when the

@@ -30,15 +30,16 @@ Tensor attention_expanded(const Tensor& q, const Tensor& k, const Tensor& k_rope
   return out;
 }
 
-Tensor absorb_query(const Tensor& q, const Tensor& w_uk) {
-  LATENTE_ASSERT(q.shape().rank() == 3 && w_uk.shape().rank() == 3 && w_uk[0] == q[1] && w_uk[1] < q[2]);
+Tensor absorb_query(const Tensor& q, const Tensor& w_uk, bool transpose) {
+  LATENTE_ASSERT(q.shape().rank() == 3 && w_uk.shape().rank() == 3 && w_uk[0] == q[1]);
   Plan& plan = *q.plan();
-  int64_t nope = w_uk[1], rank = w_uk[2], rope = q[2] - nope;
+  int64_t nope = w_uk[transpose ? 1 : 2], rank = w_uk[transpose ? 2 : 1], rope = q[2] - nope;
+  LATENTE_ASSERT(nope < q[2]);
   Tensor out = plan.intermediate({q[0], q[1], rank + rope}, q.dtype());
   Tensor q_nope = q.columns(0, nope), q_rope = q.columns(nope, q[2]);
   Tensor folded = out.columns(0, rank), copied = out.columns(rank, rank + rope);
   plan.record("absorb_query", {q, w_uk}, {out}, [=](Backend& b) {
-    b.head_linear(q_nope.view(), w_uk.view(), true, folded.view());
+    b.head_linear(q_nope.view(), w_uk.view(), transpose, folded.view());
     b.copy(q_rope.view(), {copied.view(), false});
   });
   return out;

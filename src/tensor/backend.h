@@ -126,10 +126,13 @@ class Backend {
   // of a row (tensor/quantise.h), if this device has one. What such a weight meets is rounded to 8 bits, row
   // by row and group by group.
   virtual std::optional<Packed> quantised(Shape shape, DType type, int64_t group) const = 0;
-  // Packs a matrix [N, K] given as codes [N, K] and scales [N, groups]; into the `index`-th of a stack.
-  virtual void pack_quantised(const int8_t* codes, const float* scales, View to, int64_t index) = 0;
+  // Packs the rows [row, row + rows) of a matrix, the `index`-th of a stack, given as codes [rows, K] and
+  // scales [rows, groups]; row is a multiple of 64.
+  virtual void pack_quantised(const int8_t* codes, const float* scales, View to, int64_t index, int64_t row,
+                              int64_t rows) = 0;
   // A matrix a head: out[t, h] = w[h] · x[t, h] (transpose false: w [H, N, K], x [T, H, K], out [T, H, N]),
-  // or w[h]ᵀ · x[t, h] (transpose true: w [H, K, N]). All may be strided on leading axes.
+  // or w[h]ᵀ · x[t, h] (transpose true: w [H, K, N]; not for packed weights). All may be strided on leading
+  // axes.
   virtual void head_linear(View x, View w, bool transpose, View out) = 0;
 
   // -- experts.cpp --

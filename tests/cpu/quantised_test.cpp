@@ -85,7 +85,7 @@ TEST_P(Quantised, LinearIsTheSumOfItsGroupsBitForBit) {
     const UseTarget use(target);
     CpuBackend cpu(2);
     Weight weight(cpu, {c.n, c.k}, c.type, c.group);
-    cpu.pack_quantised(w.codes.data(), w.scales.data(), weight.packed.view, 0);
+    cpu.pack_quantised(w.codes.data(), w.scales.data(), weight.packed.view, 0, 0, weight.packed.view[-2]);
     for (int mode = 0; mode < 3; ++mode) {
       const bool with_bias = mode == 1, accumulate = mode == 2;
       Array<float> out(1, c.m, c.n, 5);
@@ -139,12 +139,12 @@ TEST(Quantised, ExpertsHaveTheBitsOfSingleMatrices) {
     std::vector<Codes> codes;
     for (int64_t e = 0; e < experts; ++e) {
       codes.emplace_back(random, n, k, type == DType::q8 ? 8 : 4, 32);
-      cpu.pack_quantised(codes.back().codes.data(), codes.back().scales.data(), stack.packed.view, e);
+      cpu.pack_quantised(codes.back().codes.data(), codes.back().scales.data(), stack.packed.view, e, 0, n);
     }
     cpu.grouped_linear(x.matrix(), list_view(sorted), list_view(offsets), stack.packed.view, out.matrix());
     for (size_t e = 0; e < static_cast<size_t>(experts); ++e) {
       Weight single(cpu, {n, k}, type, 32);
-      cpu.pack_quantised(codes[e].codes.data(), codes[e].scales.data(), single.packed.view, 0);
+      cpu.pack_quantised(codes[e].codes.data(), codes[e].scales.data(), single.packed.view, 0, 0, n);
       for (int32_t r = offsets[e]; r < offsets[e + 1]; ++r) {
         Array<float> alone(1, 1, n);
         cpu.linear(x.rows(order[static_cast<size_t>(r)], 1), single.packed.view, {}, {alone.matrix(), false});
@@ -159,7 +159,7 @@ TEST(Quantised, WhatIsNotFiniteStaysSo) {
   Random random(5);
   const Codes w(random, 16, 64, 8, 32);
   Weight weight(cpu, {16, 64}, DType::q8, 32);
-  cpu.pack_quantised(w.codes.data(), w.scales.data(), weight.packed.view, 0);
+  cpu.pack_quantised(w.codes.data(), w.scales.data(), weight.packed.view, 0, 0, weight.packed.view[-2]);
   for (float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
     Array<float> x(1, 2, 64), out(1, 2, 16);
     x.randomise(random);

@@ -1,0 +1,249 @@
+// latente bench: how fast a model, or a model of some shape, reads prompts and writes on this machine.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "base/memory.h"
+#include "commands.h"
+#include "cpu/cpu_backend.h"
+#include "cpu/peak.h"
+#include "infer/runner.h"
+#include "model/figures.h"
+#include "model/quantised.h"
+#include "model/weights.h"
+
+namespace latente {
+namespace {
+
+struct BenchOptions {
+  std::string model, weights = "auto", cache = "f32";
+  int64_t prompt = 512, generate = 128, repeat = 3, group = 64;
+  std::vector<int64_t> depths = {0};
+  int threads = 0;
+  bool json = false;
+};
+
+struct Row {
+  std::string kind;
+  int64_t tokens = 0, depth = 0;
+  double per_second = 0, spread = 0, bound = 0;
+};
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+class Bench {
+ public:
+  explicit Bench(const BenchOptions& options) : options_(options), backend_(options.threads) {
+    const auto start = std::chrono::steady_clock::now();
+    const bool random = !std::filesystem::is_directory(options.model);
+    std::unique_ptr<Checkpoint> checkpoint;
+    if (!random) checkpoint = std::make_unique<Checkpoint>(options.model);
+    const Config config = random ? Config::from_file(options.model) : load_config(*checkpoint);
+    const std::optional<DType> quantised = options.weights == "int8"   ? std::optional(DType::q8)
+                                           : options.weights == "int4" ? std::optional(DType::q4)
+                                                                       : std::nullopt;
+    DType type = checkpoint ? stored_type(*checkpoint) : DType::bf16;
+    if (options.weights == "f32") type = DType::f32;
+    if (options.weights == "bf16") type = DType::bf16;
+    model_ = std::make_unique<Transformer>(config, type);
+    QuantisedOptions how;
+    how.type = quantised.value_or(DType::q8);
+    how.group = options.group;
+    if (quantised && random) {
+      initialise_quantised(*model_, 1, backend_, how);
+    } else if (quantised) {
+      load_quantised(*model_, *checkpoint, backend_, how);
+    } else if (random) {
+      allocate_parameters(*model_);
+      initialise(*model_, 1);
+      pack_weights(*model_, backend_, available_memory() / 2);
+    } else {
+      LoadOptions load;
+      load.map_where_possible = true;
+      load_parameters(*model_, *checkpoint, load);
+      pack_weights(*model_, backend_, available_memory() / 2);
+    }
+    weights_ = quantised ? options.weights : std::string(name_of(type));
+    load_seconds_ = seconds_since(start);
+
+    RunnerOptions runner;
+    runner.context = *std::max_element(options.depths.begin(), options.depths.end()) +
+                     std::max(options.prompt, options.generate) + 1;
+    runner.cache_type = *dtype_from_name(options.cache);
+    runner_ = std::make_unique<Runner>(backend_, *model_, runner);
+
+    bandwidth_ = measure_read_bandwidth(backend_.threads());
+    peak_ = quantised ? measure_peak_of_bytes(backend_.threads()) : measure_peak_flops(backend_.threads());
+  }
+
+  void run() {
+    if (!options_.json) {
+      std::printf("%s, %s weights, %s cache, %d threads; loaded in %.1f s, %s\n", options_.model.c_str(),
+                  weights_.c_str(), options_.cache.c_str(), backend_.threads().size(), load_seconds_,
+                  bytes_text(static_cast<double>(resident_memory())).c_str());
+      std::printf("memory reads %.1f GB/s; products %.0f %s\n\n", bandwidth_ / 1e9, peak_ / 1e9,
+                  weights_.starts_with("int") ? "GOP/s in 8 bits" : "GFLOP/s");
+      std::printf("%-8s %7s %7s %12s %8s %12s\n", "", "tokens", "depth", "tok/s", "spread", "of the bound");
+    }
+    for (int64_t depth : options_.depths) {
+      fill_to(depth);
+      if (options_.prompt > 0) show(prefill(depth));
+      if (options_.generate > 0) show(decode(depth));
+    }
+  }
+
+ private:
+  std::vector<int32_t> tokens(int64_t count) {
+    std::vector<int32_t> ids(static_cast<size_t>(count));
+    for (int32_t& id : ids)
+      id = static_cast<int32_t>(random_.below(static_cast<uint64_t>(model_->config().vocab_size)));
+    return ids;
+  }
+
+  void read(int64_t count, int64_t depth) {
+    const std::vector<int32_t> ids = tokens(count);
+    for (int64_t at = 0; at < count; at += runner_->chunk()) {
+      const int64_t piece = std::min(runner_->chunk(), count - at);
+      runner_->forward(std::span(ids).subspan(static_cast<size_t>(at), static_cast<size_t>(piece)),
+                       depth + at, 1);
+    }
+  }
+
+  void fill_to(int64_t depth) {
+    if (depth > filled_) read(depth - filled_, filled_);
+    filled_ = std::max(filled_, depth);
+  }
+
+  template <class Body>
+  Row measure(const char* kind, int64_t count, int64_t depth, const Body& body) {
+    std::vector<double> rates;
+    body();  // records plans, warms caches
+    for (int64_t i = 0; i < options_.repeat; ++i) {
+      const auto start = std::chrono::steady_clock::now();
+      body();
+      rates.push_back(static_cast<double>(count) / seconds_since(start));
+    }
+    std::sort(rates.begin(), rates.end());
+    Row row{kind, count, depth};
+    row.per_second = rates[rates.size() / 2];
+    row.spread = (rates.back() - rates.front()) / row.per_second;
+    return row;
+  }
+
+  Row prefill(int64_t depth) {
+    Row row = measure("prefill", options_.prompt, depth, [&] { read(options_.prompt, depth); });
+    row.bound =
+        row.per_second * forward_flops(model_->config(), depth + options_.prompt / 2, depth > 0) / peak_;
+    return row;
+  }
+
+  Row decode(int64_t depth) {
+    Row row = measure("decode", options_.generate, depth, [&] {
+      for (int64_t i = 0; i < options_.generate; ++i) runner_->forward(tokens(1), depth + i, 1);
+    });
+    const double cache =
+        static_cast<double>(model_->cache_values_per_token() * size_of(*dtype_from_name(options_.cache)));
+    row.bound = row.per_second *
+                (active_bytes() + cache * static_cast<double>(depth + options_.generate / 2)) / bandwidth_;
+    return row;
+  }
+
+  // Bytes of weights that the main model's pass over one token reads.
+  double active_bytes() {
+    const Config& config = model_->config();
+    double bytes = 0;
+    const auto add = [&](const Tensor& tensor, double share) {
+      const View view = tensor.view();
+      const auto form = backend_.quantised(view.shape, view.dtype, view.group);
+      bytes += share * static_cast<double>(form ? form->bytes : view.bytes());
+    };
+    model_->for_each([&](const std::string& path, Tensor& tensor) {
+      for (int64_t k = 0; k < config.num_mtp_layers; ++k) {
+        if (path.starts_with(model_->mtp_path(k) + ".")) return;
+      }
+      if (path == "model.embed_tokens.weight" && model_->lm_head) return;
+      if (path.ends_with("kv_b_proj.weight") && is_quantised(tensor.dtype()))
+        return;  // its two halves, below
+      add(tensor, is_expert_stack(path) ? static_cast<double>(config.num_experts_per_tok) /
+                                              static_cast<double>(config.n_routed_experts)
+                                        : 1.0);
+    });
+    for (Layer& layer : model_->model.layers) {
+      if (Mla* mla = std::get_if<Mla>(&layer.self_attn); mla && mla->w_uk)
+        add(mla->w_uk, 1), add(mla->w_uv, 1);
+    }
+    return bytes;
+  }
+
+  void show(const Row& row) const {
+    if (options_.json) {
+      const nlohmann::ordered_json json = {{"kind", row.kind},     {"tokens", row.tokens},
+                                           {"depth", row.depth},   {"threads", backend_threads()},
+                                           {"weights", weights_},  {"tok_s", row.per_second},
+                                           {"spread", row.spread}, {"bound_share", row.bound}};
+      std::printf("%s\n", json.dump().c_str());
+    } else {
+      std::printf("%-8s %7lld %7lld %12.1f %7.1f%% %11.0f%%\n", row.kind.c_str(),
+                  static_cast<long long>(row.tokens), static_cast<long long>(row.depth), row.per_second,
+                  100 * row.spread, 100 * row.bound);
+    }
+    std::fflush(stdout);
+  }
+  int backend_threads() const { return const_cast<CpuBackend&>(backend_).threads().size(); }
+
+  const BenchOptions& options_;
+  CpuBackend backend_;
+  std::unique_ptr<Transformer> model_;
+  std::unique_ptr<Runner> runner_;
+  Random random_{1};
+  std::string weights_;
+  double load_seconds_ = 0, bandwidth_ = 0, peak_ = 0;
+  int64_t filled_ = 0;
+};
+
+}  // namespace
+
+void add_bench(CLI::App& app) {
+  auto options = std::make_shared<BenchOptions>();
+  CLI::App* command = app.add_subcommand(
+      "bench", "Measure how fast a model, or a model of a given shape, runs on this machine");
+  command
+      ->add_option("model", options->model, "Model directory, or a config.json: random weights of that shape")
+      ->required()
+      ->check(CLI::ExistingPath);
+  command->add_option("--prompt", options->prompt, "Tokens read at once; 0 = none")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1 << 20));
+  command->add_option("--gen", options->generate, "Tokens written one by one; 0 = none")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1 << 20));
+  command
+      ->add_option("--depth", options->depths,
+                   "Tokens in the cache before that; several are measured in turn")
+      ->capture_default_str()
+      ->delimiter(',')
+      ->check(CLI::Range(0, 1 << 22));
+  command->add_option("--weights", options->weights, "In memory: auto (as stored), f32, bf16, int8 or int4")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"auto", "f32", "bf16", "int8", "int4"}));
+  command->add_option("--group", options->group, "Elements that share a scale, of int8 and int4")
+      ->capture_default_str()
+      ->check(CLI::IsMember({32, 64, 128, 256}));
+  command->add_option("--kv-cache-dtype", options->cache, "f32 or bf16")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"f32", "bf16"}));
+  command->add_option("--threads", options->threads, "0 = all cores")->capture_default_str();
+  command->add_option("--repeat", options->repeat, "Runs of each; the median is shown")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1000));
+  command->add_flag("--json", options->json, "An object a line");
+  command->callback([options] { Bench(*options).run(); });
+}
+
+}  // namespace latente

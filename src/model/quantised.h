@@ -1,0 +1,30 @@
+// A model for running alone, its weights in 8 or 4 bits (tensor/quantise.h).
+#pragma once
+
+#include <functional>
+
+#include "checkpoint/checkpoint.h"
+#include "model/transformer.h"
+
+namespace latente {
+
+// Matrices that products read are quantised as they are read, a piece at a time: memory holds the result and
+// some megabytes. MTP modules keep 8 bits, since drafts of 4 are hardly ever right. The up-projection of the
+// latent is laid down twice, as expanded and as absorbed attention read it. Embeddings, norms, routers and an
+// MTP module's eh_proj keep the model's type.
+struct QuantisedOptions {
+  DType type = DType::q8;  // or q4
+  int64_t group = 64;      // elements of a row that share a scale: a multiple of 32, at most 256
+  // Called after each matrix with the number done and the total; may be empty.
+  std::function<void(int64_t done, int64_t total)> progress;
+};
+
+// Error where load_parameters has one, or when the backend does not know the form.
+void load_quantised(Transformer& model, const Checkpoint& checkpoint, Backend& backend,
+                    const QuantisedOptions& options = {});
+
+// Random weights, to see how fast a model of this shape would be.
+void initialise_quantised(Transformer& model, uint64_t seed, Backend& backend,
+                          const QuantisedOptions& options = {});
+
+}  // namespace latente
