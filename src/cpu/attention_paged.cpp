@@ -37,7 +37,7 @@ struct ChunkScratch {
         key_row(padded<T>(a.key)),
         value_row(a.values_are_keys ? key_row : padded<T>(a.value)) {
     Carver<T> carver(memory);
-    queries = carver.take(a.key * paged_rows);
+    queries = carver.take(key_row * paged_rows);
     scores = carver.take(paged_block * paged_rows);
     keys = carver.take(paged_block * key_row);
     values = a.values_are_keys ? keys : carver.take(paged_block * value_row);
@@ -47,10 +47,11 @@ struct ChunkScratch {
     partials = carver.take(0);
   }
   static int64_t elements(const Paged<T, S>& a) {
-    return paged_block * (2 * padded<T>(a.key) + padded<T>(a.value) + paged_rows + 8) + a.key * paged_rows;
+    return paged_block * (2 * padded<T>(a.key) + padded<T>(a.value) + paged_rows + 8) +
+           padded<T>(a.key) * paged_rows;
   }
 
-  int64_t rows;  // of the unit, padded: the row length of queries [dk, row] and scores [key, row]
+  int64_t rows;  // of the unit, padded: the row length of scores [key, row]; queries are [row, key_row]
   int64_t key_row, value_row;
   T *queries, *scores, *keys, *values, *factor, *first, *last;
   T* partials;  // what follows in memory
@@ -80,17 +81,20 @@ RowAt row_at(const Paged<T, S>& a, const PagedUnit& unit, int64_t row) {
   return {unit.token + index / share, unit.group * share + index % share};
 }
 
+// Rows up to the next four, zeros beyond the unit's.
 template <class T, class S>
 void load_paged_queries(const Paged<T, S>& a, const PagedUnit& unit, ChunkScratch<T, S>& s) {
   const T scale = static_cast<T>(a.scale * 1.4426950408889634);
-  for (int64_t row = 0; row < unit.rows;) {
+  for (int64_t row = 0; row < round_up(unit.rows, 4); ++row) {
+    T* to = s.queries + row * s.key_row;
+    if (row >= unit.rows) {
+      std::fill_n(to, s.key_row, T{0});
+      continue;
+    }
     const RowAt at = row_at(a, unit, row);
-    const int64_t share = a.heads / a.groups;
-    const int64_t here = std::min(unit.rows - row, (unit.group + 1) * share - at.head);
-    const bool final = row + here == unit.rows;
-    transpose(a.q.at(at.token, at.head), a.q.head, here, a.key, scale, s.queries + row, s.rows,
-              final ? s.rows - row : here);
-    row += here;
+    const T* from = a.q.at(at.token, at.head);
+    for (int64_t i = 0; i < a.key; ++i) to[i] = scale * from[i];
+    std::fill(to + a.key, to + s.key_row, T{0});
   }
 }
 
@@ -105,19 +109,93 @@ template <class T, class S>
 BlockRows<T> load_block(const Paged<T, S>& a, const PagedUnit& unit, int64_t at, int64_t count,
                         const ChunkScratch<T, S>& s) {
   if constexpr (std::is_same_v<T, S>) {
-    if (a.page % paged_block == 0 && a.value % lanes<T>() == 0) {  // within one page: as it lies there
+    // Within one page: as it lies there.
+    if (a.page % paged_block == 0 && a.value % lanes<T>() == 0 && a.key % lanes<T>() == 0) {
       const Entry<S> entry = entry_at(a, unit, at);
       return {entry.key, entry.value, a.key_slot, a.value_slot};
     }
   }
   for (int64_t k = 0; k < count; ++k) {
     const Entry<S> entry = entry_at(a, unit, at + k);
-    copy_row(entry.key, a.key, s.keys + k * s.key_row);
+    load_row(entry.key, a.key, s.keys + k * s.key_row, s.key_row);
     if (!a.values_are_keys) {
       load_row(entry.value, a.value, s.values + k * s.value_row, round_up(a.value, lanes<T>()));
     }
   }
   return {s.keys, s.values, s.key_row, s.value_row};
+}
+
+// Sums of the lanes of four vectors, to[0..3].
+template <class V>
+HWY_INLINE void store_sums([[maybe_unused]] Tag<float> d, V a, V b, V c, V e, float* to) {
+#if HWY_TARGET == HWY_SCALAR
+  to[0] = hn::GetLane(a), to[1] = hn::GetLane(b), to[2] = hn::GetLane(c), to[3] = hn::GetLane(e);
+#else
+  // Each 128-bit piece: partial sums of a, b, c, e.
+  const auto ac = hn::Add(hn::InterleaveLower(d, a, c), hn::InterleaveUpper(d, a, c));
+  const auto be = hn::Add(hn::InterleaveLower(d, b, e), hn::InterleaveUpper(d, b, e));
+  add_pieces(d, hn::Add(hn::InterleaveLower(d, ac, be), hn::InterleaveUpper(d, ac, be)), to);
+#endif
+}
+template <class V>
+HWY_INLINE void store_sums([[maybe_unused]] Tag<double> d, V a, V b, V c, V e, double* to) {
+  to[0] = hn::GetLane(hn::SumOfLanes(d, a)), to[1] = hn::GetLane(hn::SumOfLanes(d, b));
+  to[2] = hn::GetLane(hn::SumOfLanes(d, c)), to[3] = hn::GetLane(hn::SumOfLanes(d, e));
+}
+
+// scores[key, row] of 4 rows and C keys; lanes run along the width, so that a few rows fill them too.
+template <int C, class T>
+void score_tile(int64_t width, const T* HWY_RESTRICT queries, int64_t query_row, const T* HWY_RESTRICT keys,
+                int64_t key_row, T* scores, int64_t score_row) {
+  const Tag<T> d;
+  using V = hn::Vec<Tag<T>>;
+  V sum[C][4];
+  LATENTE_UNROLL
+  for (int c = 0; c < C; ++c) {
+    LATENTE_UNROLL
+    for (int r = 0; r < 4; ++r) sum[c][r] = hn::Zero(d);
+  }
+  for (int64_t i = 0; i < width; i += lanes<T>()) {
+    V query[4];
+    LATENTE_UNROLL
+    for (int r = 0; r < 4; ++r) query[r] = hn::Load(d, queries + r * query_row + i);
+    LATENTE_UNROLL
+    for (int c = 0; c < C; ++c) {
+      const V key = hn::LoadU(d, keys + c * key_row + i);
+      LATENTE_UNROLL
+      for (int r = 0; r < 4; ++r) sum[c][r] = hn::MulAdd(key, query[r], sum[c][r]);
+    }
+  }
+  LATENTE_UNROLL
+  for (int c = 0; c < C; ++c) {
+    store_sums(d, sum[c][0], sum[c][1], sum[c][2], sum[c][3], scores + c * score_row);
+  }
+}
+
+#if HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM
+inline constexpr int keys_of_tile = 6;
+#else
+inline constexpr int keys_of_tile = 2;
+#endif
+
+// Scores of `keys` keys and `rows` rows, a multiple of 4; rows beyond, up to s.rows, are zeros.
+template <class T, class S>
+void score_block(const ChunkScratch<T, S>& s, const BlockRows<T>& block, int64_t width, int64_t keys,
+                 int64_t rows) {
+  if (rows < s.rows) {
+    for (int64_t k = 0; k < keys; ++k)
+      std::fill(s.scores + k * s.rows + rows, s.scores + (k + 1) * s.rows, T{0});
+  }
+  for (int64_t k = 0; k < keys;) {
+    const int64_t count = keys - k >= keys_of_tile ? keys_of_tile : 1;
+    for (int64_t row = 0; row < rows; row += 4) {
+      (count > 1 ? score_tile<keys_of_tile, T> : score_tile<1, T>)(width, s.queries + row * s.key_row,
+                                                                   s.key_row, block.keys + k * block.key_row,
+                                                                   block.key_row, s.scores + k * s.rows + row,
+                                                                   s.rows);
+    }
+    k += count;
+  }
 }
 
 template <class T, class S>
@@ -143,11 +221,7 @@ void reduce_chunk(const Paged<T, S>& a, const PagedUnit& unit, int64_t chunk, co
   for (bool start = true; at < end; at += paged_block, start = false) {
     const int64_t keys = std::min(paged_block, end - at);
     const BlockRows<T> block = load_block(a, unit, at, keys, s);
-    multiply<Start::zero, false, T>(
-        {keys, padded_rows, block.keys, block.key_row, 1, s.queries, padded_rows, s.scores, padded_rows},
-        [&](int64_t, int64_t, int64_t, int64_t) HWY_ATTR {
-          return Range{0, a.key};
-        });
+    score_block(s, block, round_up(a.key, lanes<T>()), keys, round_up(unit.rows, 4));
     for (int64_t row = 0; row < padded_rows; ++row) {
       s.first[row] = 0;
       const int64_t token = row_at(a, unit, std::min(row, unit.rows - 1)).token;
@@ -162,11 +236,13 @@ void reduce_chunk(const Paged<T, S>& a, const PagedUnit& unit, int64_t chunk, co
     }
     const Product<T> product{unit.rows,    round_up(a.value, L), s.scores, 1,          padded_rows,
                              block.values, block.value_row,      to.out,   to.out_row, s.factor};
-    // Each tile also fetches an entry of the next block, even if that belongs to the next chunk.
+    // Each tile also fetches some entries of the next block, even if that belongs to the next chunk.
     int64_t fetched = at + keys;
     const int64_t fetch_end = std::min(fetched + paged_block, final_key + 1);
+    const int64_t tiles = round_up(unit.rows, wide_rows) / wide_rows * (round_up(a.value, 2 * L) / (2 * L));
+    const int64_t entries_a_tile = round_up(paged_block, tiles) / tiles;
     auto range = [&](int64_t, int64_t, int64_t, int64_t) HWY_ATTR {
-      if (fetched < fetch_end) {
+      for (int64_t i = 0; i < entries_a_tile && fetched < fetch_end; ++i) {
         const Entry<S> entry = entry_at(a, unit, fetched++);
         prefetch_row(entry.key, a.key);
         if (!a.values_are_keys) prefetch_row(entry.value, a.value);

@@ -175,6 +175,17 @@ HWY_INLINE hn::Vec<D> load_pieces(D d, const float* from, int64_t stride) {
   }
 }
 
+// to[0..3] = the sum of v's 128-bit pieces.
+template <class D, class V>
+HWY_INLINE void add_pieces(D d, V v, float* to) {
+  if constexpr (hn::MaxLanes(d) <= 4) {
+    hn::StoreU(v, d, to);
+  } else {
+    const hn::Half<D> half;
+    add_pieces(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)), to);
+  }
+}
+
 // to[c * to_row + r] = factor · from[r * from_row + c] for r < rows and c < columns, both multiples: of the
 // vector length, and of 4.
 HWY_INLINE void transpose_whole(const float* from, int64_t from_row, int64_t rows, int64_t columns,
