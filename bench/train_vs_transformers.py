@@ -94,7 +94,8 @@ def main():
     parser.add_argument("--text", required=True)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--setting", help="ATTENTION,EXPERTS of transformers instead of trying them all")
+    parser.add_argument("--setting", action="append",
+                        help="ATTENTION,EXPERTS of transformers to try, instead of all; may be repeated")
     args = parser.parse_args()
     args.text = str(pathlib.Path(args.text).resolve())
     print("| config | batch | transformers tok/s (setting) | Latente tok/s | ratio | share of FMA peak | memory: transformers, "
@@ -112,7 +113,7 @@ def main():
             settings = [{"attention": a, "experts": e} for a in ("sdpa", "eager")
                         for e in ("grouped_mm", "batched_mm", "eager")]
             if args.setting:
-                settings = [dict(zip(("attention", "experts"), args.setting.split(",")))]
+                settings = [dict(zip(("attention", "experts"), setting.split(","))) for setting in args.setting]
             tried = []
             for setting in settings:
                 times, memory = transformers_steps(path, sequences, length, 2, setting) if settings[1:] else ([0], 0)

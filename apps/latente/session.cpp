@@ -12,6 +12,7 @@
 #include "base/file.h"
 #include "base/memory.h"
 #include "model/figures.h"
+#include "model/quantised.h"
 
 namespace latente {
 namespace {
@@ -33,11 +34,18 @@ class InterruptGuard {
   struct sigaction before_ {};
 };
 
+std::optional<DType> quantised_type(const std::string& name) {
+  if (name == "int8") return DType::q8;
+  if (name == "int4") return DType::q4;
+  return std::nullopt;
+}
+
 DType weight_type(const std::string& name, const Checkpoint& checkpoint) {
-  if (name == "auto") return stored_type(checkpoint) == DType::f64 ? DType::f64 : stored_type(checkpoint);
+  if (name == "auto" || quantised_type(name))
+    return stored_type(checkpoint) == DType::f64 ? DType::f64 : stored_type(checkpoint);
   std::optional<DType> type = dtype_from_name(name);
   if (type != DType::f32 && type != DType::f64 && type != DType::bf16)
-    fail("--dtype: expected auto, f32, bf16 or f64, found {}", name);
+    fail("--dtype: expected auto, f32, bf16, f64, int8 or int4, found {}", name);
   return *type;
 }
 
@@ -65,7 +73,8 @@ void add_session_options(CLI::App& command, SessionOptions& options) {
   command.add_flag("--stats", options.stats, "Print speed, acceptance and cache size at the end");
   command.add_option("--ctx-size", options.context, "Tokens the cache holds [the model's, at most 4096]");
   command.add_option("--kv-cache-dtype", options.cache, "f32 or bf16")->capture_default_str();
-  command.add_option("--dtype", options.dtype, "Weights in memory: auto, f32, bf16, f64")
+  command
+      .add_option("--dtype", options.dtype, "Weights in memory: auto (as stored), f32, bf16, f64, int8, int4")
       ->capture_default_str();
   command.add_option("--threads", options.threads, "0 = all cores")->capture_default_str();
 }
@@ -75,11 +84,16 @@ Session::Session(const SessionOptions& options)
   auto start = std::chrono::steady_clock::now();
   checkpoint_ = std::make_unique<Checkpoint>(options.model);
   model_ = std::make_unique<Transformer>(load_config(*checkpoint_), weight_type(options.dtype, *checkpoint_));
-  LoadOptions how;
-  how.map_where_possible = true;
-  load_parameters(*model_, *checkpoint_, how);
-
-  pack_weights(*model_, backend_, available_memory() / 2);
+  if (const auto type = quantised_type(options.dtype)) {
+    QuantisedOptions how;
+    how.type = *type;
+    load_quantised(*model_, *checkpoint_, backend_, how);
+  } else {
+    LoadOptions how;
+    how.map_where_possible = true;
+    load_parameters(*model_, *checkpoint_, how);
+    pack_weights(*model_, backend_, available_memory() / 2);
+  }
 
   RunnerOptions runner;
   runner.context = options.context > 0 ? options.context
