@@ -263,6 +263,10 @@ int32_t quantise_group(const float* x, int64_t count, int64_t group, int8_t* cod
   const float largest = hn::GetLane(hn::MaxOfLanes(d, extent));
   const float poison = hn::GetLane(hn::SumOfLanes(d, nothing));
   scale = largest / 127 + poison;
+  if (std::isnan(poison)) {  // so is the result, whatever the codes
+    std::fill_n(codes, group, int8_t{0});
+    return 0;
+  }
   const auto inverse = hn::Set(d, largest > 1e-30f ? 127 / largest : 0.0f);
   auto sum = hn::Zero(di);
   for (int64_t i = 0; i < group; i += width) {

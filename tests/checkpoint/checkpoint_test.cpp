@@ -279,7 +279,8 @@ TEST(CheckpointWriter, RandomShardsRoundTrip) {
       ASSERT_EQ(back, expected);
       std::optional<MappedTensor> mapped = checkpoint.map(specs[i].name);
       ASSERT_TRUE(mapped);
-      EXPECT_EQ(std::memcmp(mapped->view.data, rounded.data(), static_cast<size_t>(mapped->view.bytes())), 0);
+      const auto bytes = static_cast<size_t>(mapped->view.bytes());
+      EXPECT_TRUE(bytes == 0 || std::memcmp(mapped->view.data, rounded.data(), bytes) == 0);
     }
     for (const std::string& file : files) {
       int64_t bytes = 0;
