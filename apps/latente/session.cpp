@@ -4,9 +4,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <charconv>
 #include <chrono>
+#include <cmath>
 #include <csignal>
 #include <filesystem>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "base/file.h"
@@ -49,6 +52,18 @@ DType weight_type(const std::string& name, const Checkpoint& checkpoint) {
   return *type;
 }
 
+std::pair<int32_t, double> read_bias(const std::string& text) {
+  const char* const end = text.data() + text.size();
+  int32_t id = -1;
+  double bias = std::numeric_limits<double>::quiet_NaN();
+  auto [at, error] = std::from_chars(text.data(), end, id);
+  if (error != std::errc() || at == end || *at != '=' || std::from_chars(at + 1, end, bias).ptr != end ||
+      std::isnan(bias)) {
+    fail("--logit-bias: expected ID=BIAS such as 42=-1.5, found {}", text);
+  }
+  return {id, bias};
+}
+
 }  // namespace
 
 bool interrupted() { return stop_requested; }
@@ -63,8 +78,21 @@ void add_session_options(CLI::App& command, SessionOptions& options) {
   command.add_option("--top-k", options.top_k, "Sample among the k most likely; 0 = all");
   command.add_option("--top-p", options.top_p, "Sample among the fewest that reach this probability");
   command.add_option("--min-p", options.min_p, "Drop tokens below this share of the most likely");
+  command.add_option("--typical-p", options.typical_p,
+                     "Sample among the fewest that reach this probability, the most typical first");
   command.add_option("--repetition-penalty", options.repetition_penalty,
-                     "Above 1 makes repetition less likely");
+                     "Above 1 makes tokens of prompt and reply less likely");
+  command.add_option("--presence-penalty", options.presence_penalty,
+                     "Taken from the logits of tokens that the reply has, -2 to 2");
+  command.add_option("--frequency-penalty", options.frequency_penalty,
+                     "The same, as often as the reply has the token");
+  command.add_option("--penalty-window", options.penalty_window,
+                     "Penalties look at this many last tokens; -1 = at all");
+  command
+      .add_option("--logit-bias", options.logit_bias,
+                  "ID=BIAS: added to the token's logit, -100 to 100; -inf bans it (may be repeated)")
+      ->expected(1)
+      ->take_all();
   command.add_option("--seed", options.seed, "Of the sampler [from the clock]");
   command.add_option("--stop", options.stop, "Stop at this text (may be repeated)")->expected(1)->take_all();
   command.add_option("--draft", options.draft,
@@ -82,8 +110,14 @@ void add_session_options(CLI::App& command, SessionOptions& options) {
 Session::Session(const SessionOptions& options)
     : options_(options), backend_(options.threads), tokenizer_(Tokenizer::load(options.model)) {
   auto start = std::chrono::steady_clock::now();
+  read_generation_defaults();
+  read_sampling_flags();
   checkpoint_ = std::make_unique<Checkpoint>(options.model);
   model_ = std::make_unique<Transformer>(load_config(*checkpoint_), weight_type(options.dtype, *checkpoint_));
+  for (const auto& [id, bias] : generation_.sampling.logit_bias) {
+    if (id >= config().vocab_size)
+      fail("--logit-bias: token {} lies outside the vocabulary of {}", id, config().vocab_size);
+  }
   if (const auto type = quantised_type(options.dtype)) {
     QuantisedOptions how;
     how.type = *type;
@@ -109,19 +143,30 @@ Session::Session(const SessionOptions& options)
   for (int64_t id : model_->config().eos_token_ids)
     generation_.stop_tokens.push_back(static_cast<int32_t>(id));
   if (tokenizer_.eos_id()) generation_.stop_tokens.push_back(*tokenizer_.eos_id());
-  read_generation_defaults();
-  SamplingOptions& sampling = generation_.sampling;
-  if (options.temperature >= 0) sampling.temperature = options.temperature;
-  if (options.top_k >= 0) sampling.top_k = options.top_k;
-  if (options.top_p >= 0) sampling.top_p = options.top_p;
-  if (options.min_p >= 0) sampling.min_p = options.min_p;
-  if (options.repetition_penalty >= 0) sampling.repetition_penalty = options.repetition_penalty;
-  sampling.seed = options.seed >= 0
-                      ? static_cast<uint64_t>(options.seed)
-                      : static_cast<uint64_t>(std::chrono::system_clock::now().time_since_epoch().count());
-  sampling.validate();
-  generation_.repeatable = options.seed >= 0;
   load_seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+void Session::read_sampling_flags() {
+  const SessionOptions& options = options_;
+  SamplingOptions& sampling = generation_.sampling;
+  auto set = [](auto& value, const auto& given) {
+    if (given) value = *given;
+  };
+  set(sampling.temperature, options.temperature);
+  set(sampling.top_k, options.top_k);
+  set(sampling.top_p, options.top_p);
+  set(sampling.min_p, options.min_p);
+  set(sampling.typical_p, options.typical_p);
+  set(sampling.repetition_penalty, options.repetition_penalty);
+  set(sampling.presence_penalty, options.presence_penalty);
+  set(sampling.frequency_penalty, options.frequency_penalty);
+  set(sampling.penalty_window, options.penalty_window);
+  for (const std::string& text : options.logit_bias) sampling.logit_bias.push_back(read_bias(text));
+  if (options.seed.value_or(0) < 0) fail("--seed: expected 0 or more, found {}", *options.seed);
+  sampling.seed = static_cast<uint64_t>(
+      options.seed.value_or(std::chrono::system_clock::now().time_since_epoch().count()));
+  sampling.validate();
+  generation_.repeatable = options.seed.has_value();
 }
 
 // generation_config.json says how the model's makers sample; flags override it.
@@ -144,6 +189,7 @@ void Session::read_generation_defaults() {
     number("top_k", sampling.top_k);
     number("top_p", sampling.top_p);
     number("min_p", sampling.min_p);
+    number("typical_p", sampling.typical_p);
   }
   number("repetition_penalty", sampling.repetition_penalty);
   if (!json.contains("eos_token_id")) return;

@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -20,10 +21,11 @@ struct SessionOptions {
   int64_t context = 0;
   int threads = 0;
   int64_t max_tokens = 256;
-  double temperature = -1, top_p = -1, min_p = -1,
-         repetition_penalty = -1;  // negative = the model's own default
-  int64_t top_k = -1;
-  int64_t seed = -1;  // negative = from the clock
+  // Not given = the model's own default; the seed is then from the clock.
+  std::optional<double> temperature, top_p, min_p, typical_p, repetition_penalty, presence_penalty,
+      frequency_penalty;
+  std::optional<int64_t> top_k, penalty_window, seed;
+  std::vector<std::string> logit_bias;  // ID=BIAS
   int64_t draft = -1;
   bool plain = false, stats = false;
   std::vector<std::string> stop;
@@ -47,6 +49,7 @@ class Session {
 
  private:
   void read_generation_defaults();
+  void read_sampling_flags();
 
   SessionOptions options_;
   GenerationOptions generation_;

@@ -33,6 +33,10 @@ void Engine::check(std::span<const int32_t> prompt, const GenerationOptions& opt
     if (id < 0 || id >= config_->vocab_size)
       fail("token {} lies outside the vocabulary of {}", id, config_->vocab_size);
   }
+  for (const auto& [id, bias] : options.sampling.logit_bias) {
+    if (id >= config_->vocab_size)
+      fail("logit_bias: token {} lies outside the vocabulary of {}", id, config_->vocab_size);
+  }
   if (options.max_tokens < 0) fail("max_tokens: expected 0 or more, found {}", options.max_tokens);
   if (options.draft < -1 || options.draft > 7)
     fail("draft: expected 0 to 7 tokens, or -1, found {}", options.draft);
@@ -70,7 +74,8 @@ std::span<float> Engine::prefill(std::span<const int32_t> prompt, int64_t reuse)
   return logits;
 }
 
-std::vector<Engine::Draft> Engine::draft(int64_t count, const SamplingOptions& sampling, Random& random) {
+std::vector<Engine::Draft> Engine::draft(int64_t count, size_t prompt, const SamplingOptions& sampling,
+                                         Random& random) {
   std::vector<Draft> drafts;
   std::vector<int32_t> sequence = tokens_;  // with the drafts so far
   int64_t known = static_cast<int64_t>(tokens_.size()), last = processed_ - 1;
@@ -86,7 +91,7 @@ std::vector<Engine::Draft> Engine::draft(int64_t count, const SamplingOptions& s
     } else {
       logits = runner_.predict_again(sequence.back(), last + 1 + j - runner_.modules());
     }
-    Distribution distribution = distribution_of(logits, sequence, sampling);
+    Distribution distribution = distribution_of(logits, {sequence, prompt}, sampling);
     int32_t token = sample(distribution, random);
     sequence.push_back(token);
     drafts.push_back({token, std::move(distribution)});
@@ -139,7 +144,7 @@ GenerationStats Engine::generate(std::span<const int32_t> prompt, const Generati
   };
 
   std::span<float> logits = prefill(prompt, reuse);
-  Distribution next = distribution_of(logits, tokens_, options.sampling);
+  Distribution next = distribution_of(logits, {tokens_, prompt.size()}, options.sampling);
   catch_up(processed_);
   stats.prompt_seconds = seconds_since(start);
   start = std::chrono::steady_clock::now();
@@ -155,7 +160,7 @@ GenerationStats Engine::generate(std::span<const int32_t> prompt, const Generati
     const int64_t behind = adaptive ? processed_ - predicted_[0] : 0;
     const bool catching_up = wanted > 0 ? behind > depth_ + 1 : behind >= runner_.chunk() / 2;
     if (catching_up) catch_up(processed_ - 1);
-    std::vector<Draft> drafts = draft(wanted, options.sampling, random);
+    std::vector<Draft> drafts = draft(wanted, prompt.size(), options.sampling, random);
     std::vector<int32_t> input{tokens_.back()};
     for (const Draft& proposal : drafts) input.push_back(proposal.token);
     logits = runner_.forward(input, processed_, static_cast<int64_t>(input.size()));
@@ -165,7 +170,7 @@ GenerationStats Engine::generate(std::span<const int32_t> prompt, const Generati
     size_t j = 0;
     int64_t right = 0;
     for (bool rejected = false; going && !rejected && j < drafts.size(); ++j) {
-      next = distribution_of(row(logits, j), tokens_, options.sampling);
+      next = distribution_of(row(logits, j), {tokens_, prompt.size()}, options.sampling);
       Verdict verdict = verify(next, drafts[j].distribution, drafts[j].token, random);
       rejected = !verdict.accepted;
       right += verdict.accepted ? 1 : 0;
@@ -173,7 +178,7 @@ GenerationStats Engine::generate(std::span<const int32_t> prompt, const Generati
       if (rejected) break;
     }
     if (going && j == drafts.size()) {
-      next = distribution_of(row(logits, j), tokens_, options.sampling);
+      next = distribution_of(row(logits, j), {tokens_, prompt.size()}, options.sampling);
       going = emit(sample(next, random), false);
     }
     stats.accepted += right;

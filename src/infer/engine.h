@@ -71,7 +71,7 @@ class Engine {
   void check(std::span<const int32_t> prompt, const GenerationOptions& options) const;
   std::span<float> prefill(std::span<const int32_t> prompt, int64_t reuse);
   void catch_up(int64_t processed);
-  std::vector<Draft> draft(int64_t count, const SamplingOptions& sampling, Random& random);
+  std::vector<Draft> draft(int64_t count, size_t prompt, const SamplingOptions& sampling, Random& random);
   std::span<float> row(std::span<float> logits, size_t index) const;
 
   const Config* config_;

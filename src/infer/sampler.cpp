@@ -2,7 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <unordered_set>
+#include <limits>
+#include <unordered_map>
 
 #include "base/error.h"
 
@@ -24,15 +25,44 @@ void renormalise(Distribution& distribution) {
   double sum = 0.0;
   for (const Candidate& candidate : distribution) sum += candidate.probability;
   for (Candidate& candidate : distribution) candidate.probability /= sum;
+  while (distribution.back().probability == 0.0) distribution.pop_back();  // the least ones may underflow
 }
 
-void penalise(std::span<float> logits, std::span<const int32_t> history, double penalty) {
-  if (penalty == 1.0) return;
-  std::unordered_set<int32_t> seen(history.begin(), history.end());
-  for (int32_t id : seen) {
-    if (id < 0 || static_cast<size_t>(id) >= logits.size()) continue;
-    float& logit = logits[static_cast<size_t>(id)];
-    logit = static_cast<float>(logit > 0 ? logit / penalty : logit * penalty);
+bool within(std::span<const float> logits, int32_t id) {
+  return id >= 0 && static_cast<size_t>(id) < logits.size();
+}
+
+void add_bias(std::span<float> logits, const SamplingOptions& options) {
+  for (const auto& [id, bias] : options.logit_bias) {
+    if (within(logits, id)) logits[static_cast<size_t>(id)] += static_cast<float>(bias);
+  }
+}
+
+void penalise(std::span<float> logits, const History& history, const SamplingOptions& options) {
+  const double repetition = options.repetition_penalty, presence = options.presence_penalty,
+               frequency = options.frequency_penalty;
+  if (repetition == 1.0 && presence == 0.0 && frequency == 0.0) return;
+  const size_t size = history.tokens.size();
+  const size_t first =
+      options.penalty_window < 0 ? 0 : size - std::min(size, static_cast<size_t>(options.penalty_window));
+  std::unordered_map<int32_t, int64_t> written;  // token seen → how often in the reply
+  for (size_t i = first; i < size; ++i) written[history.tokens[i]] += i >= history.prompt ? 1 : 0;
+  for (const auto& [id, count] : written) {
+    if (!within(logits, id)) continue;
+    double logit = logits[static_cast<size_t>(id)];
+    logit = logit > 0 ? logit / repetition : logit * repetition;
+    if (count > 0) logit -= presence + static_cast<double>(count) * frequency;
+    logits[static_cast<size_t>(id)] = static_cast<float>(logit);
+  }
+}
+
+void keep_admitted(std::span<float> logits, std::span<const uint64_t> admitted) {
+  if (admitted.empty()) return;
+  LATENTE_ASSERT(admitted.size() * 64 >= logits.size());
+  for (size_t i = 0; i < logits.size(); ++i) {
+    // NaN stays, to be found.
+    if ((admitted[i / 64] >> (i % 64) & 1) == 0 && !std::isnan(logits[i]))
+      logits[i] = -std::numeric_limits<float>::infinity();
   }
 }
 
@@ -42,8 +72,37 @@ int32_t most_likely(std::span<const float> logits) {
     if (std::isnan(logits[i])) fail("the model's logits are not numbers (NaN at token {})", i);
     if (logits[i] > logits[best]) best = i;
   }
-  if (std::isinf(logits[best])) fail("the model's logits are not finite");
+  if (std::isinf(logits[best]))
+    fail("the model's logits are not finite{}", logits[best] < 0 ? " for any token that may come next" : "");
   return static_cast<int32_t>(best);
+}
+
+// All but the fewest of sorted candidates that reach the probability.
+void keep_top(Distribution& all, double probability) {
+  double reached = 0.0;
+  size_t count = 0;
+  while (count < all.size() && reached < probability) reached += all[count++].probability;
+  all.resize(count);
+  renormalise(all);
+}
+
+// Ties with the last one that is needed stay, as in transformers.
+void keep_typical(Distribution& all, double probability) {
+  double entropy = 0.0;
+  for (const Candidate& candidate : all) entropy -= candidate.probability * std::log(candidate.probability);
+  std::vector<std::pair<double, size_t>> order(all.size());  // distance from the entropy, index
+  for (size_t i = 0; i < all.size(); ++i) order[i] = {std::abs(-std::log(all[i].probability) - entropy), i};
+  std::sort(order.begin(), order.end());
+  double reached = 0.0;
+  size_t count = 0;
+  while (count < order.size() && reached < probability) reached += all[order[count++].second].probability;
+  while (count < order.size() && order[count].first == order[count - 1].first) ++count;
+  order.resize(count);
+  Distribution kept;
+  for (const auto& [distance, index] : order) kept.push_back(all[index]);
+  std::sort(kept.begin(), kept.end(), more_likely);
+  all = std::move(kept);
+  renormalise(all);
 }
 
 }  // namespace
@@ -54,27 +113,39 @@ void SamplingOptions::validate() const {
   if (top_k < 0) fail("top_k: expected 0 (all) or more, found {}", top_k);
   if (!(top_p > 0.0 && top_p <= 1.0)) fail("top_p: expected above 0, at most 1, found {}", top_p);
   if (!(min_p >= 0.0 && min_p <= 1.0)) fail("min_p: expected 0 to 1, found {}", min_p);
+  if (!(typical_p > 0.0 && typical_p <= 1.0))
+    fail("typical_p: expected above 0, at most 1, found {}", typical_p);
   if (!(repetition_penalty > 0.0 && repetition_penalty <= 100.0)) {
     fail("repetition_penalty: expected above 0, at most 100, found {}", repetition_penalty);
   }
+  if (!(std::abs(presence_penalty) <= 2.0))
+    fail("presence_penalty: expected -2 to 2, found {}", presence_penalty);
+  if (!(std::abs(frequency_penalty) <= 2.0))
+    fail("frequency_penalty: expected -2 to 2, found {}", frequency_penalty);
+  if (penalty_window < -1)
+    fail("penalty_window: expected -1 (all tokens), 0 or more, found {}", penalty_window);
+  for (const auto& [id, bias] : logit_bias) {
+    if (id < 0) fail("logit_bias: expected token ids, found {}", id);
+    if (!(std::abs(bias) <= 100.0 || bias == -std::numeric_limits<double>::infinity()))
+      fail("logit_bias: {}: expected -100 to 100, or -inf, found {}", id, bias);
+  }
 }
 
-Distribution distribution_of(std::span<float> logits, std::span<const int32_t> history,
-                             const SamplingOptions& options) {
-  penalise(logits, history, options.repetition_penalty);
+Distribution distribution_of(std::span<float> logits, const History& history, const SamplingOptions& options,
+                             std::span<const uint64_t> admitted) {
+  add_bias(logits, options);
+  penalise(logits, history, options);
+  keep_admitted(logits, admitted);
   int32_t best = most_likely(logits);
   if (options.greedy()) return {{best, 1.0}};
 
   double top = logits[static_cast<size_t>(best)];
-  Distribution all(logits.size());
-  double sum = 0.0;
+  Distribution all;
+  all.reserve(logits.size());
   for (size_t i = 0; i < logits.size(); ++i) {
     double weight = std::exp((static_cast<double>(logits[i]) - top) / options.temperature);
-    all[i] = {static_cast<int32_t>(i), weight};
-    sum += weight;
+    if (weight > 0) all.push_back({static_cast<int32_t>(i), weight});
   }
-  for (Candidate& candidate : all) candidate.probability /= sum;
-
   size_t keep = options.top_k > 0 ? std::min(all.size(), static_cast<size_t>(options.top_k)) : all.size();
   if (keep < all.size()) {
     std::nth_element(all.begin(), all.begin() + static_cast<ptrdiff_t>(keep), all.end(), more_likely);
@@ -82,18 +153,13 @@ Distribution distribution_of(std::span<float> logits, std::span<const int32_t> h
   }
   std::sort(all.begin(), all.end(), more_likely);
   renormalise(all);
-  if (options.top_p < 1.0) {
-    double reached = 0.0;
-    size_t count = 0;
-    while (count < all.size() && reached < options.top_p) reached += all[count++].probability;
-    all.resize(count);
+  if (options.top_p < 1.0) keep_top(all, options.top_p);
+  if (options.min_p > 0.0) {
+    double least = options.min_p * all.front().probability;
+    std::erase_if(all, [&](const Candidate& candidate) { return candidate.probability < least; });
     renormalise(all);
   }
-  double least = options.min_p * all.front().probability;
-  std::erase_if(all, [&](const Candidate& candidate) {
-    return candidate.probability < least || candidate.probability == 0;
-  });
-  renormalise(all);
+  if (options.typical_p < 1.0) keep_typical(all, options.typical_p);
   return all;
 }
 

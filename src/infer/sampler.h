@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "base/random.h"
@@ -15,13 +16,31 @@ struct SamplingOptions {
   int64_t top_k = 0;         // keep the k most likely; 0 = all
   double top_p = 1.0;        // keep the fewest that reach this probability
   double min_p = 0.0;        // keep those at least this share of the most likely
+  double typical_p = 1.0;    // keep the fewest that reach this probability, those first whose information
+                             // -log p is closest to the entropy (Meister et al. 2022)
   double repetition_penalty =
       1.0;  // divides positive and multiplies negative logits of tokens seen (Keskar et al. 2019)
+  double presence_penalty = 0.0;   // taken once from the logits of tokens written, -2 to 2 (OpenAI's)
+  double frequency_penalty = 0.0;  // taken as often as the token was written, -2 to 2 (OpenAI's)
+  int64_t penalty_window = -1;     // penalties look at this many last tokens; -1 = at all
+  // Added to tokens' logits: -100 to 100, or minus infinity, which bans the token.
+  std::vector<std::pair<int32_t, double>> logit_bias{};
   uint64_t seed = 0;
 
   bool greedy() const { return temperature <= 0.0; }
   // Error naming the field for values that make no sense (NaN, negative, top_p of 0, ...).
   void validate() const;
+};
+
+// What penalties look at. The repetition penalty sees prompt and reply, as in transformers; presence and
+// frequency see the reply alone: OpenAI counts what was sampled.
+struct History {
+  std::span<const int32_t> tokens;
+  size_t prompt = 0;  // the first tokens that were given, not written
+
+  History() = default;
+  History(std::span<const int32_t> all, size_t given = 0) : tokens(all), prompt(given) {}
+  History(const std::vector<int32_t>& all, size_t given = 0) : tokens(all), prompt(given) {}
 };
 
 // A token and its probability. Distributions are sorted by falling probability, ties by id; they sum to 1.
@@ -32,10 +51,12 @@ struct Candidate {
 using Distribution = std::vector<Candidate>;
 
 // Turns one row of logits into the distribution that is sampled. Greedy: the one most likely token (ties:
-// lowest id). Order: repetition penalty, temperature, softmax, top-k, top-p, min-p, renormalised. `history`
-// is what the repetition penalty looks at. The logits are changed. Error when a logit is NaN or all are -inf.
-Distribution distribution_of(std::span<float> logits, std::span<const int32_t> history,
-                             const SamplingOptions& options);
+// lowest id). Order, as in transformers: bias, repetition penalty, presence and frequency penalty, what is
+// not admitted, temperature, softmax, top-k, top-p, min-p, typical-p, each followed by renormalising.
+// `admitted`: a bit a token, token i at bit i % 64 of word i / 64; empty = all. The logits are changed. Error
+// when a logit is NaN or none is finite.
+Distribution distribution_of(std::span<float> logits, const History& history, const SamplingOptions& options,
+                             std::span<const uint64_t> admitted = {});
 
 int32_t sample(const Distribution& distribution, Random& random);
 

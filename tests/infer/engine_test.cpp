@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <set>
 
 #include "infer/statistics.h"
@@ -52,7 +53,13 @@ TEST(Engine, SpeculativeTextIsPlainText) {
         random, random.between(1, std::min<int64_t>(how.context - 1, 40)), trial.tiny.vocabulary);
     GenerationOptions options;
     options.max_tokens = random.between(1, 60);
-    if (random.chance(0.3)) options.sampling.repetition_penalty = random.uniform(0.8, 1.6);
+    SamplingOptions& sampling = options.sampling;
+    if (random.chance(0.3)) sampling.repetition_penalty = random.uniform(0.8, 1.6);
+    if (random.chance(0.3)) sampling.presence_penalty = random.uniform(-0.5, 2);
+    if (random.chance(0.3)) sampling.frequency_penalty = random.uniform(-0.5, 2);
+    if (random.chance(0.5)) sampling.penalty_window = random.between(0, 20);
+    if (random.chance(0.3))
+      sampling.logit_bias = {{0, -std::numeric_limits<double>::infinity()}, {1, 0.5}, {2, -3.0}};
     Text whole = plain(model, how, prompt, options);
     // Half of the trials stop at a token that occurs somewhere in the text.
     if (random.chance(0.5)) options.stop_tokens = {whole.tokens[random.below(whole.tokens.size())], -5};
@@ -218,6 +225,8 @@ TEST(Engine, RefusesWhatItCannotDo) {
   EXPECT_EQ(message_of({1}, bad), "draft: expected 0 to 7 tokens, or -1, found -2");
   bad = two, bad.sampling.top_p = 0;
   EXPECT_EQ(message_of({1}, bad), "top_p: expected above 0, at most 1, found 0");
+  bad = two, bad.sampling.logit_bias = {{63, 1.0}, {64, 1.0}};
+  EXPECT_EQ(message_of({1}, bad), "logit_bias: token 64 lies outside the vocabulary of 64");
   EXPECT_EQ(message_of(std::vector<int32_t>(15, 1), two), "no error");
   two.max_tokens = 0;
   GenerationStats stats;
@@ -241,7 +250,7 @@ std::vector<double> exact(const Transformer& model, const RunnerOptions& how,
     }
     std::vector<float> logits =
         copy_of(runner.forward(std::span(&sequence.back(), 1), static_cast<int64_t>(sequence.size()) - 1, 1));
-    for (const Candidate& next : distribution_of(logits, sequence, sampling)) {
+    for (const Candidate& next : distribution_of(logits, {sequence, prompt.size()}, sampling)) {
       std::vector<int32_t> longer = sequence;
       longer.push_back(next.id);
       self(self, longer, code * letters + static_cast<size_t>(next.id), probability * next.probability);
@@ -292,7 +301,15 @@ TEST(Engine, SampledSpeculationHasThePlainDistribution) {
   };
   const std::vector<Setting> settings{{1, 1, {.temperature = 1}},
                                       {1, 2, {.temperature = 0.8, .top_p = 0.9}},
-                                      {2, 2, {.temperature = 1.3, .top_k = 3, .repetition_penalty = 1.2}}};
+                                      {2, 2, {.temperature = 1.3, .top_k = 3, .repetition_penalty = 1.2}},
+                                      {1,
+                                       2,
+                                       {.temperature = 1.1,
+                                        .typical_p = 0.9,
+                                        .presence_penalty = 0.4,
+                                        .frequency_penalty = 0.7,
+                                        .penalty_window = 2,
+                                        .logit_bias = {{2, 0.3}}}}};
   constexpr int64_t texts = 60'000;
   for (size_t s = 0; s < settings.size(); ++s) {
     const Setting& setting = settings[s];

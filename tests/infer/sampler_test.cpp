@@ -4,9 +4,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <fstream>
+#include <functional>
 #include <limits>
 #include <map>
-#include <numeric>
+#include <nlohmann/json.hpp>
 #include <set>
 
 #include "base/error.h"
@@ -24,15 +26,28 @@ Row random_row(Random& random, size_t vocabulary, double scale = 2.0) {
 }
 
 // Token → probability, written as the definitions stand, one transformation after the other.
-std::map<int32_t, double> plain_distribution(const Row& row, const std::vector<int32_t>& history,
-                                             const SamplingOptions& how) {
-  std::vector<double> logits(row.begin(), row.end());
-  for (int32_t id : std::set<int32_t>(history.begin(), history.end())) {
-    double& x = logits[static_cast<size_t>(id)];
-    x = static_cast<float>(x > 0 ? x / how.repetition_penalty : x * how.repetition_penalty);
+std::map<int32_t, double> plain_distribution(const Row& row, const History& history,
+                                             const SamplingOptions& how, const std::set<int32_t>& admitted) {
+  std::vector<float> logits = row;
+  for (const auto& [id, bias] : how.logit_bias) logits[static_cast<size_t>(id)] += static_cast<float>(bias);
+  std::set<int32_t> seen;
+  std::map<int32_t, int> written;
+  for (size_t back = 0; back < history.tokens.size(); ++back) {
+    if (how.penalty_window >= 0 && back >= static_cast<size_t>(how.penalty_window)) break;
+    size_t place = history.tokens.size() - 1 - back;
+    seen.insert(history.tokens[place]);
+    if (place >= history.prompt) ++written[history.tokens[place]];
   }
-  std::vector<int32_t> order(row.size());
-  std::iota(order.begin(), order.end(), 0);
+  for (int32_t id : seen) {
+    double x = logits[static_cast<size_t>(id)];
+    x = x > 0 ? x / how.repetition_penalty : x * how.repetition_penalty;
+    x -= written[id] * how.frequency_penalty + (written[id] > 0 ? 1 : 0) * how.presence_penalty;
+    logits[static_cast<size_t>(id)] = static_cast<float>(x);
+  }
+  std::vector<int32_t> order;
+  for (int32_t id = 0; id < static_cast<int32_t>(row.size()); ++id) {
+    if (admitted.contains(id) && !std::isinf(logits[static_cast<size_t>(id)])) order.push_back(id);
+  }
   std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
     return logits[static_cast<size_t>(a)] > logits[static_cast<size_t>(b)];
   });
@@ -58,6 +73,19 @@ std::map<int32_t, double> plain_distribution(const Row& row, const std::vector<i
     if (p[i] >= how.min_p * p[0]) final_ids.push_back(order[i]);
   }
   p = softmax(final_ids);
+  if (how.typical_p < 1) {
+    double entropy = 0, reached = 0;
+    for (double x : p) entropy -= x * std::log(x);
+    std::multimap<double, size_t> by_distance;
+    for (size_t i = 0; i < p.size(); ++i) by_distance.emplace(std::abs(std::log(p[i]) + entropy), i);
+    std::vector<int32_t> typical;
+    for (const auto& [distance, i] : by_distance) {
+      if (reached >= how.typical_p) break;
+      typical.push_back(final_ids[i]), reached += p[i];
+    }
+    final_ids = typical;
+    p = softmax(final_ids);
+  }
   std::map<int32_t, double> result;
   for (size_t i = 0; i < final_ids.size(); ++i) result[final_ids[i]] = p[i];
   return result;
@@ -82,19 +110,46 @@ TEST(Sampler, TransformsAsDefined) {
       {.temperature = 0, .repetition_penalty = 3},
       {.temperature = 1, .repetition_penalty = 0.5},
       {.temperature = 0.7, .top_k = 20, .top_p = 0.9, .min_p = 0.05, .repetition_penalty = 1.1},
+      {.temperature = 1, .typical_p = 0.01},
+      {.temperature = 1.5, .typical_p = 0.6},
+      {.temperature = 0, .presence_penalty = 1.5},
+      {.temperature = 1, .presence_penalty = -0.5, .frequency_penalty = 0.9},
+      {.temperature = 1, .repetition_penalty = 1.3, .frequency_penalty = 2, .penalty_window = 3},
+      {.temperature = 1, .repetition_penalty = 1.3, .presence_penalty = 2, .penalty_window = 0},
+      {.temperature = 0, .logit_bias = {{0, 4.0}}},
+      {.temperature = 1.2,
+       .top_k = 30,
+       .top_p = 0.97,
+       .min_p = 0.02,
+       .typical_p = 0.9,
+       .repetition_penalty = 1.2,
+       .presence_penalty = 0.3,
+       .frequency_penalty = 0.2,
+       .penalty_window = 5,
+       .logit_bias = {{0, -100.0}, {1, 2.0}, {0, 0.5}}},
   };
   for (int trial = 0; trial < 50; ++trial) {
     for (size_t s = 0; s < settings.size(); ++s) {
-      Row row = random_row(random, 1 + random.below(60));
-      std::vector<int32_t> history(random.below(8));
-      for (int32_t& id : history) id = static_cast<int32_t>(random.below(row.size()));
-      std::map<int32_t, double> want = plain_distribution(row, history, settings[s]);
-      Distribution got = distribution_of(row, history, settings[s]);
+      Row row = random_row(random, 2 + random.below(150));
+      std::vector<int32_t> tokens(random.below(8));
+      for (int32_t& id : tokens) id = static_cast<int32_t>(random.below(std::min<size_t>(row.size(), 6)));
+      History history(tokens, random.below(tokens.size() + 1));
+      std::set<int32_t> ids;
+      std::vector<uint64_t> bits((row.size() + 63) / 64, 0);
+      const bool all = random.chance(0.5);
+      for (int32_t id = 0; id < static_cast<int32_t>(row.size()); ++id) {
+        if (!all && id > 0 && random.chance(0.6)) continue;
+        ids.insert(id);
+        bits[static_cast<size_t>(id) / 64] |= uint64_t{1} << (id % 64);
+      }
+      if (all && random.chance(0.5)) bits.clear();
+      std::map<int32_t, double> want = plain_distribution(row, history, settings[s], ids);
+      Distribution got = distribution_of(row, history, settings[s], bits);
       ASSERT_EQ(got.size(), want.size()) << "setting " << s;
       double sum = 0;
       for (size_t i = 0; i < got.size(); ++i) {
         ASSERT_TRUE(want.contains(got[i].id)) << "setting " << s;
-        EXPECT_NEAR(got[i].probability, want[got[i].id], 1e-12) << "setting " << s;
+        EXPECT_NEAR(got[i].probability, want[got[i].id], 1e-9) << "setting " << s;
         sum += got[i].probability;
         if (i > 0) {
           EXPECT_TRUE(got[i - 1].probability > got[i].probability ||
@@ -160,6 +215,18 @@ TEST(Sampler, RefusesSenselessOptions) {
   for (double bad : {-0.1, 1.1, nan}) expect({.min_p = bad}, "min_p: expected 0 to 1");
   for (double bad : {0.0, -1.0, nan, 1000.0})
     expect({.repetition_penalty = bad}, "repetition_penalty: expected");
+  for (double bad : {0.0, -1.0, 1.01, nan})
+    expect({.typical_p = bad}, "typical_p: expected above 0, at most 1");
+  for (double bad : {-2.1, 2.1, nan, infinite}) {
+    expect({.presence_penalty = bad}, "presence_penalty: expected -2 to 2");
+    expect({.frequency_penalty = bad}, "frequency_penalty: expected -2 to 2");
+  }
+  expect({.penalty_window = -2}, "penalty_window: expected -1 (all tokens), 0 or more, found -2");
+  expect({.logit_bias = {{-1, 0.0}}}, "logit_bias: expected token ids, found -1");
+  for (double bad : {-100.5, 101.0, nan, infinite})
+    expect({.logit_bias = {{7, bad}}}, "logit_bias: 7: expected -100 to 100, or -inf");
+  SamplingOptions banned{.logit_bias = {{7, -infinite}, {8, 100}}};
+  EXPECT_NO_THROW(banned.validate());
 }
 
 TEST(Sampler, RefusesLogitsThatAreNoNumbers) {
@@ -172,6 +239,46 @@ TEST(Sampler, RefusesLogitsThatAreNoNumbers) {
     }
     for (Row row : {Row{-infinite, -infinite}, Row{1, infinite}}) {
       EXPECT_NE(message_of([&] { distribution_of(row, {}, how); }).find("not finite"), std::string::npos);
+    }
+  }
+}
+
+TEST(Sampler, SaysWhenNothingMayCome) {
+  const double banned = -std::numeric_limits<double>::infinity();
+  Row row{1, 2};
+  const std::vector<uint64_t> second{2};
+  EXPECT_EQ(message_of([&] {
+              distribution_of(row, {}, {.logit_bias = {{1, banned}}}, second);
+            }),
+            "the model's logits are not finite for any token that may come next");
+  row = {std::numeric_limits<float>::quiet_NaN(), 2};
+  EXPECT_NE(message_of([&] { distribution_of(row, {}, {}, second); }).find("NaN"), std::string::npos);
+}
+
+// What transformers' processors make of the same logits, in float64 (record_samplers.py), and OpenAI's
+// penalties by their formula.
+TEST(Sampler, EqualsTransformers) {
+  std::ifstream file(LATENTE_TEST_DATA "/infer/recorded/samplers.json");
+  const nlohmann::json cases = nlohmann::json::parse(file);
+  ASSERT_GT(cases.size(), 100u);
+  for (size_t c = 0; c < cases.size(); ++c) {
+    const nlohmann::json& given = cases[c];
+    SamplingOptions how;
+    how.temperature = given["temperature"], how.top_k = given["top_k"], how.top_p = given["top_p"];
+    how.min_p = given["min_p"], how.typical_p = given["typical_p"];
+    how.repetition_penalty = given["repetition_penalty"];
+    how.presence_penalty = given["presence_penalty"], how.frequency_penalty = given["frequency_penalty"];
+    for (const auto& [id, bias] : given["logit_bias"].items())
+      how.logit_bias.emplace_back(std::stoi(id), bias);
+    Row row = given["logits"].get<Row>();
+    const auto tokens = given["tokens"].get<std::vector<int32_t>>();
+    const Distribution got = distribution_of(row, {tokens, given["prompt"].get<size_t>()}, how);
+    std::map<int32_t, double> want;
+    for (const auto& [id, p] : given["probabilities"].items()) want[std::stoi(id)] = p;
+    ASSERT_EQ(got.size(), want.size()) << "case " << c;
+    for (const Candidate& candidate : got) {
+      ASSERT_TRUE(want.contains(candidate.id)) << "case " << c;
+      EXPECT_NEAR(candidate.probability, want[candidate.id], 1e-6) << "case " << c;
     }
   }
 }

@@ -121,7 +121,7 @@ inline Text plain(const Transformer& model, const RunnerOptions& how, std::span<
   }
   Text text;
   for (;;) {
-    int32_t next = distribution_of(logits, sequence, options.sampling).front().id;
+    int32_t next = distribution_of(logits, {sequence, prompt.size()}, options.sampling).front().id;
     if (std::count(options.stop_tokens.begin(), options.stop_tokens.end(), next) > 0) {
       text.finish = Finish::stop_token;
       return text;
