@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "checkpoint/safetensors.h"
+#include "checkpoint/tensor_source.h"
 #include "tensor/view.h"
 
 namespace latente {
@@ -20,36 +21,31 @@ namespace latente {
 // shard names that are not plain file names ending in .safetensors.
 std::map<std::string, std::string> parse_checkpoint_index(std::string_view text, const std::string& label);
 
-// A tensor where it lies in a mapped file: read-only memory that lives as long as `owner`.
-struct MappedTensor {
-  View view;
-  std::shared_ptr<void> owner;
-};
-
 // Reading. Everything is validated when the checkpoint is opened: each file by itself, and the index against
 // the shards in both directions. All const functions may be called from several threads at once.
-class Checkpoint {
+class Checkpoint final : public TensorSource {
  public:
   explicit Checkpoint(std::string directory);
 
   const std::string& directory() const { return directory_; }
-  bool contains(std::string_view name) const { return files_of_.contains(name); }
+  bool contains(std::string_view name) const override { return files_of_.contains(name); }
   // Sorted, without the block scales that belong to an FP8 weight.
-  std::vector<std::string> names() const;
+  std::vector<std::string> names() const override;
   const SafetensorsEntry& entry(std::string_view name) const;  // Error when absent
-  const std::string& file_of(std::string_view name) const;     // Error when absent
+  const std::string& file_of(std::string_view name) const override;
+  std::optional<DType> dtype_in_file(std::string_view name) const override { return entry(name).dtype; }
 
   // Copies a tensor's value into the target's type: floating types among each other, integer types among each
   // other. FP8 weights with block scales are multiplied out (report, section 3.3.2); their codes are read
   // with map(). Error when shapes differ: "NAME: expected [2, 3], found [3, 2] in FILE".
-  void read(const std::string& name, const View& target) const;
+  void read(const std::string& name, const View& target) const override;
 
   // The stored elements without a copy; nothing when the type is not ours, the data is not aligned, or the
   // rank is above 4. For an FP8 weight these are the codes, whose scales are map(*scale_name(name)).
-  std::optional<MappedTensor> map(std::string_view name) const;
+  std::optional<MappedTensor> map(std::string_view name) const override;
 
   // "x.weight_scale_inv" when x.weight is FP8 and has block scales.
-  std::optional<std::string> scale_name(std::string_view name) const;
+  std::optional<std::string> scale_name(std::string_view name) const override;
   // Rows and columns that share a scale; Error when config.json does not say.
   std::pair<int64_t, int64_t> block_size() const;
 

@@ -34,7 +34,7 @@ class Source {
 
 class CheckpointSource final : public Source {
  public:
-  explicit CheckpointSource(const Checkpoint& checkpoint) : checkpoint_(checkpoint) {}
+  explicit CheckpointSource(const TensorSource& checkpoint) : checkpoint_(checkpoint) {}
 
   void read(const std::string& name, int64_t n, int64_t k, int64_t row, int64_t rows, int bits, int64_t group,
             int8_t* codes, float* scales) override {
@@ -102,7 +102,7 @@ class CheckpointSource final : public Source {
     mapped_.reset();
   }
 
-  const Checkpoint& checkpoint_;
+  const TensorSource& checkpoint_;
   ThreadPool pool_;
   std::string name_;
   std::optional<MappedTensor> mapped_;
@@ -279,7 +279,7 @@ class Loading {
 
 }  // namespace
 
-void load_quantised(Transformer& model, const Checkpoint& checkpoint, Backend& backend,
+void load_quantised(Transformer& model, const TensorSource& checkpoint, Backend& backend,
                     const QuantisedOptions& options) {
   check_names(model, checkpoint);
   CheckpointSource source(checkpoint);

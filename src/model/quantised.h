@@ -3,7 +3,7 @@
 
 #include <functional>
 
-#include "checkpoint/checkpoint.h"
+#include "checkpoint/tensor_source.h"
 #include "model/transformer.h"
 
 namespace latente {
@@ -20,7 +20,7 @@ struct QuantisedOptions {
 };
 
 // Error where load_parameters has one, or when the backend does not know the form.
-void load_quantised(Transformer& model, const Checkpoint& checkpoint, Backend& backend,
+void load_quantised(Transformer& model, const TensorSource& checkpoint, Backend& backend,
                     const QuantisedOptions& options = {});
 
 // Random weights, to see how fast a model of this shape would be.

@@ -29,7 +29,7 @@ DType stored_as(const std::string& name, DType weights) {
 }
 
 // A tensor of an MTP module that the checkpoint holds and the config does not ask for.
-bool of_unused_module(const Transformer& model, const Checkpoint& checkpoint, const std::string& name) {
+bool of_unused_module(const Transformer& model, const TensorSource& checkpoint, const std::string& name) {
   for (int64_t k = model.config().num_mtp_layers;; ++k) {
     std::string path = model.mtp_path(k) + ".";
     if (!checkpoint.contains(path + "eh_proj.weight")) return false;
@@ -79,7 +79,7 @@ void for_each_stored(Transformer& model, const std::function<void(const std::str
   }
 }
 
-int64_t check_names(Transformer& model, const Checkpoint& checkpoint) {
+int64_t check_names(Transformer& model, const TensorSource& checkpoint) {
   std::set<std::string> expected;
   for_each_stored(model, [&](const std::string& name, const View&) { expected.insert(name); });
   for (const std::string& name : checkpoint.names()) {
@@ -92,7 +92,7 @@ int64_t check_names(Transformer& model, const Checkpoint& checkpoint) {
   return static_cast<int64_t>(expected.size());
 }
 
-void load_parameters(Transformer& model, const Checkpoint& checkpoint, const LoadOptions& options) {
+void load_parameters(Transformer& model, const TensorSource& checkpoint, const LoadOptions& options) {
   int64_t total = check_names(model, checkpoint), done = 0;
   auto step = [&] {
     ++done;
@@ -160,8 +160,8 @@ Config load_config(const Checkpoint& checkpoint) {
   return config;
 }
 
-DType stored_type(const Checkpoint& checkpoint) {
-  std::optional<DType> type = checkpoint.entry("model.embed_tokens.weight").dtype;
+DType stored_type(const TensorSource& checkpoint) {
+  std::optional<DType> type = checkpoint.dtype_in_file("model.embed_tokens.weight");
   if (type == DType::f32 || type == DType::f64) return *type;
   return DType::bf16;
 }

@@ -21,7 +21,7 @@ void initialise(Transformer& model, uint64_t seed);
 void initialise_parameter(const std::string& path, const Tensor& tensor, double deviation, uint64_t seed);
 
 // Error when the checkpoint holds a tensor that the model has no place for; returns how many it should hold.
-int64_t check_names(Transformer& model, const Checkpoint& checkpoint);
+int64_t check_names(Transformer& model, const TensorSource& checkpoint);
 
 // Loads every parameter; types are converted. A parameter the checkpoint lacks, a shape that differs, or a
 // tensor that the model has no place for is an Error naming it. Missing MTP modules are allowed when the
@@ -32,7 +32,7 @@ struct LoadOptions {
   // Called after each parameter with the number done and the total, for progress; may be empty.
   std::function<void(int64_t done, int64_t total)> progress;
 };
-void load_parameters(Transformer& model, const Checkpoint& checkpoint, const LoadOptions& options = {});
+void load_parameters(Transformer& model, const TensorSource& checkpoint, const LoadOptions& options = {});
 
 // Packs the weights that only products read (Backend::pack), for running alone: they can be neither trained
 // nor saved afterwards. Returns the bytes that took; 0 where the backend has no such form, or where it would
@@ -44,8 +44,9 @@ int64_t pack_weights(Transformer& model, Backend& backend,
 // (many conversions drop them).
 Config load_config(const Checkpoint& checkpoint);
 
-// "f32", "bf16", ... of a checkpoint's matrices: what a model that maps it should use. FP8 gives bf16.
-DType stored_type(const Checkpoint& checkpoint);
+// "f32", "bf16", ... of a checkpoint's matrices: what a model that maps it should use. FP8 and quantised
+// blocks give bf16.
+DType stored_type(const TensorSource& checkpoint);
 
 // Writes config.json and the weights in the released layout, atomically; other files of the directory are
 // kept.

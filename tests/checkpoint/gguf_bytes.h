@@ -25,8 +25,17 @@ class GgufBytes {
 
   // A key with any type number and any bytes behind it.
   GgufBytes& raw(std::string_view key, uint32_t type, const std::string& value) {
-    keys_ += text_bytes(key) + number_bytes(type) + value;
-    ++key_count;
+    keys_.emplace_back(key, text_bytes(key) + number_bytes(type) + value);
+    return *this;
+  }
+  // For override_with().
+  GgufBytes& leave_out(std::string_view key) { return keys_.emplace_back(key, ""), *this; }
+  // The other's keys in place of those of the same name, and besides.
+  GgufBytes& override_with(const GgufBytes& other) {
+    for (const auto& [name, bytes] : other.keys_) {
+      std::erase_if(keys_, [&, &key = name](const auto& own) { return own.first == key; });
+      if (!bytes.empty()) keys_.emplace_back(name, bytes);
+    }
     return *this;
   }
   GgufBytes& set(std::string_view key, std::string_view value) {
@@ -68,19 +77,22 @@ class GgufBytes {
   }
 
   std::string bytes() const {
-    std::string all = "GGUF" + number_bytes(version) + number_bytes(tensor_count) + number_bytes(key_count) +
-                      keys_ + tensors_;
+    std::string all =
+        "GGUF" + number_bytes(version) + number_bytes(tensor_count) + number_bytes<uint64_t>(keys_.size());
+    for (const auto& [name, bytes] : keys_) all += bytes;
+    all += tensors_;
     pad(all);
     return all + data;
   }
 
-  uint64_t tensor_count = 0, key_count = 0;
+  uint64_t tensor_count = 0;
   std::string data;
 
  private:
   void pad(std::string& text) const { text.resize((text.size() + alignment - 1) / alignment * alignment); }
 
-  std::string keys_, tensors_;
+  std::vector<std::pair<std::string, std::string>> keys_;  // with their bytes
+  std::string tensors_;
 };
 
 }  // namespace latente
