@@ -13,6 +13,8 @@
 #include "cpu/peak.h"
 #include "infer/runner.h"
 #include "model/figures.h"
+#include "model/gguf.h"
+#include "model/model_source.h"
 #include "model/quantised.h"
 #include "model/weights.h"
 
@@ -41,14 +43,14 @@ class Bench {
  public:
   explicit Bench(const BenchOptions& options) : options_(options), backend_(options.threads) {
     const auto start = std::chrono::steady_clock::now();
-    const bool random = !std::filesystem::is_directory(options.model);
-    std::unique_ptr<Checkpoint> checkpoint;
-    if (!random) checkpoint = std::make_unique<Checkpoint>(options.model);
-    const Config config = random ? Config::from_file(options.model) : load_config(*checkpoint);
+    const bool random = !std::filesystem::is_directory(options.model) && !is_gguf(options.model);
+    const ModelSource source =
+        random ? ModelSource{Config::from_file(options.model), nullptr} : open_model(options.model);
+    const Config& config = source.config;
     const std::optional<DType> quantised = options.weights == "int8"   ? std::optional(DType::q8)
                                            : options.weights == "int4" ? std::optional(DType::q4)
                                                                        : std::nullopt;
-    DType type = checkpoint ? stored_type(*checkpoint) : DType::bf16;
+    DType type = random ? DType::bf16 : stored_type(*source.tensors);
     if (options.weights == "f32") type = DType::f32;
     if (options.weights == "bf16") type = DType::bf16;
     model_ = std::make_unique<Transformer>(config, type);
@@ -58,7 +60,7 @@ class Bench {
     if (quantised && random) {
       initialise_quantised(*model_, 1, backend_, how);
     } else if (quantised) {
-      load_quantised(*model_, *checkpoint, backend_, how);
+      load_quantised(*model_, *source.tensors, backend_, how);
     } else if (random) {
       allocate_parameters(*model_);
       initialise(*model_, 1);
@@ -66,7 +68,7 @@ class Bench {
     } else {
       LoadOptions load;
       load.map_where_possible = true;
-      load_parameters(*model_, *checkpoint, load);
+      load_parameters(*model_, *source.tensors, load);
       pack_weights(*model_, backend_, available_memory() / 2);
     }
     weights_ = quantised ? options.weights : std::string(name_of(type));
@@ -214,7 +216,8 @@ void add_bench(CLI::App& app) {
   CLI::App* command = app.add_subcommand(
       "bench", "Measure how fast a model, or a model of a given shape, runs on this machine");
   command
-      ->add_option("model", options->model, "Model directory, or a config.json: random weights of that shape")
+      ->add_option("model", options->model,
+                   "Model directory, GGUF file, or a config.json: random weights of that shape")
       ->required()
       ->check(CLI::ExistingPath);
   command->add_option("--prompt", options->prompt, "Tokens read at once; 0 = none")

@@ -1,11 +1,13 @@
 #include <fmt/format.h>
 
-#include <filesystem>
+#include <algorithm>
+#include <map>
 
 #include "base/memory.h"
 #include "commands.h"
 #include "model/figures.h"
-#include "model/weights.h"
+#include "model/gguf.h"
+#include "model/model_source.h"
 
 namespace latente {
 namespace {
@@ -54,10 +56,33 @@ void print_experts(const Config& config) {
   fmt::print("\n");
 }
 
+// What a GGUF file holds: a line for each type of elements, those with the most bytes first.
+void print_gguf(const GgufCheckpoint& checkpoint) {
+  struct Sum {
+    int64_t tensors = 0, bytes = 0;
+  };
+  std::map<std::string_view, Sum> types;
+  int64_t total = 0;
+  for (const auto& file : checkpoint.files()) {
+    for (const GgufTensor& tensor : file->tensors()) {
+      const int64_t bytes = static_cast<int64_t>(tensor.data.size());
+      Sum& sum = types[name_of(tensor.type)];
+      ++sum.tensors, sum.bytes += bytes, total += bytes;
+    }
+  }
+  std::vector<std::pair<std::string_view, Sum>> sorted(types.begin(), types.end());
+  std::stable_sort(sorted.begin(), sorted.end(),
+                   [](const auto& a, const auto& b) { return a.second.bytes > b.second.bytes; });
+  fmt::print("\nstored         GGUF {}, {} in {} file{}\n", checkpoint.file().version(),
+             bytes_text(static_cast<double>(total)), checkpoint.files().size(),
+             checkpoint.files().size() == 1 ? "" : "s");
+  for (const auto& [type, sum] : sorted)
+    fmt::print("  {:<20}{:>22}{:>15} tensors\n", type, bytes_text(static_cast<double>(sum.bytes)),
+               sum.tensors);
+}
+
 void inspect(const InspectOptions& options) {
-  namespace fs = std::filesystem;
-  Config config = fs::is_directory(options.model) ? Config::from_file(options.model + "/config.json")
-                                                  : Config::from_file(options.model);
+  Config config = config_of_model(options.model);
   fmt::print("{}: {} layers of {}, vocabulary {}, context {}{}\n", config.model_type,
              config.num_hidden_layers, config.hidden_size, config.vocab_size, config.max_position_embeddings,
              config.tie_word_embeddings ? ", tied head" : "");
@@ -111,6 +136,7 @@ void inspect(const InspectOptions& options) {
       "context {}\n",
       forward_flops(config, options.context / 2, false) / 1e9, options.context / 2,
       forward_flops(config, options.context, true) / 1e9, options.context);
+  if (is_gguf(options.model)) print_gguf(GgufCheckpoint(options.model));
 }
 
 }  // namespace
@@ -119,7 +145,7 @@ void add_inspect(CLI::App& app) {
   auto options = std::make_shared<InspectOptions>();
   CLI::App* command =
       app.add_subcommand("inspect", "Parameters, cache, memory and operations of a model or a config.json");
-  command->add_option("model", options->model, "Model directory or config.json")->required();
+  command->add_option("model", options->model, "Model directory, GGUF file or config.json")->required();
   command->add_option("--context", options->context, "Tokens of context")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);

@@ -14,7 +14,9 @@
 
 #include "base/file.h"
 #include "base/memory.h"
+#include "checkpoint/gguf_tokenizer.h"
 #include "model/figures.h"
+#include "model/gguf.h"
 #include "model/quantised.h"
 
 namespace latente {
@@ -43,7 +45,7 @@ std::optional<DType> quantised_type(const std::string& name) {
   return std::nullopt;
 }
 
-DType weight_type(const std::string& name, const Checkpoint& checkpoint) {
+DType weight_type(const std::string& name, const TensorSource& checkpoint) {
   if (name == "auto" || quantised_type(name))
     return stored_type(checkpoint) == DType::f64 ? DType::f64 : stored_type(checkpoint);
   std::optional<DType> type = dtype_from_name(name);
@@ -68,10 +70,16 @@ std::pair<int32_t, double> read_bias(const std::string& text) {
 
 bool interrupted() { return stop_requested; }
 
+Tokenizer load_tokenizer(const std::string& model) {
+  if (!is_gguf(model)) return Tokenizer::load(model);
+  GgufTokenizer texts = gguf_tokenizer(GgufFile(model));
+  return Tokenizer::from_json(texts.tokenizer_json, texts.config_json, model);
+}
+
 void add_session_options(CLI::App& command, SessionOptions& options) {
-  command.add_option("model", options.model, "Model directory (Hugging Face layout)")
+  command.add_option("model", options.model, "Model directory (Hugging Face layout) or GGUF file")
       ->required()
-      ->check(CLI::ExistingDirectory);
+      ->check(CLI::ExistingPath);
   command.add_option("-n,--max-tokens", options.max_tokens, "Tokens to write at most")->capture_default_str();
   command.add_option("-t,--temperature", options.temperature,
                      "0 = always the most likely token [model's default, else 0]");
@@ -108,12 +116,12 @@ void add_session_options(CLI::App& command, SessionOptions& options) {
 }
 
 Session::Session(const SessionOptions& options)
-    : options_(options), backend_(options.threads), tokenizer_(Tokenizer::load(options.model)) {
+    : options_(options), backend_(options.threads), tokenizer_(load_tokenizer(options.model)) {
   auto start = std::chrono::steady_clock::now();
   read_generation_defaults();
   read_sampling_flags();
-  checkpoint_ = std::make_unique<Checkpoint>(options.model);
-  model_ = std::make_unique<Transformer>(load_config(*checkpoint_), weight_type(options.dtype, *checkpoint_));
+  source_ = open_model(options.model);
+  model_ = std::make_unique<Transformer>(source_.config, weight_type(options.dtype, *source_.tensors));
   for (const auto& [id, bias] : generation_.sampling.logit_bias) {
     if (id >= config().vocab_size)
       fail("--logit-bias: token {} lies outside the vocabulary of {}", id, config().vocab_size);
@@ -121,11 +129,11 @@ Session::Session(const SessionOptions& options)
   if (const auto type = quantised_type(options.dtype)) {
     QuantisedOptions how;
     how.type = *type;
-    load_quantised(*model_, *checkpoint_, backend_, how);
+    load_quantised(*model_, *source_.tensors, backend_, how);
   } else {
     LoadOptions how;
     how.map_where_possible = true;
-    load_parameters(*model_, *checkpoint_, how);
+    load_parameters(*model_, *source_.tensors, how);
     pack_weights(*model_, backend_, available_memory() / 2);
   }
 

@@ -10,6 +10,7 @@
 
 #include "cpu/cpu_backend.h"
 #include "infer/engine.h"
+#include "model/model_source.h"
 #include "model/weights.h"
 #include "tokenizer/stop_strings.h"
 #include "tokenizer/tokenizer.h"
@@ -33,6 +34,9 @@ struct SessionOptions {
 // The flags of SessionOptions.
 void add_session_options(CLI::App& command, SessionOptions& options);
 
+// Of a model directory or a GGUF file.
+Tokenizer load_tokenizer(const std::string& model);
+
 class Session {
  public:
   explicit Session(const SessionOptions& options);
@@ -53,7 +57,7 @@ class Session {
 
   SessionOptions options_;
   GenerationOptions generation_;
-  std::unique_ptr<Checkpoint> checkpoint_;
+  ModelSource source_;
   CpuBackend backend_;
   std::unique_ptr<Transformer> model_;
   Tokenizer tokenizer_;

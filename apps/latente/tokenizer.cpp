@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "commands.h"
+#include "session.h"
 #include "tokenizer/train_bpe.h"
 #include "train/corpus_reader.h"
 
@@ -174,7 +175,7 @@ std::string visible(std::string_view text) {
 }
 
 void encode(const EncodeCommand& options) {
-  const Tokenizer tokenizer = Tokenizer::load(options.tokenizer);
+  const Tokenizer tokenizer = load_tokenizer(options.tokenizer);
   const std::vector<int32_t> ids =
       tokenizer.encode(input(options.text, options.file),
                        {.add_special = !options.no_special, .parse_special = !options.plain});
@@ -210,7 +211,7 @@ void read_ids(std::string_view text, std::vector<int32_t>& out) {
 }
 
 void decode(const DecodeCommand& options) {
-  const Tokenizer tokenizer = Tokenizer::load(options.tokenizer);
+  const Tokenizer tokenizer = load_tokenizer(options.tokenizer);
   std::vector<int32_t> ids;
   for (const std::string& text : options.ids) read_ids(text, ids);
   if (options.ids.empty()) read_ids(read_file("/dev/stdin"), ids);
@@ -259,7 +260,7 @@ void measure(const Tokenizer& tokenizer, const InfoCommand& options) {
 }
 
 void info(const InfoCommand& options) {
-  const Tokenizer tokenizer = Tokenizer::load(options.tokenizer);
+  const Tokenizer tokenizer = load_tokenizer(options.tokenizer);
   int special = 0, count = 0;
   size_t longest = 0;
   for (int id = 0; id < tokenizer.vocab_size(); ++id) {
@@ -287,7 +288,7 @@ CLI::App* add_command(CLI::App& group, const char* name, const char* description
 }
 
 constexpr const char* separator_help = "Line of plain text that ends a document; '' = a file is a document";
-constexpr const char* tokenizer_help = "tokenizer.json, or a directory that has one";
+constexpr const char* tokenizer_help = "tokenizer.json, a directory that has one, or a GGUF file";
 
 void add_train_command(CLI::App& group) {
   auto options = std::make_shared<TrainFiles>();
