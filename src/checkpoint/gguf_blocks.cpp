@@ -148,6 +148,28 @@ void decode_q6_k(const std::byte* block, float* out) {
   }
 }
 
+// What the codes of IQ4_NL and IQ4_XS stand for.
+constexpr std::array<int8_t, 16> iq4_values = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                               1,    13,   25,  38,  53,  69,  89,  113};
+
+// 16 bytes: nibbles of 32 values, the first 16 in the lower ones.
+void decode_iq4_part(const std::byte* nibbles, float scale, float* out) {
+  for (int i = 0; i < 32; ++i) {
+    int code = i < 16 ? byte(nibbles + i) & 15 : byte(nibbles + i - 16) >> 4;
+    out[i] = scale * static_cast<float>(iq4_values[static_cast<size_t>(code)]);
+  }
+}
+
+// d, 2 bytes of 2 high bits and 4 bytes of 4 low bits of 8 scales, 128 bytes of nibbles; parts of 32 values.
+void decode_iq4_xs(const std::byte* block, float* out) {
+  float d = half(block);
+  int high = byte(block + 2) | byte(block + 3) << 8;
+  for (int j = 0; j < 8; ++j) {
+    int scale = (byte(block + 4 + j / 2) >> (j % 2 * 4) & 15) | (high >> (2 * j) & 3) << 4;
+    decode_iq4_part(block + 8 + 16 * j, d * static_cast<float>(scale - 32), out + 32 * j);
+  }
+}
+
 // Null for types without a decoder, and for those of one value.
 using DecodeBlock = void (*)(const std::byte* block, float* out);
 DecodeBlock decoder_of(GgmlType type) {
@@ -172,6 +194,10 @@ DecodeBlock decoder_of(GgmlType type) {
       return [](const std::byte* block, float* out) { decode_q45_k(block, block + 16, block + 48, out); };
     case GgmlType::q6_k:
       return decode_q6_k;
+    case GgmlType::iq4_nl:
+      return [](const std::byte* block, float* out) { decode_iq4_part(block + 2, half(block), out); };
+    case GgmlType::iq4_xs:
+      return decode_iq4_xs;
     default:
       return nullptr;
   }

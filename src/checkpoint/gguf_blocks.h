@@ -55,7 +55,8 @@ std::optional<GgmlType> ggml_type(uint32_t number);
 const GgmlBlock& block_of(GgmlType type);
 inline std::string_view name_of(GgmlType type) { return block_of(type).name; }
 
-// True for the types that decode() knows: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1 and Q2_K to Q6_K.
+// True for the types that decode() knows: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to Q6_K, IQ4_NL
+// and IQ4_XS.
 bool can_decode(GgmlType type);
 
 // `count` values, a whole number of blocks, to float32. The blocks need no alignment.

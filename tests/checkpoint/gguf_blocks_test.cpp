@@ -46,7 +46,7 @@ TEST(GgufBlocks, DecodeAsThePythonPackageToTheBit) {
     EXPECT_EQ(std::memcmp(row.data(), theirs + values[1], row.size() * sizeof(float)), 0) << name;
   }
   EXPECT_EQ(compared, (std::set<std::string>{"F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K",
-                                             "Q3_K", "Q4_K", "Q5_K", "Q6_K"}));
+                                             "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"}));
 }
 
 TEST(GgufBlocks, Float32IsCopied) {
@@ -58,10 +58,10 @@ TEST(GgufBlocks, Float32IsCopied) {
 TEST(GgufBlocks, TypesHaveNumbersAndSizes) {
   EXPECT_EQ(known_types().size(), 31u);
   EXPECT_EQ(ggml_type(12), GgmlType::q4_k);
-  EXPECT_EQ(name_of(GgmlType::iq4_xs), "IQ4_XS");
+  EXPECT_EQ(name_of(GgmlType::iq3_s), "IQ3_S");
   EXPECT_FALSE(ggml_type(4));  // Q4_2, removed from the format
   EXPECT_FALSE(ggml_type(~0u));
-  EXPECT_FALSE(can_decode(GgmlType::iq4_xs));
+  EXPECT_FALSE(can_decode(GgmlType::iq3_s));
   EXPECT_FALSE(can_decode(GgmlType::i32));
 }
 
