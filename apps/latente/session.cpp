@@ -177,8 +177,9 @@ void Session::read_sampling_flags() {
   generation_.repeatable = options.seed.has_value();
 }
 
-// generation_config.json says how the model's makers sample; flags override it.
+// generation_config.json or a GGUF file's keys say how the model's makers sample; flags override them.
 void Session::read_generation_defaults() {
+  if (is_gguf(options_.model)) return read_gguf_defaults();
   std::string path = options_.model + "/generation_config.json";
   if (!std::filesystem::exists(path)) return;
   nlohmann::json json = nlohmann::json::parse(read_file(path, 1 << 20), nullptr, false);
@@ -205,6 +206,18 @@ void Session::read_generation_defaults() {
        json["eos_token_id"].is_array() ? json["eos_token_id"] : nlohmann::json{json["eos_token_id"]}) {
     if (id.is_number_integer()) generation_.stop_tokens.push_back(id.get<int32_t>());
   }
+}
+
+void Session::read_gguf_defaults() {
+  const GgufFile file(options_.model);
+  auto number = [&](std::string_view key, double& value) { value = file.number(key).value_or(value); };
+  SamplingOptions& sampling = generation_.sampling;
+  number("general.sampling.temp", sampling.temperature);
+  number("general.sampling.top_p", sampling.top_p);
+  number("general.sampling.min_p", sampling.min_p);
+  number("general.sampling.penalty_repeat", sampling.repetition_penalty);
+  sampling.top_k = file.integer("general.sampling.top_k").value_or(sampling.top_k);
+  sampling.penalty_window = file.integer("general.sampling.penalty_last_n").value_or(sampling.penalty_window);
 }
 
 std::string Session::reply(std::span<const int32_t> prompt, const std::function<void(std::string_view)>& show,

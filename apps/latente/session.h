@@ -54,6 +54,7 @@ class Session {
  private:
   void read_generation_defaults();
   void read_sampling_flags();
+  void read_gguf_defaults();
 
   SessionOptions options_;
   GenerationOptions generation_;
