@@ -89,7 +89,7 @@ void GgufCheckpoint::read_descriptions() {
   for (size_t i = 0; i < files_.size(); ++i) {
     for (const GgufTensor& tensor : files_[i]->tensors()) {
       if (!stored_.emplace(tensor.name, Stored{&tensor, i}).second)
-        fail("{}: tensor {} is also in another of the files", files_[i]->path(), tensor.name);
+        fail("{}: tensor {} is also in another of the files", files_[i]->path(), printable(tensor.name));
     }
   }
   const int64_t tensors = static_cast<int64_t>(stored_.size());
@@ -114,7 +114,8 @@ void GgufCheckpoint::wrong_shape(const Stored& stored, const std::string& expect
 void GgufCheckpoint::name_parts() {
   for (size_t i = 0; i < files_.size(); ++i) {
     for (const GgufTensor& tensor : files_[i]->tensors()) {
-      if (tensor.shape.count() == 0) fail("{}: {}: is empty", files_[i]->path(), tensor.name);
+      if (tensor.shape.count() == 0)
+        fail("{}: tensor {} is empty", files_[i]->path(), printable(tensor.name));
       name_part({&tensor, i});
     }
   }
@@ -125,13 +126,12 @@ void GgufCheckpoint::name_part(const Stored& stored) {
   const std::optional<std::string> known = name_of_gguf(gguf);
   if (!known)
     fail("{}: tensor {}: the architecture deepseek2 has none of this name", files_[stored.file]->path(),
-         gguf);
+         printable(gguf));
   const std::string& name = *known;
   if (is_expert_stack(name)) return name_experts(name, stored);
   constexpr std::string_view keys = "self_attn.k_b_proj.weight", values = "self_attn.v_b_proj.weight";
   if (!name.ends_with(keys) && !name.ends_with(values)) {
-    parts_.emplace(name, Part{stored, {}, 0, stored.tensor->shape});
-    return;
+    return add(name, {stored, {}, 0, stored.tensor->shape});
   }
   const std::string layer = name.substr(0, name.size() - keys.size()),
                     both = layer + "self_attn.kv_b_proj.weight";
@@ -139,6 +139,12 @@ void GgufCheckpoint::name_part(const Stored& stored) {
   const std::string other = gguf_name_of(layer + std::string(name.ends_with(keys) ? values : keys));
   if (!find(other)) fail("{}: no tensor {} beside {}", files_[stored.file]->path(), other, gguf);
   if (name.ends_with(keys)) name_latent_parts(both, stored, stored_.at(other));
+}
+
+void GgufCheckpoint::add(const std::string& name, const Part& part) {
+  if (!parts_.emplace(name, part).second)
+    fail("{}: {}: holds {}, which another tensor holds too", files_[part.stored.file]->path(),
+         part.stored.tensor->name, name);
 }
 
 // The rows of [experts, rows, columns], expert by expert; of a stack of gates and ups, gates come first in
@@ -159,7 +165,7 @@ void GgufCheckpoint::name_experts(const std::string& stack, const Stored& stored
       std::string path = stack;
       if (kinds == 2) path.replace(fused, 12, kind == 0 ? "gate_proj" : "up_proj");
       int64_t first = (e * kinds + kind) * rows;
-      parts_.emplace(expert_path(path, e), Part{stored, {}, first, Shape{rows, tensor.columns()}});
+      add(expert_path(path, e), {stored, {}, first, Shape{rows, tensor.columns()}});
     }
   }
 }
@@ -176,7 +182,7 @@ void GgufCheckpoint::name_latent_parts(const std::string& name, const Stored& ke
   check(keys, {heads, rank, config_.qk_nope_head_dim});
   check(values, {heads, config_.v_head_dim, rank});
   Shape shape{heads * (config_.qk_nope_head_dim + config_.v_head_dim), rank};
-  parts_.emplace(name, Part{keys, values, 0, shape});
+  add(name, {keys, values, 0, shape});
 }
 
 std::vector<std::string> GgufCheckpoint::names() const {

@@ -55,6 +55,7 @@ class GgufCheckpoint final : public TensorSource {
   const GgufTensor* find(std::string_view gguf) const;
   void name_parts();
   void name_part(const Stored& stored);
+  void add(const std::string& name, const Part& part);
   void name_experts(const std::string& stack, const Stored& stored);
   void name_latent_parts(const std::string& name, const Stored& keys, const Stored& values);
   const Part& part(std::string_view name) const;

@@ -1,7 +1,9 @@
-// A checkpoint as llama.cpp's converter would write it, for tests: architecture deepseek2, float32.
+// A checkpoint as llama.cpp's converter would write it, for tests: architecture deepseek2, float32. And what
+// two forms of a model have in common.
 #pragma once
 
 #include <map>
+#include <nlohmann/json.hpp>
 
 #include "checkpoint/gguf_bytes.h"
 #include "model/gguf_names.h"
@@ -160,6 +162,26 @@ inline GgufBytes gguf_of(const Config& config, const TensorSource& source, const
   };
   GgufTensors(config, source, layout, sink).write();
   return file;
+}
+
+// What the file need not say: it concerns training.
+inline nlohmann::json comparable(const Config& config) {
+  nlohmann::json json = config.to_json(DType::f32);
+  json.erase("initializer_range");
+  return json;
+}
+
+inline void expect_same_parameters(const TensorSource& ours, const TensorSource& theirs,
+                                   const Config& config) {
+  Transformer a(config, DType::f32), b(config, DType::f32);
+  load_parameters(a, ours);
+  load_parameters(b, theirs);
+  std::map<std::string, Tensor> loaded;
+  b.for_each([&](const std::string& path, Tensor& tensor) { loaded.emplace(path, tensor); });
+  a.for_each([&](const std::string& path, Tensor& tensor) {
+    const View x = tensor.view(), y = loaded.at(path).view();
+    EXPECT_EQ(std::memcmp(x.data, y.data, static_cast<size_t>(x.bytes())), 0) << path;
+  });
 }
 
 }  // namespace latente::test
