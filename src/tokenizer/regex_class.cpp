@@ -44,17 +44,17 @@ CodeSet RegexClassParser::char_class(const Flags& flags, int depth) {
     first = false;
     if (looking_at("&&")) unsupported("the intersection '&&'");
     if (take("[:")) {
-      out = unicode::unite(std::move(out), bracket_name());
+      out = unicode::unite(out, bracket_name());
       continue;
     }
     if (take("[")) {
-      out = unicode::unite(std::move(out), char_class(flags, depth + 1));
+      out = unicode::unite(out, char_class(flags, depth + 1));
       continue;
     }
     char32_t low;
     if (take("\\")) {
       if (auto named = escaped_class(flags, true)) {
-        out = unicode::unite(std::move(out), *named);
+        out = unicode::unite(out, *named);
         if (looking_at("-") && !looking_at("-]")) unsupported("a range behind a named class");
         continue;
       }
@@ -74,7 +74,7 @@ CodeSet RegexClassParser::char_class(const Flags& flags, int depth) {
       }
       if (high < low) broken("a range from high to low");
     }
-    out = unicode::unite(std::move(out), fold(flags, low, high));
+    out = unicode::unite(out, fold(flags, low, high));
   }
   return negative ? unicode::complement(out) : out;
 }
@@ -239,9 +239,9 @@ CodeSet RegexClassParser::fold(const Flags& flags, char32_t low, char32_t high) 
   }
   for (char32_t c = low; c <= std::min<char32_t>(high, 0x7F); ++c) {
     const char32_t other = c >= 'a' && c <= 'z' ? c - 32 : c >= 'A' && c <= 'Z' ? c + 32 : c;
-    out = unicode::unite(std::move(out), {{other, other}});
-    if (c == 'k' || c == 'K') out = unicode::unite(std::move(out), {{0x212A, 0x212A}});
-    if (c == 's' || c == 'S') out = unicode::unite(std::move(out), {{0x17F, 0x17F}});
+    out = unicode::unite(out, {{other, other}});
+    if (c == 'k' || c == 'K') out = unicode::unite(out, {{0x212A, 0x212A}});
+    if (c == 's' || c == 'S') out = unicode::unite(out, {{0x17F, 0x17F}});
   }
   return out;
 }

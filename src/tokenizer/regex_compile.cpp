@@ -68,11 +68,11 @@ class RegexCompiler {
           if (!can_be_empty(child)) {
             const First own = first(child);
             if (!own) return std::nullopt;
-            return unicode::unite(std::move(all), *own);
+            return unicode::unite(all, *own);
           }
           const First own = first_if_taken(child);
           if (!own) return std::nullopt;
-          all = unicode::unite(std::move(all), *own);
+          all = unicode::unite(all, *own);
         }
         return std::nullopt;
       }
@@ -81,7 +81,7 @@ class RegexCompiler {
         for (const RegexNode& child : node.children) {
           const First own = first(child);
           if (!own) return std::nullopt;
-          all = unicode::unite(std::move(all), *own);
+          all = unicode::unite(all, *own);
         }
         return all;
       }
@@ -252,15 +252,17 @@ class RegexCompiler {
     std::uint64_t mask = 0;
     std::uint16_t current = 0;
     auto flip = flips.begin();
-    for (char32_t begin = 0; begin <= unicode::max_code_point; begin += 128) {
-      if (flip == flips.end() || flip->first >= begin + 128) {
-        const auto known = uniform_block.find(current);
-        if (known != uniform_block.end()) {
-          regex_.block_of_.push_back(known->second);
-          continue;
+    constexpr char32_t end = unicode::max_code_point + 1;
+    for (char32_t begin = 0; begin < end;) {
+      const char32_t uniform_end = flip == flips.end() ? end : flip->first / 128 * 128;
+      if (begin < uniform_end) {
+        const auto [entry, added] = uniform_block.try_emplace(current);
+        if (added) {
+          std::fill(block.begin(), block.end(), current);
+          entry->second = add_block(block);
         }
-        std::fill(block.begin(), block.end(), current);
-        regex_.block_of_.push_back(uniform_block[current] = add_block(block));
+        regex_.block_of_.insert(regex_.block_of_.end(), (uniform_end - begin) / 128, entry->second);
+        begin = uniform_end;
         continue;
       }
       for (char32_t c = begin; c < begin + 128; ++c) {
@@ -279,6 +281,7 @@ class RegexCompiler {
         if (c < 128) regex_.ascii_[c] = mask;
       }
       regex_.block_of_.push_back(add_block(block));
+      begin += 128;
     }
   }
 

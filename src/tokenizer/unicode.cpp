@@ -52,11 +52,14 @@ void append_lossy(std::string& out, std::string_view text) {
   }
 }
 
-CodeSet unite(CodeSet a, const CodeSet& b) {
-  a.insert(a.end(), b.begin(), b.end());
-  std::sort(a.begin(), a.end(), [](CodeRange x, CodeRange y) { return x.first < y.first; });
+CodeSet unite(const CodeSet& a, const CodeSet& b) {
   CodeSet out;
-  for (const CodeRange range : a) push(out, range);
+  out.reserve(a.size() + b.size());
+  auto x = a.begin(), y = b.begin();
+  while (x != a.end() || y != b.end()) {
+    const bool from_a = y == b.end() || (x != a.end() && x->first < y->first);
+    push(out, from_a ? *x++ : *y++);
+  }
   return out;
 }
 
@@ -122,7 +125,7 @@ CodeSet category(std::string_view name) {
 const CodeSet& letters_and_digits_of_regex() {
   static const CodeSet set = [] {
     CodeSet out = regex_word;
-    for (const char* name : {"L", "M", "Nd", "Nl", "Pc"}) out = unite(std::move(out), category(name));
+    for (const char* name : {"L", "M", "Nd", "Nl", "Pc"}) out = unite(out, category(name));
     return out;
   }();
   return set;

@@ -23,7 +23,7 @@ void append_lossy(std::string& out, std::string_view text);
 std::size_t invalid_part(std::string_view text);
 
 // Set algebra.
-CodeSet unite(CodeSet a, const CodeSet& b);
+CodeSet unite(const CodeSet& a, const CodeSet& b);
 CodeSet complement(const CodeSet& a);
 CodeSet symmetric_difference(const CodeSet& a, const CodeSet& b);
 bool contains(const CodeSet& set, char32_t c);
