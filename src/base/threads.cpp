@@ -3,6 +3,7 @@
 #include <sched.h>
 
 #include <chrono>
+#include <cmath>
 #include <fstream>
 #include <string>
 
@@ -47,7 +48,7 @@ int cgroup_cores() {
   double period = 0;
   if (!(file >> quota >> period) || quota == "max" || period <= 0) return 0;
   double limit = std::strtod(quota.c_str(), nullptr);
-  return limit > 0 ? std::max(1, static_cast<int>(limit / period + 0.5)) : 0;
+  return limit > 0 ? std::max(1, static_cast<int>(std::lround(limit / period))) : 0;
 }
 
 }  // namespace

@@ -143,7 +143,7 @@ void check_finite(const Json& json, const std::string& path) {
   if (json.is_number_float() && !std::isfinite(json.get<double>()))
     fail("training state: {} is {}, which JSON cannot hold", path, json.get<double>());
   if (!json.is_structured()) return;
-  for (const auto& [key, value] : json.items()) check_finite(value, path + "/" + key);
+  for (const auto& [key, value] : json.items()) check_finite(value, fmt::format("{}/{}", path, key));
 }
 
 }  // namespace

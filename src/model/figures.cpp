@@ -97,7 +97,8 @@ double forward_flops(const Config& config, int64_t context, bool absorbed) {
 }
 
 double training_flops(const Config& config, int64_t length) {
-  double forward = forward_flops(config, length / 2, false);
+  const int64_t context = length / 2;  // on average
+  double forward = forward_flops(config, context, false);
   if (config.num_mtp_layers > 0) {
     ParameterCount count = count_parameters(config);
     int64_t idle = 0;  // experts not chosen
@@ -106,7 +107,7 @@ double training_flops(const Config& config, int64_t length) {
       idle = config.num_mtp_layers * (config.n_routed_experts - config.num_experts_per_tok) * expert;
     int64_t heads = config.num_mtp_layers * config.vocab_size * config.hidden_size;
     forward += 2.0 * static_cast<double>(count.mtp_own - idle + heads);
-    forward += attention_flops(config, false) * static_cast<double>(config.num_mtp_layers * (length / 2));
+    forward += attention_flops(config, false) * static_cast<double>(config.num_mtp_layers * context);
   }
   return 3.0 * forward;
 }

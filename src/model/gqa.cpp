@@ -23,8 +23,13 @@ Tensor Gqa::operator()(const Tensor& x, Step& at, const LayerCache* cache) const
     cache_store(k.reshape({tokens, kv_heads * dim}), at.slots, cache->keys.reshape(flat));
     cache_store(v.reshape({tokens, kv_heads * dim}), at.slots, cache->values.reshape(flat));
   }
-  Tensor out = at.starts ? attention_expanded(q, k, {}, v, at.starts, scale)
-                         : attention_paged(q, cache->keys, cache->values, at.pages, scale);
+  Tensor out;
+  if (at.starts) {
+    out = attention_expanded(q, k, {}, v, at.starts, scale);
+  } else {
+    LATENTE_ASSERT(cache);
+    out = attention_paged(q, cache->keys, cache->values, at.pages, scale);
+  }
   return o_proj(out.reshape({tokens, heads * dim}));
 }
 

@@ -72,7 +72,7 @@ void Plan::keep(const Tensor& tensor) {
   if (found != lifetimes_.end()) found->second.kept = true;
 }
 
-void Plan::backward(std::vector<Tensor> losses) {
+void Plan::backward(const std::vector<Tensor>& losses) {
   LATENTE_ASSERT(options_.training);
   Gradients gradients(*this);
   for (const Tensor& loss : losses) gradients.entries_[root_of(loss)].loss = true;

@@ -54,7 +54,7 @@ class Plan {
               Gradient gradient = {});
 
   // Appends the gradient of the sum of `losses` (scalars) with respect to every parameter that requires it.
-  void backward(std::vector<Tensor> losses);
+  void backward(const std::vector<Tensor>& losses);
 
   // Keeps an intermediate's memory from being reused, so that it can be read after run().
   void keep(const Tensor& tensor);

@@ -99,7 +99,7 @@ std::int32_t TokenTable::find(std::string_view key) const {
   return none;
 }
 
-Bpe::Bpe(std::vector<std::pair<std::string, std::int32_t>> vocabulary,
+Bpe::Bpe(std::vector<std::pair<std::string, std::int32_t>>&& vocabulary,
          const std::vector<std::pair<std::string, std::string>>& merges, BpeOptions options,
          const std::string& where)
     : options_(std::move(options)), where_(where) {

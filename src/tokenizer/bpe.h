@@ -59,7 +59,7 @@ class Bpe {
 
   // Later duplicates of a merge win, as in the Python package. Throws Error, starting with `where`, on
   // duplicate or huge ids and on merges whose parts or result are not in the vocabulary.
-  Bpe(std::vector<std::pair<std::string, std::int32_t>> vocabulary,
+  Bpe(std::vector<std::pair<std::string, std::int32_t>>&& vocabulary,
       const std::vector<std::pair<std::string, std::string>>& merges, BpeOptions options,
       const std::string& where);
 

@@ -58,12 +58,12 @@ std::string render_json(const Program& program, const Json& context, const Limit
   Runtime runtime(limits);
   auto variables = make_globals(runtime);
   for (const auto& [name, value] : context.items()) variables.emplace_back(name, to_value(runtime, value));
-  return run(program, runtime, std::move(variables));
+  return run(program, runtime, variables);
 }
 
 }  // namespace
 
-ChatTemplate::ChatTemplate(std::string source) : program_(parse(source)) {}
+ChatTemplate::ChatTemplate(std::string_view source) : program_(parse(source)) {}
 ChatTemplate::~ChatTemplate() = default;
 ChatTemplate::ChatTemplate(ChatTemplate&&) noexcept = default;
 ChatTemplate& ChatTemplate::operator=(ChatTemplate&&) noexcept = default;

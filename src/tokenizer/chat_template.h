@@ -13,6 +13,7 @@
 #include <nlohmann/json_fwd.hpp>
 #include <span>
 #include <string>
+#include <string_view>
 
 namespace latente {
 
@@ -38,7 +39,7 @@ class ChatTemplate {
   using Limits = jinja::Limits;
 
   // Throws Error ("chat template, line 3: ...") on syntax that Jinja would reject or that is not supported.
-  explicit ChatTemplate(std::string source);
+  explicit ChatTemplate(std::string_view source);
   ~ChatTemplate();
   ChatTemplate(ChatTemplate&&) noexcept;
   ChatTemplate& operator=(ChatTemplate&&) noexcept;

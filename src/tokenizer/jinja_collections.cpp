@@ -106,6 +106,7 @@ std::vector<Value> sort_keyed(Runtime& runtime, std::vector<Keyed>& keyed, bool 
                    [&](const Keyed& a, const Keyed& b) { return keys_less(runtime, a, b); });
   if (descending) std::reverse(keyed.begin(), keyed.end());
   std::vector<Value> items;
+  items.reserve(keyed.size());
   for (Keyed& entry : keyed) items.push_back(std::move(entry.second));
   return items;
 }
@@ -132,7 +133,7 @@ Value extreme(Runtime& runtime, const Value& value, const Args& args, Order want
 }  // namespace
 
 Value length(Runtime& runtime, const Value& value, const Args& args) {
-  Bound(runtime, "length", args, {});
+  no_arguments(runtime, "length", args);
   auto count = length_of(runtime, value);
   if (!count) runtime.fail("object of type '{}' has no len()", type_name(value));
   return Value::integer(static_cast<Int>(*count));
@@ -145,14 +146,14 @@ Value default_value(Runtime& runtime, const Value& value, const Args& args) {
 }
 
 Value first(Runtime& runtime, const Value& value, const Args& args) {
-  Bound(runtime, "first", args, {});
+  no_arguments(runtime, "first", args);
   Value out;
   auto next = iterate(runtime, value);
   return next(out) ? out : runtime.undefined("No first item, sequence was empty.");
 }
 
 Value last(Runtime& runtime, const Value& value, const Args& args) {
-  Bound(runtime, "last", args, {});
+  no_arguments(runtime, "last", args);
   if (!length_of(runtime, value)) runtime.fail("'{}' object is not reversible", type_name(value));
   if (value.is(Type::string)) {
     Value out = get_item(runtime, value, Value::integer(-1));
@@ -166,12 +167,12 @@ Value last(Runtime& runtime, const Value& value, const Args& args) {
 }
 
 Value list(Runtime& runtime, const Value& value, const Args& args) {
-  Bound(runtime, "list", args, {});
+  no_arguments(runtime, "list", args);
   return runtime.list(to_vector(runtime, value));
 }
 
 Value items(Runtime& runtime, const Value& value, const Args& args) {
-  Bound(runtime, "items", args, {});
+  no_arguments(runtime, "items", args);
   if (value.is_undefined()) return generate(runtime, value, [](Value&) { return true; });
   return generate(runtime, value, [&runtime, value](Value& key) {
     if (!value.is(Type::dict)) runtime.fail("Can only get item pairs from a mapping.");
@@ -182,7 +183,7 @@ Value items(Runtime& runtime, const Value& value, const Args& args) {
 }
 
 Value reverse(Runtime& runtime, const Value& value, const Args& args) {
-  Bound(runtime, "reverse", args, {});
+  no_arguments(runtime, "reverse", args);
   if (value.is(Type::string)) return reversed(runtime, value);
   if (!is_iterable(value)) runtime.fail("argument must be iterable");
   std::vector<Value> all = to_vector(runtime, value);

@@ -22,7 +22,7 @@ Value soft_text(Runtime& runtime, const Value& value) {
 
 template <std::string (*Change)(std::string_view)>
 Value changed(Runtime& runtime, const Value& value, const Args& args) {
-  Bound(runtime, "filter", args, {});
+  no_arguments(runtime, "filter", args);
   Value text = soft_text(runtime, value);
   runtime.reserve_text(text.string().size());
   return text_like(runtime, text, Change(text.string()));
@@ -72,7 +72,7 @@ Value replace(Runtime& runtime, const Value& value, const Args& args) {
 }
 
 Value escape(Runtime& runtime, const Value& value, const Args& args) {
-  Bound(runtime, "escape", args, {});
+  no_arguments(runtime, "escape", args);
   if (value.is_markup()) return value;
   std::string text = to_text(runtime, value);
   runtime.reserve_text(text.size() * 5);
@@ -80,12 +80,12 @@ Value escape(Runtime& runtime, const Value& value, const Args& args) {
 }
 
 Value safe(Runtime& runtime, const Value& value, const Args& args) {
-  Bound(runtime, "safe", args, {});
+  no_arguments(runtime, "safe", args);
   return runtime.text(to_text(runtime, value), true);
 }
 
 Value string(Runtime& runtime, const Value& value, const Args& args) {
-  Bound(runtime, "string", args, {});
+  no_arguments(runtime, "string", args);
   return soft_text(runtime, value);
 }
 
@@ -136,7 +136,7 @@ Value to_json_filter(Runtime& runtime, const Value& value, const Args& args) {
 }
 
 Value absolute(Runtime& runtime, const Value& value, const Args& args) {
-  Bound(runtime, "abs", args, {});
+  no_arguments(runtime, "abs", args);
   if (value.is(Type::real)) return Value::real(std::fabs(value.as_real()));
   if (value.is_integral()) {
     return value.as_integer() < 0 ? negate(runtime, value) : Value::integer(value.as_integer());

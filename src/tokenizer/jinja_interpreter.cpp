@@ -41,11 +41,10 @@ class Interpreter : Evaluator {
       if (int id = program_.known_id(name); id >= 0) context_[static_cast<size_t>(id)] = value;
     }
     Output output(runtime_);
-    out_ = &output;
     Frame frame;
     frame.slots.resize(program_.frame_size);
     enter(frame, program_.scope);
-    block(program_.root, frame);
+    write_to(output, [&] { block(program_.root, frame); });
     return output.text();
   }
 
@@ -151,13 +150,18 @@ class Interpreter : Evaluator {
     return flow;
   }
 
+  template <class Body>
+  void write_to(Output& output, Body body) {
+    Output* before = std::exchange(out_, &output);
+    body();
+    out_ = before;
+  }
+
   // Runs `body` with its output going to a text of its own.
   template <class Body>
   Value capture(Body body) {
     Output output(runtime_);
-    Output* before = std::exchange(out_, &output);
-    body();
-    out_ = before;
+    write_to(output, body);
     return runtime_.text(output.text());
   }
 
@@ -313,7 +317,7 @@ class Interpreter : Evaluator {
 }  // namespace
 
 std::string run(const Program& program, Runtime& runtime,
-                std::vector<std::pair<std::string, Value>> variables) {
+                const std::vector<std::pair<std::string, Value>>& variables) {
   return Interpreter(program, runtime).run(variables);
 }
 

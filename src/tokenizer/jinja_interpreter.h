@@ -12,7 +12,7 @@ namespace latente::jinja {
 // Throws Error with the line for whatever raises in Jinja and for every exceeded limit. The variables' values
 // must belong to `runtime`.
 std::string run(const Program& program, Runtime& runtime,
-                std::vector<std::pair<std::string, Value>> variables);
+                const std::vector<std::pair<std::string, Value>>& variables);
 
 // The functions that every template sees: range, dict, namespace, raise_exception, strftime_now.
 std::vector<std::pair<std::string, Value>> make_globals(Runtime& runtime);

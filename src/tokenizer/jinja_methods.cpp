@@ -40,7 +40,7 @@ Method sequence_method(Runtime& runtime, const Value& object, std::string_view n
   }
   if (name == "copy" && kind == Kind::list) {
     return bound(runtime, object, name, [&runtime, object](const Args& args) {
-      Bound(runtime, "copy", args, {});
+      no_arguments(runtime, "copy", args);
       return runtime.list(object.sequence().items);
     });
   }
@@ -80,7 +80,7 @@ Method dict_method(Runtime& runtime, const Value& object, std::string_view name)
   }
   if (name == "copy") {
     return bound(runtime, object, name, [&runtime, object](const Args& args) -> Value {
-      Bound(runtime, "copy", args, {});
+      no_arguments(runtime, "copy", args);
       Dict* copy = runtime.dict();
       for (const auto& [key, value] : object.dict().entries) copy->set(runtime, key, value);
       return copy;
@@ -90,7 +90,7 @@ Method dict_method(Runtime& runtime, const Value& object, std::string_view name)
   if (name != "keys" && name != "values" && name != "items") return {};
   Kind kind = name == "keys" ? Kind::keys : name == "values" ? Kind::values : Kind::items;
   return bound(runtime, object, name, [&runtime, object, kind](const Args& args) {
-    Bound(runtime, "dict method", args, {});
+    no_arguments(runtime, "dict method", args);
     std::vector<Value> items;
     for (const auto& [key, value] : object.dict().entries) {
       runtime.step();

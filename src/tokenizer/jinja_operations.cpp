@@ -260,4 +260,8 @@ int64_t Bound::integer(size_t index, int64_t otherwise) const {
   return values_[index] ? to_index(runtime_, *values_[index], function_ + "()") : otherwise;
 }
 
+void no_arguments(Runtime& runtime, std::string_view function, const Args& args) {
+  const Bound none(runtime, function, args, {});
+}
+
 }  // namespace latente::jinja

@@ -69,4 +69,6 @@ class Bound {
   std::vector<const Value*> values_;
 };
 
+void no_arguments(Runtime& runtime, std::string_view function, const Args& args);  // fails if there are any
+
 }  // namespace latente::jinja

@@ -11,7 +11,7 @@ namespace {
 
 template <bool (*Holds)(const Value&)>
 bool plain(Runtime& runtime, const Value& value, const Args& args) {
-  Bound(runtime, "test", args, {});
+  no_arguments(runtime, "test", args);
   return Holds(value);
 }
 
@@ -42,13 +42,13 @@ bool divisible(Runtime& runtime, const Value& value, const Args& args) {
 
 template <Int Wanted>
 bool parity(Runtime& runtime, const Value& value, const Args& args) {
-  Bound(runtime, "test", args, {});
+  no_arguments(runtime, "test", args);
   return remainder_is(runtime, value, Value::integer(2), Wanted);
 }
 
 template <CharClass Wanted>
 bool cased(Runtime& runtime, const Value& value, const Args& args) {
-  Bound(runtime, "test", args, {});
+  no_arguments(runtime, "test", args);
   return all_in(Wanted, to_text(runtime, value));
 }
 

@@ -107,6 +107,7 @@ Value split_method(const Call& c, bool from_right) {
   }
   c.runtime.reserve_text(parts.size() * (sizeof(Value) + sizeof(Text)));
   std::vector<Value> items;
+  items.reserve(parts.size());
   for (std::string_view part : parts) items.push_back(c.same(part));
   return c.runtime.list(std::move(items));
 }
@@ -155,7 +156,7 @@ Value find_method_text(const Call& c, bool last, bool must) {
     if (must) c.runtime.fail("substring not found");
     return Value::integer(-1);
   }
-  return Value::integer(static_cast<Int>(first + count_points(part->substr(0, found))));
+  return Value::integer(Int{first} + count_points(part->substr(0, found)));
 }
 
 Value count_method(const Call& c) {
@@ -165,7 +166,7 @@ Value count_method(const Call& c) {
   c.runtime.work(c.text().size());
   auto part = window(c, bound, first);
   if (!part) return Value::integer(0);
-  if (needle.empty()) return Value::integer(static_cast<Int>(count_points(*part) + 1));
+  if (needle.empty()) return Value::integer(Int{1} + count_points(*part));
   for (size_t at = 0; (at = find_bytes(*part, needle, at)) != std::string::npos; at += needle.size()) ++count;
   return Value::integer(static_cast<Int>(count));
 }

@@ -4,6 +4,7 @@
 
 #include <nlohmann/json.hpp>
 #include <string>
+#include <string_view>
 
 #include "base/error.h"
 
@@ -60,7 +61,9 @@ class JsonReader {
     return value_.get<std::int64_t>();
   }
   bool boolean_or(bool otherwise) const { return is_null() ? otherwise : boolean(); }
-  std::string string_or(std::string otherwise) const { return is_null() ? std::move(otherwise) : string(); }
+  std::string string_or(std::string_view otherwise) const {
+    return is_null() ? std::string(otherwise) : string();
+  }
 
  private:
   const nlohmann::json& value_;

@@ -74,7 +74,7 @@ std::string Normalizer::apply(std::string_view text, bool* keeps_start) const {
         if (!out.empty()) out = replace(out, step, keeps);
         break;
       case NormalizerStep::Kind::prepend:
-        if (!out.empty()) out = step.content + out;
+        if (!out.empty()) out.insert(0, step.content);
         break;
       case NormalizerStep::Kind::byte_level:
         out = spell_bytes(out);

@@ -170,7 +170,7 @@ std::string Tokenizer::token_text(std::int32_t id) const {
 }
 
 std::string Tokenizer::token_bytes(std::int32_t id) const {
-  const std::string text = token_text(id);
+  std::string text = token_text(id);
   const auto& steps = impl_->parts.decoder.steps;
   const bool byte_level = std::any_of(steps.begin(), steps.end(), [](const DecoderStep& step) {
     return step.kind == DecoderStep::Kind::byte_level;

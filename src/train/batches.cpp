@@ -85,7 +85,7 @@ int64_t Batches::window_at(int64_t epoch, int64_t index) {
 void Batches::next(Batch& batch, int64_t sequences) {
   LATENTE_ASSERT(sequences > 0);
   const auto places = static_cast<size_t>(sequences * options_.length);
-  const auto depths = static_cast<size_t>(options_.depths + 1);
+  const auto depths = static_cast<size_t>(options_.depths) + 1;
   batch.sequences = sequences;
   batch.length = options_.length;
   batch.inputs.resize(depths);

@@ -32,7 +32,7 @@ uint64_t hash_of_document(const TokenCache& cache, int64_t d, std::vector<int32_
 
 }  // namespace
 
-Corpus::Corpus(std::shared_ptr<const TokenCache> cache) : Corpus(cache, all_documents(*cache)) {}
+Corpus::Corpus(const std::shared_ptr<const TokenCache>& cache) : Corpus(cache, all_documents(*cache)) {}
 
 Corpus::Corpus(std::shared_ptr<const TokenCache> cache, std::vector<Piece> pieces)
     : cache_(std::move(cache)), pieces_(std::move(pieces)), starts_{0} {
@@ -69,7 +69,7 @@ uint64_t Corpus::fingerprint() const {
   return hash.value();
 }
 
-CorpusSplit split_corpus(std::shared_ptr<const TokenCache> cache, double share) {
+CorpusSplit split_corpus(const std::shared_ptr<const TokenCache>& cache, double share) {
   if (!(share >= 0 && share < 1)) fail("validation_share: expected a number in [0, 1), found {}", share);
   if (share == 0) return {Corpus(cache), {}};
   const int64_t documents = cache->documents();
@@ -108,9 +108,8 @@ CorpusSplit split_corpus(std::shared_ptr<const TokenCache> cache, double share) 
 CorpusSplit load_corpus(const CorpusOptions& options, const TextEncoder& encoder,
                         const OnCorpusProgress& progress) {
   auto cache = TokenCache::open_or_make(options.files, options, encoder, progress);
-  if (options.validation.empty()) return split_corpus(std::move(cache), options.validation_share);
-  return {Corpus(std::move(cache)),
-          Corpus(TokenCache::open_or_make(options.validation, options, encoder, progress))};
+  if (options.validation.empty()) return split_corpus(cache, options.validation_share);
+  return {Corpus(cache), Corpus(TokenCache::open_or_make(options.validation, options, encoder, progress))};
 }
 
 }  // namespace latente

@@ -98,7 +98,7 @@ class Corpus {
   };
 
   Corpus() = default;
-  explicit Corpus(std::shared_ptr<const TokenCache> cache);  // all of it
+  explicit Corpus(const std::shared_ptr<const TokenCache>& cache);  // all of it
   Corpus(std::shared_ptr<const TokenCache> cache, std::vector<Piece> pieces);
 
   bool empty() const { return tokens() == 0; }
@@ -128,7 +128,7 @@ struct CorpusSplit {
 // Sets aside a share of the documents: those whose tokens have the smallest hashes, so that the choice does
 // not depend on the documents' order, and equal documents fall on the same side. The only document of a cache
 // is cut.
-CorpusSplit split_corpus(std::shared_ptr<const TokenCache> cache, double validation_share);
+CorpusSplit split_corpus(const std::shared_ptr<const TokenCache>& cache, double validation_share);
 
 // Everything above in one call.
 CorpusSplit load_corpus(const CorpusOptions& options, const TextEncoder& encoder,

@@ -306,6 +306,7 @@ std::shared_ptr<const TokenCache> TokenCache::open_or_make(const std::vector<std
   }
   Reporter checking(progress, total);
   std::vector<Input> inputs;
+  inputs.reserve(paths.size());
   for (const std::string& path : paths)
     inputs.push_back({path, text_format(path), hash_file(path, checking)});
   checking.report(true);
