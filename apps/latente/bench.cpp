@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/memory.h"
+#include "base/random.h"
 #include "commands.h"
 #include "cpu/cpu_backend.h"
 #include "cpu/peak.h"
@@ -15,8 +16,7 @@
 #include "model/figures.h"
 #include "model/gguf.h"
 #include "model/model_source.h"
-#include "model/quantised.h"
-#include "model/weights.h"
+#include "model/run_weights.h"
 
 namespace latente {
 namespace {
@@ -43,35 +43,13 @@ class Bench {
  public:
   explicit Bench(const BenchOptions& options) : options_(options), backend_(options.threads) {
     const auto start = std::chrono::steady_clock::now();
+    // A config.json alone.
     const bool random = !std::filesystem::is_directory(options.model) && !is_gguf(options.model);
     const ModelSource source =
         random ? ModelSource{Config::from_file(options.model), nullptr} : open_model(options.model);
-    const Config& config = source.config;
-    const std::optional<DType> quantised = options.weights == "int8"   ? std::optional(DType::q8)
-                                           : options.weights == "int4" ? std::optional(DType::q4)
-                                                                       : std::nullopt;
-    DType type = random ? DType::bf16 : stored_type(*source.tensors);
-    if (options.weights == "f32") type = DType::f32;
-    if (options.weights == "bf16") type = DType::bf16;
-    model_ = std::make_unique<Transformer>(config, type);
-    QuantisedOptions how;
-    how.type = quantised.value_or(DType::q8);
-    how.group = options.group;
-    if (quantised && random) {
-      initialise_quantised(*model_, 1, backend_, how);
-    } else if (quantised) {
-      load_quantised(*model_, *source.tensors, backend_, how);
-    } else if (random) {
-      allocate_parameters(*model_);
-      initialise(*model_, 1);
-      pack_weights(*model_, backend_, available_memory() / 2);
-    } else {
-      LoadOptions load;
-      load.map_where_possible = true;
-      load_parameters(*model_, *source.tensors, load);
-      pack_weights(*model_, backend_, available_memory() / 2);
-    }
-    weights_ = quantised ? options.weights : std::string(name_of(type));
+    const RunWeights weights{options.weights, options.group};
+    model_ = load_for_running(source, weights, backend_);
+    weights_ = weights.quantised() ? options.weights : std::string(name_of(model_->weights()));
     load_seconds_ = seconds_since(start);
 
     RunnerOptions runner;
@@ -81,7 +59,8 @@ class Bench {
     runner_ = std::make_unique<Runner>(backend_, *model_, runner);
 
     bandwidth_ = measure_read_bandwidth(backend_.threads());
-    peak_ = quantised ? measure_peak_of_bytes(backend_.threads()) : measure_peak_flops(backend_.threads());
+    peak_ = weights.quantised() ? measure_peak_of_bytes(backend_.threads())
+                                : measure_peak_flops(backend_.threads());
   }
 
   void run() {
@@ -183,10 +162,10 @@ class Bench {
     return bytes;
   }
 
-  void show(const Row& row) const {
+  void show(const Row& row) {
     if (options_.json) {
       const nlohmann::ordered_json json = {{"kind", row.kind},     {"tokens", row.tokens},
-                                           {"depth", row.depth},   {"threads", backend_threads()},
+                                           {"depth", row.depth},   {"threads", backend_.threads().size()},
                                            {"weights", weights_},  {"tok_s", row.per_second},
                                            {"spread", row.spread}, {"bound_share", row.bound}};
       std::printf("%s\n", json.dump().c_str());
@@ -197,7 +176,6 @@ class Bench {
     }
     std::fflush(stdout);
   }
-  int backend_threads() const { return const_cast<CpuBackend&>(backend_).threads().size(); }
 
   const BenchOptions& options_;
   CpuBackend backend_;

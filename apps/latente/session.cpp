@@ -13,11 +13,10 @@
 #include <nlohmann/json.hpp>
 
 #include "base/file.h"
-#include "base/memory.h"
 #include "checkpoint/gguf_tokenizer.h"
 #include "model/figures.h"
 #include "model/gguf.h"
-#include "model/quantised.h"
+#include "model/run_weights.h"
 
 namespace latente {
 namespace {
@@ -38,21 +37,6 @@ class InterruptGuard {
  private:
   struct sigaction before_ {};
 };
-
-std::optional<DType> quantised_type(const std::string& name) {
-  if (name == "int8") return DType::q8;
-  if (name == "int4") return DType::q4;
-  return std::nullopt;
-}
-
-DType weight_type(const std::string& name, const TensorSource& checkpoint) {
-  if (name == "auto" || quantised_type(name))
-    return stored_type(checkpoint) == DType::f64 ? DType::f64 : stored_type(checkpoint);
-  std::optional<DType> type = dtype_from_name(name);
-  if (type != DType::f32 && type != DType::f64 && type != DType::bf16)
-    fail("--dtype: expected auto, f32, bf16, f64, int8 or int4, found {}", name);
-  return *type;
-}
 
 std::pair<int32_t, double> read_bias(const std::string& text) {
   const char* const end = text.data() + text.size();
@@ -121,21 +105,13 @@ Session::Session(const SessionOptions& options)
   read_generation_defaults();
   read_sampling_flags();
   source_ = open_model(options.model);
-  model_ = std::make_unique<Transformer>(source_.config, weight_type(options.dtype, *source_.tensors));
   for (const auto& [id, bias] : generation_.sampling.logit_bias) {
-    if (id >= config().vocab_size)
-      fail("--logit-bias: token {} lies outside the vocabulary of {}", id, config().vocab_size);
+    if (id >= source_.config.vocab_size)
+      fail("--logit-bias: token {} lies outside the vocabulary of {}", id, source_.config.vocab_size);
   }
-  if (const auto type = quantised_type(options.dtype)) {
-    QuantisedOptions how;
-    how.type = *type;
-    load_quantised(*model_, *source_.tensors, backend_, how);
-  } else {
-    LoadOptions how;
-    how.map_where_possible = true;
-    load_parameters(*model_, *source_.tensors, how);
-    pack_weights(*model_, backend_, available_memory() / 2);
-  }
+  RunWeights weights;
+  weights.type = options.dtype;
+  model_ = load_for_running(source_, weights, backend_);
 
   RunnerOptions runner;
   runner.context = options.context > 0 ? options.context

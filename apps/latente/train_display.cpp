@@ -38,7 +38,8 @@ std::string time_text(double seconds) {
 
 std::string losses_text(const LossSums& losses) {
   std::string text = fmt::format("loss {:.4f}", losses.depths[0].mean());
-  for (size_t k = 1; k < losses.depths.size(); ++k) text += fmt::format("  mtp {:.4f}", losses.depths[k].mean());
+  for (size_t k = 1; k < losses.depths.size(); ++k)
+    text += fmt::format("  mtp {:.4f}", losses.depths[k].mean());
   if (losses.bytes > 0) text += fmt::format("  {:.4f} bits/byte", losses.bits_per_byte());
   return text;
 }
@@ -74,7 +75,8 @@ void TrainDisplay::live(const std::string& text, bool last) {
 void TrainDisplay::corpus(const CorpusProgress& progress) {
   bool last = progress.bytes >= progress.total_bytes;
   const char* what = progress.stage == CorpusProgress::Stage::checking ? "checking" : "tokenising";
-  live(fmt::format("{} {} of {}, {} documents, {} tokens", what, bytes_text(static_cast<double>(progress.bytes)),
+  live(fmt::format("{} {} of {}, {} documents, {} tokens", what,
+                   bytes_text(static_cast<double>(progress.bytes)),
                    bytes_text(static_cast<double>(progress.total_bytes)), progress.documents,
                    count_text(static_cast<double>(progress.tokens))),
        last);
@@ -83,15 +85,16 @@ void TrainDisplay::corpus(const CorpusProgress& progress) {
 void TrainDisplay::facts(const RunFacts& facts, const TrainOptions& options) {
   for (const std::string& text : facts.notes) note("note        " + text);
   note(fmt::format("model       {} parameters, {} active{}; {} a token forward and backward",
-                   count_text(static_cast<double>(facts.parameters)), count_text(static_cast<double>(facts.active)),
+                   count_text(static_cast<double>(facts.parameters)),
+                   count_text(static_cast<double>(facts.active)),
                    facts.mtp > 0 ? ", and " + count_text(static_cast<double>(facts.mtp)) + " of MTP" : "",
                    count_text(facts.flops_per_token) + "FLOP"));
-  note(fmt::format("data        {} tokens ({}) to train on, {} to validate; a sequence of {} tokens {} times an epoch",
-                   count_text(static_cast<double>(facts.train_tokens)),
-                   bytes_text(static_cast<double>(facts.train_bytes)),
-                   count_text(static_cast<double>(facts.validation_tokens)), facts.length, facts.windows));
-  note(fmt::format("run         {} steps of {} tokens = {} × {} sequences; {} tokens in all; in {}", facts.steps,
-                   options.batch.tokens, facts.accumulation, facts.sequences,
+  note(fmt::format(
+      "data        {} tokens ({}) to train on, {} to validate; a sequence of {} tokens {} times an epoch",
+      count_text(static_cast<double>(facts.train_tokens)), bytes_text(static_cast<double>(facts.train_bytes)),
+      count_text(static_cast<double>(facts.validation_tokens)), facts.length, facts.windows));
+  note(fmt::format("run         {} steps of {} tokens = {} × {} sequences; {} tokens in all; in {}",
+                   facts.steps, options.batch.tokens, facts.accumulation, facts.sequences,
                    count_text(static_cast<double>(facts.steps * options.batch.tokens)), options.out));
   const MemoryEstimate& memory = facts.memory;
   auto size = [](int64_t bytes) { return bytes_text(static_cast<double>(bytes)); };
@@ -104,7 +107,8 @@ void TrainDisplay::step(const StepReport& report, int64_t steps) {
   std::string text = fmt::format("{}/{}  {}", report.step, steps, losses_text(report.losses));
   text += fmt::format("  lr {:.2e}  |g| {:.2f}  {} tok/s", report.learning_rate, report.gradient_norm,
                       count_text(report.tokens_per_second));
-  if (peak_flops_ > 0) text += fmt::format(" ({:.0f} % of peak)", 100 * report.flops_per_second / peak_flops_);
+  if (peak_flops_ > 0)
+    text += fmt::format(" ({:.0f} % of peak)", 100 * report.flops_per_second / peak_flops_);
   if (report.routers > 0) {
     text += fmt::format("  MaxVio {:.2f}", report.max_violation);
     if (report.dead_experts > 0) text += fmt::format(" ({} idle)", report.dead_experts);

@@ -63,7 +63,7 @@ void forward_quantised(ThreadPool& pool, const View& x, const View& rows, const 
                         .c = out.as<float>() + offset[e] * out.stride(0),
                         .c_row = out.stride(0)});
   }
-  quantised::multiply(pool, {w.dtype == DType::q8 ? 8 : 4, w.group}, problems);
+  quantised::multiply(pool, quantised::form_of(w), problems);
 }
 
 template <class T, class S>

@@ -51,8 +51,6 @@ void forward(ThreadPool& pool, const View& x, const View& w, const View& bias, c
   solve<T, S>(pool, problem);
 }
 
-quantised::Form form_of(DType type, int64_t group) { return {type == DType::q8 ? 8 : 4, group}; }
-
 void forward_quantised(ThreadPool& pool, const View& x, const View& w, const View& bias, const Grad& out) {
   const quantised::Problem problem{.m = x[0],
                                    .n = w[0],
@@ -63,7 +61,7 @@ void forward_quantised(ThreadPool& pool, const View& x, const View& w, const Vie
                                    .c_row = out.view.stride(0),
                                    .bias = bias.as_or_null<float>(),
                                    .accumulate = out.accumulate};
-  quantised::multiply(pool, form_of(w.dtype, w.group), std::span(&problem, 1));
+  quantised::multiply(pool, quantised::form_of(w), std::span(&problem, 1));
 }
 
 template <class T, class S>
@@ -137,7 +135,7 @@ void by_head_quantised(ThreadPool& pool, const View& x, const View& w, const Vie
                      .c = out.as<float>() + h * out.stride(1),
                      .c_row = out.stride(0)});
   }
-  quantised::multiply(pool, form_of(w.dtype, w.group), heads);
+  quantised::multiply(pool, quantised::form_of(w), heads);
 }
 
 }  // namespace
@@ -238,7 +236,7 @@ std::optional<Backend::Packed> CpuBackend::quantised(Shape shape, DType type, in
   packed.view.dtype = type;
   packed.view.layout = Layout::panels;
   packed.view.group = static_cast<int32_t>(group);
-  const int64_t matrix = quantised::bytes(form_of(type, group), shape[-2], shape[-1]);
+  const int64_t matrix = quantised::bytes(quantised::form_of(type, group), shape[-2], shape[-1]);
   packed.view.strides = {matrix};  // of a stack
   packed.bytes = shape.rank() == 3 ? shape[0] * matrix : matrix;
   return packed;
@@ -246,8 +244,8 @@ std::optional<Backend::Packed> CpuBackend::quantised(Shape shape, DType type, in
 
 void CpuBackend::pack_quantised(const int8_t* codes, const float* scales, View to, int64_t index, int64_t row,
                                 int64_t rows) {
-  LATENTE_ASSERT(is_quantised(to.dtype) && to.layout == Layout::panels && row % quantised::panel_rows == 0);
-  const quantised::Form form = form_of(to.dtype, to.group);
+  LATENTE_ASSERT(to.layout == Layout::panels && row % quantised::panel_rows == 0);
+  const quantised::Form form = quantised::form_of(to);
   std::byte* panels = static_cast<std::byte*>(to.data) + index * to.stride(0);
   quantised::pack(pool_, form, codes, scales, rows, to[-1],
                   panels + row / quantised::panel_rows * quantised::panel_bytes(form, to[-1]));

@@ -10,6 +10,7 @@
 
 #include "base/threads.h"
 #include "cpu/gemm.h"
+#include "tensor/view.h"
 
 namespace latente::quantised {
 
@@ -23,6 +24,11 @@ struct Form {
   int bits = 8;
   int64_t group = 64;
 };
+inline Form form_of(DType type, int64_t group) {
+  LATENTE_ASSERT(is_quantised(type));
+  return {type == DType::q8 ? 8 : 4, group};
+}
+inline Form form_of(const View& w) { return form_of(w.dtype, w.group); }
 
 int64_t scale_bytes(Form form, int64_t k);  // of a panel
 int64_t panel_bytes(Form form, int64_t k);

@@ -1,11 +1,9 @@
 #include "model/quantised.h"
 
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <vector>
 
+#include "base/memory.h"
 #include "base/random.h"
 #include "base/threads.h"
 #include "model/weights.h"
@@ -18,23 +16,26 @@ constexpr int64_t piece_elements = 4 << 20;  // quantised at once
 
 int bits_of(DType type) { return type == DType::q8 ? 8 : 4; }
 
-// Where codes come from: rows of a matrix as a checkpoint names it, or of the transposed part of one.
+// Where codes come from. Names are a checkpoint's, one of an expert's own among them.
 class Source {
  public:
   virtual ~Source() = default;
   // Rows [row, row + rows) of the matrix `name` [n, k].
   virtual void read(const std::string& name, int64_t n, int64_t k, int64_t row, int64_t rows, int bits,
                     int64_t group, int8_t* codes, float* scales) = 0;
-  // Parameters that are not quantised.
-  virtual void keep(const std::string& path, Tensor& tensor) = 0;
-  // For a head h, the rows [h · stride, h · stride + k) of the matrix `name` [.., n], transposed: [n, k].
+  // Rows [first, first + k) of the matrix `name` of this shape, transposed: [shape[1], k].
   virtual void read_transposed(const std::string& name, const Shape& shape, int64_t first, int64_t k,
                                int bits, int64_t group, int8_t* codes, float* scales) = 0;
+  // A parameter that is not quantised.
+  virtual void keep(const std::string& path, const Tensor& tensor) = 0;
 };
 
 class CheckpointSource final : public Source {
  public:
   explicit CheckpointSource(const TensorSource& checkpoint) : checkpoint_(checkpoint) {}
+  ~CheckpointSource() override { forget(); }
+  CheckpointSource(const CheckpointSource&) = delete;
+  CheckpointSource& operator=(const CheckpointSource&) = delete;
 
   void read(const std::string& name, int64_t n, int64_t k, int64_t row, int64_t rows, int bits, int64_t group,
             int8_t* codes, float* scales) override {
@@ -63,14 +64,8 @@ class CheckpointSource final : public Source {
     quantise_rows(columns.data(), n, k, bits, group, codes, scales);
   }
 
-  void keep(const std::string& path, Tensor& tensor) override {
-    std::optional<MappedTensor> mapped = checkpoint_.map(path);
-    if (mapped && mapped->view.dtype == tensor.dtype() && mapped->view.shape == tensor.shape()) {
-      bind_memory(tensor, mapped->view.data, mapped->owner);
-    } else {
-      allocate(tensor);
-      checkpoint_.read(path, tensor.view());
-    }
+  void keep(const std::string& path, const Tensor& tensor) override {
+    load_parameter(path, tensor, checkpoint_, true);
   }
 
  private:
@@ -92,13 +87,7 @@ class CheckpointSource final : public Source {
 
   // What was read of the file need not stay in this process's memory.
   void forget() {
-    if (!mapped_) return;
-    const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-    const auto begin = (reinterpret_cast<uintptr_t>(mapped_->view.data) + page - 1) / page * page;
-    const auto end =
-        (reinterpret_cast<uintptr_t>(mapped_->view.data) + static_cast<uintptr_t>(mapped_->view.bytes())) /
-        page * page;
-    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+    if (mapped_) release_mapped(mapped_->view.data, mapped_->view.bytes());
     mapped_.reset();
   }
 
@@ -113,7 +102,7 @@ class CheckpointSource final : public Source {
 class RandomSource final : public Source {
  public:
   RandomSource(const Transformer& model, uint64_t seed)
-      : deviation_(model.config().initializer_range), random_(seed, 0), codes_(1 << 16) {
+      : seed_(seed), deviation_(model.config().initializer_range), random_(seed), codes_(1 << 16) {
     for (int8_t& code : codes_) code = static_cast<int8_t>(std::clamp(random_.normal() * 40, -127.0, 127.0));
   }
 
@@ -125,9 +114,9 @@ class RandomSource final : public Source {
                        int8_t* codes, float* scales) override {
     fill(shape[1], k, bits, group, codes, scales);
   }
-  void keep(const std::string& path, Tensor& tensor) override {
+  void keep(const std::string& path, const Tensor& tensor) override {
     allocate(tensor);
-    initialise_parameter(path, tensor, deviation_, 1);
+    initialise_parameter(path, tensor, deviation_, seed_);
   }
 
  private:
@@ -147,6 +136,7 @@ class RandomSource final : public Source {
     std::fill_n(scales, rows * groups_of(k, group), static_cast<float>(step));
   }
 
+  uint64_t seed_;
   double deviation_;
   Random random_;
   std::vector<int8_t> codes_;

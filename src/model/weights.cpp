@@ -92,6 +92,18 @@ int64_t check_names(Transformer& model, const TensorSource& checkpoint) {
   return static_cast<int64_t>(expected.size());
 }
 
+void load_parameter(const std::string& path, const Tensor& tensor, const TensorSource& checkpoint,
+                    bool map_where_possible) {
+  std::optional<MappedTensor> mapped;
+  if (map_where_possible) mapped = checkpoint.map(path);
+  if (mapped && mapped->view.dtype == tensor.dtype() && mapped->view.shape == tensor.shape()) {
+    bind_memory(tensor, mapped->view.data, mapped->owner);
+  } else {
+    allocate(tensor);
+    checkpoint.read(path, tensor.view());
+  }
+}
+
 void load_parameters(Transformer& model, const TensorSource& checkpoint, const LoadOptions& options) {
   int64_t total = check_names(model, checkpoint), done = 0;
   auto step = [&] {
@@ -107,14 +119,7 @@ void load_parameters(Transformer& model, const TensorSource& checkpoint, const L
       }
       return;
     }
-    std::optional<MappedTensor> mapped;
-    if (options.map_where_possible) mapped = checkpoint.map(path);
-    if (mapped && mapped->view.dtype == tensor.dtype() && mapped->view.shape == tensor.shape()) {
-      bind_memory(tensor, mapped->view.data, mapped->owner);
-    } else {
-      allocate(tensor);
-      checkpoint.read(path, tensor.view());
-    }
+    load_parameter(path, tensor, checkpoint, options.map_where_possible);
     step();
   });
   for (auto& [path, gate] : model.gates()) allocate(gate->load);

@@ -5,6 +5,7 @@
 
 #include "checkpoint/support.h"
 #include "infer/support.h"
+#include "model/run_weights.h"
 
 namespace latente {
 namespace {
@@ -97,6 +98,30 @@ TEST_P(Quantised, SpeculativeTextIsPlainText) {
 INSTANTIATE_TEST_SUITE_P(Types, Quantised,
                          ::testing::Values(Precision{DType::q8, 0.1}, Precision{DType::q4, 0.5}),
                          [](const auto& test) { return std::string(name_of(test.param.type)); });
+
+// A float64 checkpoint's activations would be float64, which quantised weights cannot meet.
+TEST(RunWeights, EveryStoredTypeRunsInEveryForm) {
+  for (DType stored : {DType::f64, DType::f32, DType::bf16}) {
+    Transformer model = made({}, 3);
+    const TemporaryDirectory directory;
+    SaveOptions how;
+    how.weights = stored;
+    save_model(model, directory.at("model"), how);
+    for (const char* type : {"auto", "f32", "bf16", "f64", "int8", "int4"}) {
+      RunWeights weights;
+      weights.type = type;
+      const auto loaded = load_for_running(open_model(directory.at("model")), weights, backend());
+      RunnerOptions options;
+      options.context = 8;
+      Runner runner(backend(), *loaded, options);
+      const std::vector<int32_t> ids{1, 2, 3};
+      for (float logit : runner.forward(ids, 0, 1)) ASSERT_TRUE(std::isfinite(logit)) << type;
+    }
+    RunWeights unknown;
+    unknown.type = "f16";
+    EXPECT_THROW(load_for_running(open_model(directory.at("model")), unknown, backend()), Error);
+  }
+}
 
 TEST(QuantisedOptions, SenselessOnesAreRefused) {
   Transformer model(tiny_config({}), DType::f32);

@@ -1,0 +1,28 @@
+// A model for running alone: its weights in the form that runs fastest, from a checkpoint or at random.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "model/model_source.h"
+#include "model/transformer.h"
+
+namespace latente {
+
+struct RunWeights {
+  // "auto" (as stored; bf16 for random weights), "f32", "bf16", "f64"; "int8" and "int4" quantise (see
+  // model/quantised.h), and what they leave out is then as stored.
+  std::string type = "auto";
+  int64_t group = 64;  // of int8 and int4
+
+  // q8 or q4 for "int8" and "int4"; nothing for others.
+  std::optional<DType> quantised() const;
+};
+
+// Without source.tensors the weights are random: to see how fast a model of this shape would be. Error for
+// other names of types, and where loading has one.
+std::unique_ptr<Transformer> load_for_running(const ModelSource& source, const RunWeights& weights,
+                                              Backend& backend);
+
+}  // namespace latente
