@@ -130,6 +130,7 @@ f8e4m3::f8e4m3(float value) {
 f8e4m3::operator float() const { return f8e4m3_table()[bits]; }
 
 void convert(DType from, const void* source, DType to, void* target, int64_t count) {
+  if (count <= 0) return;  // an empty tensor may have no memory
   if (from == to) {
     std::memcpy(target, source, static_cast<size_t>(count * size_of(from)));
     return;
