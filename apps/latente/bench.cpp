@@ -119,8 +119,8 @@ class Bench {
 
   Row prefill(int64_t depth) {
     Row row = measure("prefill", options_.prompt, depth, [&] { read(options_.prompt, depth); });
-    row.bound =
-        row.per_second * forward_flops(model_->config(), depth + options_.prompt / 2, depth > 0) / peak_;
+    const int64_t context = depth + options_.prompt / 2;  // on average
+    row.bound = row.per_second * forward_flops(model_->config(), context, depth > 0) / peak_;
     return row;
   }
 
@@ -128,10 +128,10 @@ class Bench {
     Row row = measure("decode", options_.generate, depth, [&] {
       for (int64_t i = 0; i < options_.generate; ++i) runner_->forward(tokens(1), depth + i, 1);
     });
-    const double cache =
-        static_cast<double>(model_->cache_values_per_token() * size_of(*dtype_from_name(options_.cache)));
-    row.bound = row.per_second *
-                (active_bytes() + cache * static_cast<double>(depth + options_.generate / 2)) / bandwidth_;
+    const int64_t context = depth + options_.generate / 2;  // on average
+    const int64_t cache =
+        context * cache_figures(model_->config()).own * size_of(*dtype_from_name(options_.cache));
+    row.bound = row.per_second * (active_bytes() + static_cast<double>(cache)) / bandwidth_;
     return row;
   }
 

@@ -1,8 +1,5 @@
 #include "base/memory.h"
 
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <sys/resource.h>
 
 #include <algorithm>
@@ -49,14 +46,6 @@ int64_t available_memory() {
 }
 
 int64_t resident_memory() { return value_of("/proc/self/status", "RssAnon:") * 1024; }
-
-void release_mapped(const void* data, int64_t bytes) {
-  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const auto address = reinterpret_cast<uintptr_t>(data);
-  const uintptr_t begin = (address + page - 1) / page * page;
-  const uintptr_t end = (address + static_cast<uintptr_t>(bytes)) / page * page;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);  // a hint: may fail
-}
 
 std::string bytes_text(double bytes) {
   const char* units[] = {"B", "KiB", "MiB", "GiB", "TiB"};

@@ -174,6 +174,13 @@ std::optional<MappedTensor> Checkpoint::map(std::string_view name) const {
   return MappedTensor{*view, std::const_pointer_cast<SafetensorsFile>(file)};
 }
 
+void Checkpoint::release(std::string_view name) const {
+  const SafetensorsEntry& found = entry(name);
+  const MappedFile& file = files_[files_of_.at(name)]->file();
+  file.advise(MappedFile::Advice::dont_need, static_cast<size_t>(found.data - file.bytes().data()),
+              static_cast<size_t>(found.bytes));
+}
+
 void Checkpoint::read(const std::string& name, const View& target) const {
   const SafetensorsEntry& found = entry(name);
   if (found.dtype == DType::f8e4m3) {

@@ -43,6 +43,7 @@ class Checkpoint final : public TensorSource {
   // The stored elements without a copy; nothing when the type is not ours, the data is not aligned, or the
   // rank is above 4. For an FP8 weight these are the codes, whose scales are map(*scale_name(name)).
   std::optional<MappedTensor> map(std::string_view name) const override;
+  void release(std::string_view name) const override;
 
   // "x.weight_scale_inv" when x.weight is FP8 and has block scales.
   std::optional<std::string> scale_name(std::string_view name) const override;

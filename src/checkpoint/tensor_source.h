@@ -44,6 +44,8 @@ class TensorSource {
   // The stored elements without a copy; nothing when their type is not ours or they do not lie as one
   // aligned tensor of rank 4 at most.
   virtual std::optional<MappedTensor> map(std::string_view name) const = 0;
+  // A hint that what was mapped or read of this tensor need not stay in memory; it may be read again.
+  virtual void release(std::string_view) const {}
   // The tensor whose values scale blocks of this one, whose elements are FP8 codes; nothing for others.
   virtual std::optional<std::string> scale_name(std::string_view) const { return std::nullopt; }
   // Nothing when the tensor is not stored as rows of blocks that decode() knows.

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <vector>
 
-#include "base/memory.h"
 #include "base/random.h"
 #include "base/threads.h"
 #include "model/weights.h"
@@ -85,9 +84,8 @@ class CheckpointSource final : public Source {
     name_ = name;
   }
 
-  // What was read of the file need not stay in this process's memory.
   void forget() {
-    if (mapped_) release_mapped(mapped_->view.data, mapped_->view.bytes());
+    if (!name_.empty()) checkpoint_.release(name_);
     mapped_.reset();
   }
 
