@@ -1,5 +1,6 @@
 #include "cpu/attention_kernels.h"
 #include "cpu/cpu_backend.h"
+#include "cpu/scratch.h"
 
 #include <algorithm>
 #include <cstring>
@@ -203,6 +204,31 @@ void backward(ThreadPool& pool, ExpandedBackward<T>& b, const GradRows<T>& d_k_r
   }
 }
 
+// The end of the tokens from `begin` on that belong to one sequence.
+int64_t run_end(const int32_t* sequence, int64_t begin, int64_t tokens) {
+  int64_t end = begin + 1;
+  while (end < tokens && sequence[end] == sequence[begin]) ++end;
+  return end;
+}
+
+// The units of the tokens [begin, end) of one sequence.
+template <class T, class S>
+void add_units(const Paged<T, S>& a, int64_t begin, int64_t end, int64_t sequence,
+               std::vector<PagedUnit>& units) {
+  const int64_t share = a.heads / a.groups, rows = (end - begin) * share;
+  for (int64_t g = 0; g < a.groups; ++g) {
+    for (int64_t row = 0; row < rows; row += paged_rows) {
+      PagedUnit unit{begin, end - begin, sequence, g, row, std::min(paged_rows, rows - row), 0};
+      int64_t last = -1;
+      for (int64_t i = row / share; i <= (row + unit.rows - 1) / share; ++i) {
+        last = std::max<int64_t>(last, a.position[begin + i]);
+      }
+      unit.chunks = std::max<int64_t>(1, (last + paged_chunk) / paged_chunk);
+      units.push_back(unit);
+    }
+  }
+}
+
 template <class T, class S>
 void paged(ThreadPool& pool, const View& q, const View& keys, const View& values, const Pages& pages,
            double scale, const View& out) {
@@ -212,6 +238,7 @@ void paged(ThreadPool& pool, const View& q, const View& keys, const View& values
   a.key = keys[3];
   a.value = values[3];
   a.page = keys[1];
+  a.rows_together = a.heads / a.groups;
   a.scale = scale;
   a.q = rows_of<const T>(q);
   a.out = rows_of<T>(out);
@@ -228,26 +255,15 @@ void paged(ThreadPool& pool, const View& q, const View& keys, const View& values
 
   Division& d = division();
   d.units.clear();
+  for (int64_t t = 0, next; t < q[0]; t = next) {
+    next = run_end(sequence, t, q[0]);
+    add_units(a, t, next, sequence[t], d.units);
+  }
   d.first_chunk.clear();
   int64_t chunks = 0;
-  for (int64_t t = 0, next; t < q[0]; t = next) {
-    next = t + 1;
-    while (next < q[0] && sequence[next] == sequence[t]) ++next;
-    const int64_t rows = (next - t) * (a.heads / a.groups);
-    for (int64_t g = 0; g < a.groups; ++g) {
-      for (int64_t row = 0; row < rows; row += paged_rows) {
-        PagedUnit unit{t, next - t, sequence[t], g, row, std::min(paged_rows, rows - row), 0};
-        const int64_t share = a.heads / a.groups;
-        int64_t last = -1;
-        for (int64_t i = row / share; i <= (row + unit.rows - 1) / share; ++i) {
-          last = std::max<int64_t>(last, a.position[t + i]);
-        }
-        unit.chunks = std::max<int64_t>(1, (last + paged_chunk) / paged_chunk);
-        d.first_chunk.push_back(chunks);
-        chunks += unit.chunks;
-        d.units.push_back(unit);
-      }
-    }
+  for (const PagedUnit& unit : d.units) {
+    d.first_chunk.push_back(chunks);
+    chunks += unit.chunks;
   }
   const int64_t units = static_cast<int64_t>(d.units.size());
   const int64_t partial = paged_partial_size<T>(a.value);
@@ -271,6 +287,107 @@ void paged(ThreadPool& pool, const View& q, const View& keys, const View& values
     const size_t unit = static_cast<size_t>(task);
     paged_merge_task(a, d.units[unit], partials + d.first_chunk[unit] * partial, partial);
   });
+}
+
+// Keys and values of one chunk, expanded: [head, entry, width], rows padded.
+template <class T>
+struct ExpandedChunk {
+  int64_t heads, key, value;
+  Scratch<T> latents, product, keys, values;
+
+  int64_t key_row() const { return padded<T>(key); }
+  int64_t value_row() const { return padded<T>(value); }
+
+  // Entries [begin, begin + count) of a sequence, whose pages are block_table[0..]; `expand` multiplies
+  // latents [count, rank] by kv_b.
+  template <class Expand>
+  void load(ThreadPool& pool, const View& cache, const int32_t* block_table, int64_t rank, int64_t begin,
+            int64_t count, const Expand& expand) {
+    const int64_t rope = cache[3] - rank, nope = key - rope, width = heads * (nope + value);
+    const int64_t page = cache[1], size = size_of(cache.dtype);
+    const DType type = dtype_of<T>;
+    T* latent = latents.reserve(paged_chunk * (rank + rope));  // the latents, then the rotary parts
+    T* rotary = latent + paged_chunk * rank;
+    for (int64_t k = 0; k < count; ++k) {
+      const int64_t at = begin + k;
+      const std::byte* entry =
+          static_cast<const std::byte*>(cache.data) +
+          (block_table[at / page] * cache.stride(0) + at % page * cache.stride(1)) * size;
+      convert(cache.dtype, entry, type, latent + k * rank, rank);
+      convert(cache.dtype, entry + rank * size, type, rotary + k * rope, rope);
+    }
+    T* kv = product.reserve(paged_chunk * width);
+    expand(View(latent, {count, rank}, type), View(kv, {count, width}, type));
+    T* key_to = keys.reserve(heads * paged_chunk * key_row());
+    T* value_to = values.reserve(heads * paged_chunk * value_row());
+    pool.parallel_for(heads, 1, [&](int64_t head, int64_t end) {
+      for (; head < end; ++head) {
+        for (int64_t k = 0; k < count; ++k) {
+          const T* from = kv + k * width + head * (nope + value);
+          T* to = key_to + (head * paged_chunk + k) * key_row();
+          std::copy_n(from, nope, to);
+          std::copy_n(rotary + k * rope, rope, to + nope);
+          std::fill(to + key, to + key_row(), T{0});
+          to = value_to + (head * paged_chunk + k) * value_row();
+          std::copy_n(from + nope, value, to);
+          std::fill(to + value, to + value_row(), T{0});
+        }
+      }
+    });
+  }
+};
+
+template <class T, class Expand>
+void paged_expanded(ThreadPool& pool, const View& q, const View& cache, int64_t rank, const Pages& pages,
+                    double scale, const View& out, const Expand& expand) {
+  thread_local ExpandedChunk<T> chunk;
+  thread_local std::vector<int32_t> one_page;
+  chunk.heads = q[1], chunk.key = q[2], chunk.value = out[2];
+  Paged<T, T> a;
+  a.heads = a.groups = q[1];
+  a.key = chunk.key;
+  a.value = chunk.value;
+  a.page = paged_chunk;
+  a.rows_together = paged_rows;
+  a.scale = scale;
+  a.q = rows_of<const T>(q);
+  a.out = rows_of<T>(out);
+  a.key_slot = chunk.key_row(), a.key_head = paged_chunk * a.key_slot;
+  a.value_slot = chunk.value_row(), a.value_head = paged_chunk * a.value_slot;
+  a.position = pages.position.as<int32_t>();
+  const int32_t* sequence = pages.sequence.as<int32_t>();
+  const int64_t partial = paged_partial_size<T>(a.value);
+
+  Division& d = division();
+  for (int64_t t = 0, next; t < q[0]; t = next) {
+    next = run_end(sequence, t, q[0]);
+    d.units.clear();
+    add_units(a, t, next, 0, d.units);
+    int64_t chunks = 0;
+    for (const PagedUnit& unit : d.units) chunks = std::max(chunks, unit.chunks);
+    const int64_t entries = 1 + *std::max_element(a.position + t, a.position + next);
+    one_page.assign(static_cast<size_t>(chunks), 0);  // every chunk lies at the same place
+    a.block_table = one_page.data();
+    const int64_t units = static_cast<int64_t>(d.units.size());
+    T* partials = static_cast<T*>(scratch(1, units * partial * static_cast<int64_t>(sizeof(T))));
+    for (int64_t c = 0; c < chunks; ++c) {
+      const int64_t begin = c * paged_chunk, count = std::clamp<int64_t>(entries - begin, 0, paged_chunk);
+      if (count > 0) {
+        chunk.load(pool, cache, pages.block_table.as<int32_t>() + sequence[t] * pages.block_table.stride(0),
+                   rank, begin, count, expand);
+      }
+      a.keys = chunk.keys.reserve(0), a.values = chunk.values.reserve(0);
+      for_each_task(pool, units, [&](int64_t task) {
+        const PagedUnit& unit = d.units[static_cast<size_t>(task)];
+        if (c < unit.chunks) paged_onto_task(a, unit, c, partials + task * partial);
+      });
+    }
+    for_each_task(pool, units, [&](int64_t task) {
+      PagedUnit unit = d.units[static_cast<size_t>(task)];
+      unit.chunks = 1;  // merged already
+      paged_merge_task(a, unit, partials + task * partial, partial);
+    });
+  }
 }
 
 }  // namespace
@@ -314,6 +431,23 @@ void CpuBackend::attention_paged(View q, View keys, View values, const Pages& pa
     attention::paged<float, bf16>(pool_, q, keys, values, pages, scale, out);
   } else {
     attention::paged<float, float>(pool_, q, keys, values, pages, scale, out);
+  }
+}
+
+void CpuBackend::attention_paged_expanded(View q, View cache, View kv_b, const Pages& pages, double scale,
+                                          View out) {
+  const int64_t rank = kv_b[1];
+  LATENTE_ASSERT(q.shape.rank() == 3 && cache.shape.rank() == 4 && cache[2] == 1 && cache[3] > rank);
+  LATENTE_ASSERT(kv_b[0] == q[1] * (q[2] - (cache[3] - rank) + out[2]));
+  LATENTE_ASSERT(pages.sequence.contiguous() && pages.position.contiguous() &&
+                 pages.block_table.stride(1) == 1);
+  auto expand = [&](const View& latents, const View& product) {
+    linear(latents, kv_b, {}, {product, false});
+  };
+  if (q.dtype == DType::f64) {
+    attention::paged_expanded<double>(pool_, q, cache, rank, pages, scale, out, expand);
+  } else {
+    attention::paged_expanded<float>(pool_, q, cache, rank, pages, scale, out, expand);
   }
 }
 

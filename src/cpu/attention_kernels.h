@@ -96,6 +96,9 @@ inline constexpr int64_t paged_rows = 64;
 template <class T, class S>
 struct Paged {
   int64_t heads = 0, groups = 0, key = 0, value = 0, page = 0;  // key: dk; value: dv; page: slots a page
+  // Rows that share keys whatever the call, at least: how the kernel computes scores hangs on it, never on
+  // the number of tokens.
+  int64_t rows_together = 1;
   double scale = 1;
   Rows<const T> q;
   Rows<T> out;
@@ -129,6 +132,9 @@ void paged_merge_task(const Paged<T, S>& a, const PagedUnit& unit, T* partials, 
 // Both for all chunks of the unit, one after another.
 template <class T, class S>
 void paged_unit_task(const Paged<T, S>& a, const PagedUnit& unit);
+// One chunk added to the result of those before it (chunk 0 begins one), in `partial`.
+template <class T, class S>
+void paged_onto_task(const Paged<T, S>& a, const PagedUnit& unit, int64_t chunk, T* partial);
 
 // Memory that lives as long as the calling thread and only grows, aligned to 64 bytes. `slot` 0 belongs to
 // the task running on the thread, 1 to the kernel that divides the work.

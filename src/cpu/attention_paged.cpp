@@ -15,6 +15,9 @@
 HWY_BEFORE_NAMESPACE();
 namespace latente::attention::HWY_NAMESPACE {
 
+// 32 vectors rather than 16.
+inline constexpr bool many_registers = HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM;
+
 // A unit's result over some keys: out [rows, value] relative to the maxima, in base 2.
 template <class T>
 struct Partial {
@@ -51,7 +54,7 @@ struct ChunkScratch {
            padded<T>(a.key) * paged_rows;
   }
 
-  int64_t rows;  // of the unit, padded: the row length of scores [key, row]; queries are [row, key_row]
+  int64_t rows;  // of the unit, padded: the row length of scores [key, row]
   int64_t key_row, value_row;
   T *queries, *scores, *keys, *values, *factor, *first, *last;
   T* partials;  // what follows in memory
@@ -81,10 +84,36 @@ RowAt row_at(const Paged<T, S>& a, const PagedUnit& unit, int64_t row) {
   return {unit.token + index / share, unit.group * share + index % share};
 }
 
-// Rows up to the next four, zeros beyond the unit's.
+// Scores are computed with rows in the lanes, queries lying as [i, row], where the heads that share a key
+// fill them and registers are few: then a tile has more sums. Else lanes run along the width, queries lying
+// as [row, key_row]. The model and the processor decide alone, so that a row's bits do not depend on other
+// rows.
+template <class T, class S>
+bool rows_in_lanes(const Paged<T, S>& a) {
+  return !many_registers && a.rows_together >= lanes<T>();
+}
+
 template <class T, class S>
 void load_paged_queries(const Paged<T, S>& a, const PagedUnit& unit, ChunkScratch<T, S>& s) {
   const T scale = static_cast<T>(a.scale * 1.4426950408889634);
+  if (rows_in_lanes(a)) {
+    const int64_t share = a.heads / a.groups;
+    if (share == 1) {  // a row is a token
+      transpose(a.q.at(unit.token + unit.first_row, unit.group), a.q.token, unit.rows, a.key, scale,
+                s.queries, s.rows, s.rows);
+      return;
+    }
+    for (int64_t row = 0; row < unit.rows;) {
+      const RowAt at = row_at(a, unit, row);
+      const int64_t here = std::min(unit.rows - row, (unit.group + 1) * share - at.head);
+      const bool final = row + here == unit.rows;
+      transpose(a.q.at(at.token, at.head), a.q.head, here, a.key, scale, s.queries + row, s.rows,
+                final ? s.rows - row : here);
+      row += here;
+    }
+    return;
+  }
+  // Rows up to the next four, zeros beyond the unit's.
   for (int64_t row = 0; row < round_up(unit.rows, 4); ++row) {
     T* to = s.queries + row * s.key_row;
     if (row >= unit.rows) {
@@ -172,16 +201,21 @@ void score_tile(int64_t width, const T* HWY_RESTRICT queries, int64_t query_row,
   }
 }
 
-#if HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM
-inline constexpr int keys_of_tile = 6;
-#else
-inline constexpr int keys_of_tile = 2;
-#endif
+inline constexpr int keys_of_tile = many_registers ? 6 : 2;
 
-// Scores of `keys` keys and `rows` rows, a multiple of 4; rows beyond, up to s.rows, are zeros.
+// s.scores[key, row] of a block of keys; those of rows beyond the unit's, up to s.rows, are finite.
 template <class T, class S>
-void score_block(const ChunkScratch<T, S>& s, const BlockRows<T>& block, int64_t width, int64_t keys,
-                 int64_t rows) {
+void score_block(const Paged<T, S>& a, const PagedUnit& unit, const ChunkScratch<T, S>& s,
+                 const BlockRows<T>& block, int64_t keys) {
+  if (rows_in_lanes(a)) {
+    multiply<Start::zero, false, T>(
+        {keys, s.rows, block.keys, block.key_row, 1, s.queries, s.rows, s.scores, s.rows},
+        [&](int64_t, int64_t, int64_t, int64_t) HWY_ATTR {
+          return Range{0, a.key};
+        });
+    return;
+  }
+  const int64_t width = round_up(a.key, lanes<T>()), rows = round_up(unit.rows, 4);
   if (rows < s.rows) {
     for (int64_t k = 0; k < keys; ++k)
       std::fill(s.scores + k * s.rows + rows, s.scores + (k + 1) * s.rows, T{0});
@@ -221,7 +255,7 @@ void reduce_chunk(const Paged<T, S>& a, const PagedUnit& unit, int64_t chunk, co
   for (bool start = true; at < end; at += paged_block, start = false) {
     const int64_t keys = std::min(paged_block, end - at);
     const BlockRows<T> block = load_block(a, unit, at, keys, s);
-    score_block(s, block, round_up(a.key, lanes<T>()), keys, round_up(unit.rows, 4));
+    score_block(a, unit, s, block, keys);
     for (int64_t row = 0; row < padded_rows; ++row) {
       s.first[row] = 0;
       const int64_t token = row_at(a, unit, std::min(row, unit.rows - 1)).token;
@@ -325,6 +359,20 @@ void unit_task(const Paged<T, S>& a, const PagedUnit& unit) {
   write_rows(a, unit, result);
 }
 
+template <class T, class S>
+void onto_task(const Paged<T, S>& a, const PagedUnit& unit, int64_t chunk, T* partial) {
+  const int64_t elements = ChunkScratch<T, S>::elements(a) + Partial<T>::elements(a.value) + 2 * paged_rows;
+  ChunkScratch<T, S> s(a, unit, scratch(0, elements * static_cast<int64_t>(sizeof(T))));
+  const Partial<T> result(partial, a.value), next(s.partials, a.value);
+  load_paged_queries(a, unit, s);
+  if (chunk == 0) {
+    reduce_chunk(a, unit, chunk, s, result);
+    return;
+  }
+  reduce_chunk(a, unit, chunk, s, next);
+  merge(result, next, unit.rows, a.value, s.partials + Partial<T>::elements(a.value));
+}
+
 #define LATENTE_PAGED(NAME, T, S)                                                               \
   void chunk_##NAME(const Paged<T, S>& a, const PagedUnit& unit, int64_t chunk, T* partial) {   \
     chunk_task(a, unit, chunk, partial);                                                        \
@@ -332,7 +380,10 @@ void unit_task(const Paged<T, S>& a, const PagedUnit& unit) {
   void merge_##NAME(const Paged<T, S>& a, const PagedUnit& unit, T* partials, int64_t stride) { \
     merge_task(a, unit, partials, stride);                                                      \
   }                                                                                             \
-  void unit_##NAME(const Paged<T, S>& a, const PagedUnit& unit) { unit_task(a, unit); }
+  void unit_##NAME(const Paged<T, S>& a, const PagedUnit& unit) { unit_task(a, unit); }         \
+  void onto_##NAME(const Paged<T, S>& a, const PagedUnit& unit, int64_t chunk, T* partial) {    \
+    onto_task(a, unit, chunk, partial);                                                         \
+  }
 LATENTE_PAGED(f32, float, float)
 LATENTE_PAGED(bf16, float, bf16)
 LATENTE_PAGED(f64, double, double)
@@ -355,6 +406,7 @@ template int64_t paged_partial_size<double>(int64_t);
   HWY_EXPORT(chunk_##NAME);                                                                         \
   HWY_EXPORT(merge_##NAME);                                                                         \
   HWY_EXPORT(unit_##NAME);                                                                          \
+  HWY_EXPORT(onto_##NAME);                                                                          \
   template <>                                                                                       \
   void paged_chunk_task(const Paged<T, S>& a, const PagedUnit& unit, int64_t chunk, T* partial) {   \
     HWY_DYNAMIC_DISPATCH(chunk_##NAME)(a, unit, chunk, partial);                                    \
@@ -366,6 +418,10 @@ template int64_t paged_partial_size<double>(int64_t);
   template <>                                                                                       \
   void paged_unit_task(const Paged<T, S>& a, const PagedUnit& unit) {                               \
     HWY_DYNAMIC_DISPATCH(unit_##NAME)(a, unit);                                                     \
+  }                                                                                                 \
+  template <>                                                                                       \
+  void paged_onto_task(const Paged<T, S>& a, const PagedUnit& unit, int64_t chunk, T* partial) {    \
+    HWY_DYNAMIC_DISPATCH(onto_##NAME)(a, unit, chunk, partial);                                     \
   }
 LATENTE_PAGED(f32, float, float)
 LATENTE_PAGED(bf16, float, bf16)

@@ -59,6 +59,8 @@ class CpuBackend final : public Backend {
                                    View out, View lse, View delta, Grad d_q, Grad d_k, Grad d_k_rope,
                                    Grad d_v) override;
   void attention_paged(View q, View keys, View values, const Pages& pages, double scale, View out) override;
+  void attention_paged_expanded(View q, View cache, View kv_b, const Pages& pages, double scale,
+                                View out) override;
   void cache_store(View x, View slots, View cache) override;
   void linear_cross_entropy(View h, View w, View targets, View token_weights, View scratch, View nll,
                             View predicted, View loss) override;

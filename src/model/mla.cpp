@@ -43,7 +43,9 @@ Tensor Mla::operator()(const Tensor& x, Step& at, const LayerCache* cache) const
     cache_store(c, at.slots, entries.columns(0, kv_rank));
     cache_store(k_rope, at.slots, entries.columns(kv_rank, kv_rank + rope_dim));
   }
-  Tensor out = at.starts ? expanded(q, c, k_rope, at) : absorbed(q, at, *cache);
+  Tensor out = at.starts         ? expanded(q, c, k_rope, at)
+               : at.expand_cache ? attention_paged_expanded(q, cache->keys, kv_b_proj.weight, at.pages, scale)
+                                 : absorbed(q, at, *cache);
   return o_proj(out.reshape({tokens, heads * v_dim}));
 }
 

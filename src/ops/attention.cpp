@@ -57,6 +57,20 @@ Tensor attention_paged(const Tensor& q, const Tensor& keys, const Tensor& values
   return out;
 }
 
+Tensor attention_paged_expanded(const Tensor& q, const Tensor& cache, const Tensor& kv_b,
+                                const PageTensors& pages, double scale) {
+  const int64_t rank = kv_b[1], rope = cache[3] - rank, nope = q[2] - rope;
+  LATENTE_ASSERT(cache[2] == 1 && kv_b[0] % q[1] == 0 && nope > 0);
+  Plan& plan = *q.plan();
+  Tensor out = plan.intermediate({q[0], q[1], kv_b[0] / q[1] - nope}, q.dtype());
+  plan.record("attention_paged_expanded", {q, cache, kv_b, pages.block_table, pages.sequence, pages.position},
+              {out}, [=](Backend& b) {
+                Pages at{pages.block_table.view(), pages.sequence.view(), pages.position.view()};
+                b.attention_paged_expanded(q.view(), cache.view(), kv_b.view(), at, scale, out.view());
+              });
+  return out;
+}
+
 void cache_store(const Tensor& x, const Tensor& slots, const Tensor& cache) {
   x.plan()->record("cache_store", {x, slots}, {cache},
                    [=](Backend& b) { b.cache_store(x.view(), slots.view(), cache.view()); });

@@ -66,6 +66,11 @@ struct PageTensors {
 // Without gradient.
 Tensor attention_paged(const Tensor& q, const Tensor& keys, const Tensor& values, const PageTensors& pages,
                        double scale);
+// The same for MLA's cache [pages, page, 1, R + rope] by expanding it through kv_b [H · (N + dv), R]; q [T,
+// H, N
+// + rope]. Without gradient.
+Tensor attention_paged_expanded(const Tensor& q, const Tensor& cache, const Tensor& kv_b,
+                                const PageTensors& pages, double scale);
 void cache_store(const Tensor& x, const Tensor& slots, const Tensor& cache);
 
 // -- loss.cpp

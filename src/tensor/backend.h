@@ -180,6 +180,11 @@ class Backend {
   // MLA G = 1, and values are the first kv_lora_rank columns of keys: the latent itself); out [T, H, dv].
   virtual void attention_paged(View q, View keys, View values, const Pages& pages, double scale,
                                View out) = 0;
+  // The same for MLA with keys and values expanded from the latents, block by block, which costs less where
+  // many tokens share them. q [T, H, nope + rope]; cache [pages, page, 1, rank + rope]; kv_b [H · (nope + dv),
+  // rank], of any layout; out [T, H, dv].
+  virtual void attention_paged_expanded(View q, View cache, View kv_b, const Pages& pages, double scale,
+                                        View out) = 0;
   // cache[slots[t] / page, slots[t] % page] = x[t]; x [T, D] (rows may be strided), cache [pages, page, D']
   // with D <= D' (a view of some columns); negative slots are skipped.
   virtual void cache_store(View x, View slots, View cache) = 0;

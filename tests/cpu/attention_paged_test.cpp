@@ -112,6 +112,7 @@ Strided<double> paged_oracle(const Cache<T, S>& cache, const Strided<T>& q, cons
   out.fill([] { return 0.0; });
   for (int64_t t = 0; t < q.view[0]; ++t) {
     const Query& row = rows[static_cast<size_t>(t)];
+    if (row.position < 0) continue;  // attends to nothing
     const auto s = static_cast<size_t>(row.sequence);
     for (int64_t h = 0; h < q.view[1]; ++h) {
       const int64_t g = h / (q.view[1] / cache.groups);
@@ -211,6 +212,92 @@ TYPED_TEST(PagedAttention, HasTheSameBitsForAnyThreadsAndRows) {
             different += alone.at(0, h, i) != together.at(static_cast<int64_t>(row), h, i);
         EXPECT_EQ(different, 0) << c.heads << " heads, row " << row << " of " << rows.size();
       }
+    }
+  }
+}
+
+// MLA's cache with keys and values expanded from the latents: against attention over a cache that holds them
+// expanded, and the same bits for any rows and threads.
+TYPED_TEST(PagedAttention, ExpandsLatents) {
+  using T = typename TypeParam::Activation;
+  using S = typename TypeParam::Stored;
+  Random random(22);
+  struct Shape {
+    int64_t heads, nope, rope, value, rank, page;
+  };
+  for (const Shape& c : {Shape{3, 16, 8, 12, 24, 16}, Shape{1, 7, 3, 5, 9, 1}, Shape{8, 64, 64, 64, 128, 64},
+                         Shape{16, 8, 4, 16, 16, 7}}) {
+    const std::vector<int64_t> lengths = {random.between(520, 900), random.between(1, 300), 256};
+    Cache<T, S> cache(1, c.rank + c.rope, c.rank, c.page, true, lengths, random.next_u64());
+    Strided<T> kv_b(c.heads * (c.nope + c.value), 1, c.rank);
+    kv_b.randomise(random);
+    Cache<double, double> expanded(c.heads, c.nope + c.rope, c.value, c.page, false, lengths, 5);
+    for (size_t s = 0; s < lengths.size(); ++s) {
+      for (int64_t at = 0; at < lengths[s]; ++at) {
+        for (int64_t h = 0; h < c.heads; ++h) {
+          for (int64_t i = 0; i < c.nope + c.value; ++i) {
+            double sum = 0;
+            for (int64_t r = 0; r < c.rank; ++r)
+              sum +=
+                  static_cast<double>(kv_b.at(h * (c.nope + c.value) + i, 0, r)) * cache.key_at(s, at, 0, r);
+            if (i < c.nope) {
+              expanded.keys[expanded.slot(s, at, c.heads * (c.nope + c.rope)) +
+                            static_cast<size_t>(h * (c.nope + c.rope) + i)] = sum;
+            } else {
+              expanded.values[expanded.slot(s, at, c.heads * c.value) +
+                              static_cast<size_t>(h * c.value + i - c.nope)] = sum;
+            }
+          }
+          for (int64_t i = 0; i < c.rope; ++i) {
+            expanded.keys[expanded.slot(s, at, c.heads * (c.nope + c.rope)) +
+                          static_cast<size_t>(h * (c.nope + c.rope) + c.nope + i)] =
+                cache.key_at(s, at, 0, c.rank + i);
+          }
+        }
+      }
+    }
+    std::vector<Query> rows;
+    for (int32_t s : {0, 2, 1}) {
+      const int64_t tokens = std::min<int64_t>(random.between(1, 90), lengths[static_cast<size_t>(s)]);
+      for (int64_t i = 0; i < tokens; ++i)
+        rows.push_back({s, static_cast<int32_t>(lengths[static_cast<size_t>(s)] - tokens + i)});
+    }
+    rows.push_back({1, -1});  // padding
+    const int64_t count = static_cast<int64_t>(rows.size());
+    Strided<T> q(count, c.heads, c.nope + c.rope);
+    q.randomise(random);
+    const double scale = 1 / std::sqrt(static_cast<double>(c.rank));
+    auto attend = [&](CpuBackend& cpu, const Strided<T>& queries, const std::vector<Query>& which) {
+      Strided<T> out(queries.view[0], c.heads, c.value);
+      std::vector<int32_t> sequence, position;
+      for (const Query& row : which) sequence.push_back(row.sequence), position.push_back(row.position);
+      const Pages pages{
+          View(cache.table.data(), {static_cast<int64_t>(lengths.size()), cache.columns}, DType::i32),
+          vector_view(sequence), vector_view(position)};
+      View weight = kv_b.view;
+      weight.shape = {c.heads * (c.nope + c.value), c.rank};
+      weight.strides = {kv_b.view.stride(0), 1, 0, 0};
+      cpu.attention_paged_expanded(queries.view, cache.key_view(), weight, pages, scale, out.view);
+      return out;
+    };
+    const Strided<T> out = attend(this->one, q, rows);
+    Strided<double> wide(count, c.heads, c.nope + c.rope);
+    for (int64_t t = 0; t < count; ++t)
+      for (int64_t h = 0; h < c.heads; ++h)
+        for (int64_t i = 0; i < c.nope + c.rope; ++i) wide.at(t, h, i) = static_cast<double>(q.at(t, h, i));
+    EXPECT_LT(error(out, paged_oracle(expanded, wide, rows, scale)), 4 * tolerance<T>);
+    EXPECT_EQ(differences(out, attend(this->three, q, rows)), 0);
+    for (size_t row = 0; row < rows.size(); row += 17) {
+      Strided<T> single(1, c.heads, c.nope + c.rope);
+      for (int64_t h = 0; h < c.heads; ++h)
+        for (int64_t i = 0; i < c.nope + c.rope; ++i)
+          single.at(0, h, i) = q.at(static_cast<int64_t>(row), h, i);
+      const Strided<T> alone = attend(this->one, single, {rows[row]});
+      int64_t different = 0;
+      for (int64_t h = 0; h < c.heads; ++h)
+        for (int64_t i = 0; i < c.value; ++i)
+          different += alone.at(0, h, i) != out.at(static_cast<int64_t>(row), h, i);
+      EXPECT_EQ(different, 0) << "row " << row;
     }
   }
 }
