@@ -6,7 +6,7 @@
 #include <memory>
 
 #include "cpu/cpu_backend.h"
-#include "infer/runner.h"
+#include "infer/sequence_runner.h"
 #include "model/weights.h"
 
 namespace latente {
@@ -15,7 +15,7 @@ namespace {
 struct Bench {
   CpuBackend backend;
   Transformer model;
-  std::unique_ptr<Runner> runner;
+  std::unique_ptr<SequenceRunner> runner;
 
   Bench() : model(config(), DType::bf16) {
     allocate_parameters(model);
@@ -23,7 +23,7 @@ struct Bench {
     pack_weights(model, backend);
     RunnerOptions options;
     options.context = 512;
-    runner = std::make_unique<Runner>(backend, model, options);
+    runner = std::make_unique<SequenceRunner>(backend, model, options);
     std::vector<int32_t> prompt(256, 1);
     runner->forward(prompt, 0, 1);
     if (!model.mtp.empty()) runner->predict(0, prompt, 0);

@@ -12,7 +12,7 @@
 #include "commands.h"
 #include "cpu/cpu_backend.h"
 #include "cpu/peak.h"
-#include "infer/runner.h"
+#include "infer/sequence_runner.h"
 #include "model/figures.h"
 #include "model/gguf.h"
 #include "model/model_source.h"
@@ -56,7 +56,7 @@ class Bench {
     runner.context = *std::max_element(options.depths.begin(), options.depths.end()) +
                      std::max(options.prompt, options.generate) + 1;
     runner.cache_type = *dtype_from_name(options.cache);
-    runner_ = std::make_unique<Runner>(backend_, *model_, runner);
+    runner_ = std::make_unique<SequenceRunner>(backend_, *model_, runner);
 
     bandwidth_ = measure_read_bandwidth(backend_.threads());
     peak_ = weights.quantised() ? measure_peak_of_bytes(backend_.threads())
@@ -89,8 +89,8 @@ class Bench {
 
   void read(int64_t count, int64_t depth) {
     const std::vector<int32_t> ids = tokens(count);
-    for (int64_t at = 0; at < count; at += runner_->chunk()) {
-      const int64_t piece = std::min(runner_->chunk(), count - at);
+    for (int64_t at = 0; at < count; at += runner_->runner().options().chunk) {
+      const int64_t piece = std::min(runner_->runner().options().chunk, count - at);
       runner_->forward(std::span(ids).subspan(static_cast<size_t>(at), static_cast<size_t>(piece)),
                        depth + at, 1);
     }
@@ -180,7 +180,7 @@ class Bench {
   const BenchOptions& options_;
   CpuBackend backend_;
   std::unique_ptr<Transformer> model_;
-  std::unique_ptr<Runner> runner_;
+  std::unique_ptr<SequenceRunner> runner_;
   Random random_{1};
   std::string weights_;
   double load_seconds_ = 0, bandwidth_ = 0, peak_ = 0;

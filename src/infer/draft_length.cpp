@@ -4,12 +4,13 @@
 
 namespace latente {
 
-DraftLength::DraftLength(int64_t most)
+DraftLength::DraftLength(int64_t most, double acceptance, int64_t trials)
     : choices_(static_cast<size_t>(most + 1)),
-      // What DeepSeek-V3's report measures, as good as eight passes, lest the first few decide.
-      acceptance_(static_cast<size_t>(most), 0.85),
-      judged_(static_cast<size_t>(most), 8) {
-  for (Choice& choice : choices_) choice.wait = first_wait;
+      // As good as eight passes, lest the first few decide.
+      acceptance_(static_cast<size_t>(most), acceptance),
+      judged_(static_cast<size_t>(most), 8),
+      trials_(trials) {
+  for (Choice& choice : choices_) choice.wait = first_wait, choice.trial = trials;
 }
 
 double DraftLength::rate(size_t drafts) const {
@@ -33,7 +34,7 @@ int64_t DraftLength::choose() {
     Choice& choice = choices_[n];
     if (n == best) continue;
     if (choice.trial == 0 && pass_ - choice.last >= choice.wait) {
-      choice.trial = trials;
+      choice.trial = trials_;
       choice.wait = std::min(2 * choice.wait, longest_wait);
     }
     if (choice.trial > 0) {
@@ -48,14 +49,17 @@ int64_t DraftLength::choose() {
   return static_cast<int64_t>(chosen);
 }
 
-void DraftLength::record(int64_t drafted, int64_t accepted, double seconds, bool unusual) {
+void DraftLength::judge(int64_t drafted, int64_t accepted) {
   for (size_t i = 0; i < static_cast<size_t>(drafted) && static_cast<int64_t>(i) <= accepted; ++i) {
     const double right = static_cast<int64_t>(i) < accepted ? 1 : 0;
     const double weight = std::max(1.0 / static_cast<double>(++judged_[i]), 0.05);
     acceptance_[i] += weight * (right - acceptance_[i]);
   }
-  Choice& choice = choices_[static_cast<size_t>(drafted)];
+}
+
+void DraftLength::time(int64_t drafted, double seconds, bool unusual) {
   if (unusual) return;
+  Choice& choice = choices_[static_cast<size_t>(std::min(drafted, most()))];
   // Any pass may be interrupted: what takes far longer than usual counts little.
   if (choice.passes > 0) seconds = std::min(seconds, 2 * choice.seconds);
   const double weight = std::max(1.0 / static_cast<double>(choice.passes + 1), 0.1);

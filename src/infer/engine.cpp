@@ -1,35 +1,40 @@
 #include "infer/engine.h"
 
 #include <algorithm>
-#include <chrono>
 
 namespace latente {
 namespace {
 
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+constexpr int64_t most_drafts = 7;
+constexpr int64_t most_looked_up = 4;
+
+double seconds_between(Sequence::Clock::time_point begin, Sequence::Clock::time_point end) {
+  return std::chrono::duration<double>(end - begin).count();
+}
+
+RunnerOptions with_states(RunnerOptions options, const Transformer& model) {
+  options.states = model.mtp.empty() ? 0 : Drafter::states_for(options.sequences, options.chunk);
+  return options;
 }
 
 }  // namespace
 
 Engine::Engine(Backend& backend, const Transformer& model, const RunnerOptions& options)
     : config_(&model.config()),
-      runner_(backend, model, options),
-      draft_length_(static_cast<int64_t>(model.mtp.size())),
-      predicted_(model.mtp.size(), 0) {}
-
-std::span<float> Engine::row(std::span<float> logits, size_t index) const {
-  size_t vocabulary = static_cast<size_t>(config_->vocab_size);
-  return logits.subspan(index * vocabulary, vocabulary);
+      runner_(backend, model, with_states(options, model)),
+      drafter_(runner_),
+      pool_(runner_.pages(), options.page_size, runner_.modules()) {
+  for (int64_t place = options.sequences; place-- > 0;) free_places_.push_back(static_cast<int32_t>(place));
 }
 
-void Engine::check(std::span<const int32_t> prompt, const GenerationOptions& options) const {
+void Engine::check(const Request& request) const {
+  const GenerationOptions& options = request.options;
   options.sampling.validate();
-  if (prompt.empty()) fail("the prompt is empty");
-  if (static_cast<int64_t>(prompt.size()) >= runner_.context()) {
-    fail("the prompt has {} tokens, the context holds {}", prompt.size(), runner_.context());
-  }
-  for (int32_t id : prompt) {
+  const int64_t length = static_cast<int64_t>(request.prompt.size());
+  const int64_t room = std::min(runner_.options().context, pool_.pages() * pool_.page_size());
+  if (length == 0) fail("the prompt is empty");
+  if (length >= room) fail("the prompt has {} tokens, the context holds {}", length, room);
+  for (int32_t id : request.prompt) {
     if (id < 0 || id >= config_->vocab_size)
       fail("token {} lies outside the vocabulary of {}", id, config_->vocab_size);
   }
@@ -38,156 +43,430 @@ void Engine::check(std::span<const int32_t> prompt, const GenerationOptions& opt
       fail("logit_bias: token {} lies outside the vocabulary of {}", id, config_->vocab_size);
   }
   if (options.max_tokens < 0) fail("max_tokens: expected 0 or more, found {}", options.max_tokens);
-  if (options.draft < -1 || options.draft > 7)
-    fail("draft: expected 0 to 7 tokens, or -1, found {}", options.draft);
+  if (options.draft < -1 || options.draft > most_drafts)
+    fail("draft: expected 0 to {} tokens, or -1, found {}", most_drafts, options.draft);
 }
 
-// Runs every module in use over the positions whose later tokens are known, up to what the main model has
-// processed.
-void Engine::catch_up(int64_t processed) {
-  for (size_t k = 0; k < predicted_.size() && static_cast<int64_t>(k) < depth_; ++k) {
-    int64_t ahead = static_cast<int64_t>(k) + 1;
-    int64_t end = std::min(processed, static_cast<int64_t>(tokens_.size()) - ahead);
-    for (int64_t first = predicted_[k]; first < end;) {
-      int64_t count = std::min(end - first, runner_.chunk());
-      runner_.predict(
-          static_cast<int64_t>(k),
-          std::span(tokens_).subspan(static_cast<size_t>(first + ahead), static_cast<size_t>(count)), first);
-      first += count;
+uint64_t Engine::submit(Request request) {
+  check(request);
+  auto s = std::make_unique<Sequence>();
+  const GenerationOptions& options = request.options;
+  s->id = next_id_++;
+  s->random = Random(options.sampling.seed);
+  s->tokens = request.prompt;
+  s->prompt = s->unread = s->length();
+  s->stats.prompt_tokens = s->prompt;
+  s->depth = runner_.modules() == 0 ? 0 : options.draft < 0 ? runner_.modules() : options.draft;
+  s->adaptive = options.draft < 0 && (options.sampling.greedy() || !options.repeatable);
+  s->predicted.assign(static_cast<size_t>(runner_.modules()), 0);
+  s->submitted = Sequence::Clock::now();
+  s->request = std::move(request);
+  waiting_.push_back(std::move(s));
+  return waiting_.back()->id;
+}
+
+void Engine::cancel(uint64_t id) {
+  for (const Pointer& s : waiting_) s->cancelled |= s->id == id;
+  for (const Pointer& s : running_) s->cancelled |= s->id == id;
+}
+
+// -- Places and pages
+
+// What was run is kept for later sequences.
+void Engine::leave(Sequence& s) {
+  drafter_.catch_up(s);
+  remember(s, s.processed);
+  for (int32_t page : s.pages) pool_.release(page);
+  s.pages.clear();
+  free_places_.push_back(s.place);
+  s.place = -1;
+}
+
+// Of the tokens the main model has run, for later sequences.
+void Engine::remember(Sequence& s, int64_t tokens) {
+  if (tokens <= s.remembered) return;
+  // The modules stop a little before the end; whoever continues from here runs those positions again.
+  int64_t modules = 0;
+  for (int64_t k = 0; k < std::min(runner_.modules(), s.depth); ++k) {
+    if (s.predicted[static_cast<size_t>(k)] + k + 1 < tokens) break;
+    ++modules;
+  }
+  pool_.remember(std::span(s.tokens).first(static_cast<size_t>(tokens)), s.pages, modules);
+  s.remembered = tokens;
+}
+
+// What was cancelled, and what asks for nothing.
+void Engine::drop() {
+  for (const Pointer& s : waiting_) {
+    if (s->cancelled || s->request.options.max_tokens > 0) continue;
+    s->cancelled = true;
+    if (s->request.on_finish) s->request.on_finish(s->stats);
+  }
+  std::erase_if(waiting_, [](const Pointer& s) { return s->cancelled; });
+  for (const Pointer& s : running_) {
+    if (!s->cancelled) continue;
+    leave(*s);
+    s->finished = true;
+  }
+  std::erase_if(running_, [](const Pointer& s) { return s->finished; });
+}
+
+bool Engine::start(Sequence& s) {
+  const int64_t page_size = pool_.page_size();
+  const int64_t modules = std::min(s.depth, runner_.modules());
+  PagePool::Match match = pool_.match(s.tokens, modules);
+  const int64_t reuse = std::min(match.positions, s.length() - 1);
+  const size_t shared = static_cast<size_t>(reuse / page_size);
+  const bool copies = reuse % page_size != 0;
+  const int32_t source = !copies ? -1 : shared < match.pages.size() ? match.pages[shared] : match.partial;
+  match.pages.resize(shared);
+  for (int32_t page : match.pages) pool_.hold(page);
+  if (copies) pool_.hold(source);
+  auto give_back = [&] {
+    for (int32_t page : match.pages) pool_.release(page);
+    if (copies) pool_.release(source);
+  };
+  // A page more for everybody who runs, lest they drive each other out at once.
+  const int64_t needed = s.length() / page_size + 1 - static_cast<int64_t>(shared);
+  if (!running_.empty() && pool_.available() < needed + static_cast<int64_t>(running_.size())) {
+    give_back();
+    return false;
+  }
+  s.place = free_places_.back();
+  free_places_.pop_back();
+  s.pages = std::move(match.pages);
+  if (copies) {
+    if (std::optional<int32_t> page = pool_.take()) {
+      runner_.copy_page(source, *page);
+      s.pages.push_back(*page);
     }
-    predicted_[k] = std::max(predicted_[k], end);
+    pool_.release(source);
   }
+  s.processed = std::min(reuse, static_cast<int64_t>(s.pages.size()) * page_size);
+  s.remembered = s.processed;
+  for (int64_t k = 0; k < modules; ++k) s.predicted[static_cast<size_t>(k)] = s.processed;
+  for (size_t i = 0; i < s.pages.size(); ++i) runner_.set_page(s.place, static_cast<int64_t>(i), s.pages[i]);
+  if (s.stats.generated_tokens == 0 && s.passed_over >= 0) {
+    s.stats.reused_tokens = s.processed;
+    s.started = Sequence::Clock::now();
+    s.stats.waiting_seconds = seconds_between(s.submitted, s.started);
+  }
+  if (running_.empty()) runner_.prepare(s.depth);
+  return true;
 }
 
-std::span<float> Engine::prefill(std::span<const int32_t> prompt, int64_t reuse) {
-  tokens_.assign(prompt.begin(), prompt.end());
-  for (int64_t& position : predicted_) position = std::min(position, reuse);
-  int64_t count = static_cast<int64_t>(prompt.size());
-  std::span<float> logits;
-  for (processed_ = reuse; processed_ < count;) {
-    int64_t piece = std::min(count - processed_, runner_.chunk());
-    if (processed_ > 0) catch_up(processed_);
-    logits = runner_.forward(prompt.subspan(static_cast<size_t>(processed_), static_cast<size_t>(piece)),
-                             processed_, 1);
-    processed_ += piece;
-  }
-  return logits;
-}
-
-std::vector<Engine::Draft> Engine::draft(int64_t count, size_t prompt, const SamplingOptions& sampling,
-                                         Random& random) {
-  std::vector<Draft> drafts;
-  std::vector<int32_t> sequence = tokens_;  // with the drafts so far
-  int64_t known = static_cast<int64_t>(tokens_.size()), last = processed_ - 1;
-  for (int64_t j = 0; j < count; ++j) {
-    std::span<float> logits;
-    if (j < runner_.modules()) {
-      int64_t first = predicted_[static_cast<size_t>(j)];
-      LATENTE_ASSERT(first <= last);
-      auto later = std::span(sequence).subspan(static_cast<size_t>(first + j + 1),
-                                               static_cast<size_t>(last - first + 1));
-      logits = runner_.predict(j, later, first);
-      predicted_[static_cast<size_t>(j)] = std::max<int64_t>(known - 1 - j, 0);
-    } else {
-      logits = runner_.predict_again(sequence.back(), last + 1 + j - runner_.modules());
+void Engine::admit() {
+  while (!waiting_.empty() && !free_places_.empty()) {
+    auto rank = [](const Pointer& s) { return s->request.priority + s->passed_over / patience; };
+    auto next = waiting_.begin();
+    for (auto at = waiting_.begin(); at != waiting_.end(); ++at) {
+      if (rank(*at) > rank(*next)) next = at;
     }
-    Distribution distribution = distribution_of(logits, {sequence, prompt}, sampling);
-    int32_t token = sample(distribution, random);
-    sequence.push_back(token);
-    drafts.push_back({token, std::move(distribution)});
+    if (!start(**next)) return;
+    for (auto at = waiting_.begin(); at != next; ++at) ++(*at)->passed_over;
+    running_.push_back(std::move(*next));
+    waiting_.erase(next);
   }
-  return drafts;
+}
+
+// The pages go, the tokens stay: it will read them again.
+void Engine::preempt(Sequence& s) {
+  leave(s);
+  s.drafts.clear();
+  s.unread = s.stats.generated_tokens > 0 ? s.length() - 1 : s.prompt;
+  s.processed = s.remembered = 0;
+  const auto at =
+      std::find_if(running_.begin(), running_.end(), [&](const Pointer& p) { return p.get() == &s; });
+  waiting_.push_front(std::move(*at));
+  running_.erase(at);
+}
+
+bool Engine::cover(Sequence& s, int64_t end) {
+  while (static_cast<int64_t>(s.pages.size()) * pool_.page_size() < end) {
+    if (std::optional<int32_t> page = pool_.take()) {
+      runner_.set_page(s.place, static_cast<int64_t>(s.pages.size()), *page);
+      s.pages.push_back(*page);
+      continue;
+    }
+    // The last to come among the least urgent goes.
+    Sequence* victim = &s;
+    for (const Pointer& other : running_) {
+      const int theirs = other->request.priority, least = victim->request.priority;
+      if (theirs < least || (theirs == least && other->id > victim->id)) victim = other.get();
+    }
+    preempt(*victim);
+    if (victim == &s) return false;
+  }
+  return true;
+}
+
+// -- A step
+
+bool Engine::step() {
+  drop();
+  admit();
+  read();
+  write();
+  std::erase_if(running_, [](const Pointer& s) { return s->finished; });
+  return !running_.empty() || !waiting_.empty();
+}
+
+// A pass over a piece of what the most urgent sequence has to read, and pieces of others if they fit. What
+// was written before a preemption is computed as it was then, so that the text goes on the same.
+void Engine::read() {
+  struct Piece {
+    Sequence* sequence;
+    Stretch stretch;
+    bool samples;
+  };
+  std::vector<Sequence*> readers;
+  for (const Pointer& s : running_) {
+    if (s->reading()) readers.push_back(s.get());
+  }
+  std::stable_sort(readers.begin(), readers.end(), [](const Sequence* a, const Sequence* b) {
+    return a->request.priority > b->request.priority;
+  });
+  std::vector<Piece> pieces;
+  std::vector<Row> rows;
+  Runner::Form form = Runner::Form::absorbed;
+  for (Sequence* s : readers) {
+    if (s->place < 0) continue;  // driven out by one before
+    const int64_t first = s->processed, room = runner_.options().chunk - static_cast<int64_t>(rows.size());
+    const int64_t end = first < s->prompt ? std::min(s->prompt, s->unread) : s->unread;
+    const int64_t count = std::min(end - first, runner_.options().chunk);
+    const Runner::Form its = first < s->prompt ? runner_.form_for(first, count) : Runner::Form::absorbed;
+    if (!pieces.empty() && (count > room || its != form)) continue;
+    if (!cover(*s, first + count)) continue;
+    form = its;
+    const bool samples = first + count == s->unread && s->stats.generated_tokens == 0;
+    pieces.push_back({s, {first, count, static_cast<int64_t>(rows.size())}, samples});
+    for (int64_t i = first; i < first + count; ++i) {
+      const int32_t state = runner_.modules() > 0 ? drafter_.state_of(*s, i, pieces.back().stretch) : -1;
+      rows.push_back({s->tokens[static_cast<size_t>(i)], static_cast<int32_t>(i), s->place, 0, state,
+                      samples && i + 1 == first + count});
+    }
+  }
+  // Later ones may have driven out earlier ones: then all is tried anew in the next step.
+  if (std::any_of(pieces.begin(), pieces.end(), [](const Piece& p) { return p.sequence->place < 0; })) return;
+  if (rows.empty()) return;
+
+  std::span<float> logits = runner_.forward(rows, form);
+  std::vector<Distribution> next;
+  for (const Piece& piece : pieces) {
+    Sequence& s = *piece.sequence;
+    s.processed += piece.stretch.count;
+    next.emplace_back();
+    if (!piece.samples) continue;
+    const size_t vocabulary = static_cast<size_t>(config_->vocab_size);
+    next.back() = distribution_of(logits.first(vocabulary), s.history(), s.request.options.sampling);
+    logits = logits.subspan(vocabulary);
+  }
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    Sequence& s = *pieces[i].sequence;
+    drafter_.catch_up(s, pieces[i].stretch);
+    remember(s, s.processed / pool_.page_size() * pool_.page_size());
+    if (!pieces[i].samples) continue;
+    s.first_token = Sequence::Clock::now();
+    s.stats.prompt_seconds = seconds_between(s.started, s.first_token);
+    if (!emit(s, sample(next[i], s.random), false)) finish(s);
+  }
+}
+
+Engine::Lengths& Engine::lengths_for(size_t sequences) {
+  int64_t bucket = 1;
+  while (bucket < static_cast<int64_t>(sequences)) bucket *= 2;
+  auto found = lengths_.find(bucket);
+  if (found == lengths_.end()) {
+    found =
+        lengths_.emplace(bucket, Lengths{DraftLength(runner_.modules()), DraftLength(most_looked_up, 0.5, 4)})
+            .first;
+  }
+  return found->second;
+}
+
+void Engine::propose(std::span<Sequence* const> sequences) {
+  Lengths& lengths = lengths_for(sequences.size());
+  int64_t by_modules = -1, by_look_up = -1;  // chosen when somebody asks
+  std::vector<Sequence*> drafting;
+  std::vector<int64_t> counts;
+  for (Sequence* s : sequences) {
+    s->drafts.clear();
+    s->looked_up = false;
+    const GenerationOptions& options = s->request.options;
+    const int64_t room =
+        std::min({options.max_tokens - s->stats.generated_tokens, runner_.options().context - s->length(),
+                  pool_.pages() * pool_.page_size() - s->length()}) -
+        1;
+    if (s->adaptive && room > 0) {
+      const std::vector<int32_t> found = Drafter::look_up(s->tokens, std::min(room, most_looked_up));
+      if (!found.empty() && by_look_up < 0) by_look_up = lengths.looked_up.choose();
+      for (int64_t i = 0; i < std::min(by_look_up, static_cast<int64_t>(found.size())); ++i) {
+        const int32_t token = found[static_cast<size_t>(i)];
+        s->drafts.push_back({token, {{token, 1.0}}});
+      }
+      s->looked_up = !s->drafts.empty();
+    }
+    if (s->looked_up || s->depth == 0) continue;
+    int64_t count = s->depth;
+    if (s->adaptive) count = by_modules = by_modules < 0 ? lengths.modules.choose() : by_modules;
+    count = std::clamp<int64_t>(room, 0, count);
+    if (count == 0) continue;
+    if (s->behind() > s->depth + 1) drafter_.catch_up(*s);
+    drafting.push_back(s);
+    counts.push_back(count);
+  }
+  drafter_.draft(drafting, counts);
+}
+
+// Those that write in the next pass, in turn where not all fit, each with pages for its tokens.
+std::vector<Sequence*> Engine::writers() {
+  std::vector<Sequence*> ready;
+  for (const Pointer& s : running_) {
+    if (!s->reading() && !s->finished) ready.push_back(s.get());
+  }
+  const size_t fit = static_cast<size_t>(std::max<int64_t>(1, runner_.options().chunk / (1 + most_drafts)));
+  if (ready.size() > fit) {
+    std::rotate(ready.begin(), ready.begin() + static_cast<ptrdiff_t>(turn_ % ready.size()), ready.end());
+    ready.resize(fit);
+    turn_ += fit;
+  }
+  const int64_t capacity = std::min(runner_.options().context, pool_.pages() * pool_.page_size());
+  for (Sequence* s : ready) {
+    if (s->place >= 0) cover(*s, std::min(s->length() + most_drafts, capacity));
+  }
+  std::erase_if(ready, [](Sequence* s) { return s->place < 0; });  // driven out
+  return ready;
+}
+
+void Engine::write() {
+  const std::vector<Sequence*> sequences = writers();
+  if (sequences.empty()) return;
+  const auto begin = Sequence::Clock::now();
+  const size_t plans = runner_.plans();
+  bool unusual = false;
+  for (Sequence* s : sequences) {
+    if (s->behind() < Drafter::most_behind / 2) continue;
+    drafter_.catch_up(*s);
+    unusual = true;
+  }
+  propose(sequences);
+
+  std::vector<Row> rows;
+  for (Sequence* s : sequences) {
+    LATENTE_ASSERT(s->processed == s->length() - 1);
+    auto add = [&](int32_t token, int64_t position) {
+      const int32_t state = runner_.modules() > 0 ? drafter_.state_of(*s, position) : -1;
+      rows.push_back({token, static_cast<int32_t>(position), s->place, 0, state, true});
+    };
+    add(s->tokens.back(), s->processed);
+    for (size_t i = 0; i < s->drafts.size(); ++i)
+      add(s->drafts[i].token, s->length() + static_cast<int64_t>(i));
+  }
+  std::span<float> logits = runner_.forward(rows, Runner::Form::absorbed);
+  std::vector<int64_t> right;
+  for (Sequence* s : sequences) {
+    const size_t count = (1 + s->drafts.size()) * static_cast<size_t>(config_->vocab_size);
+    right.push_back(conclude(*s, logits.first(count)));
+    logits = logits.subspan(count);
+  }
+  for (Sequence* s : sequences) {
+    if (s->ended) finish(*s);
+  }
+  learn(sequences, right, seconds_between(begin, Sequence::Clock::now()), unusual || runner_.plans() > plans);
+}
+
+// What a pass says about how many drafts pay.
+void Engine::learn(std::span<Sequence* const> sequences, std::span<const int64_t> right, double seconds,
+                   bool unusual) {
+  Lengths& lengths = lengths_for(sequences.size());
+  int64_t by_modules = 0, by_look_up = 0;
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    const Sequence& s = *sequences[i];
+    unusual |= !s.adaptive;
+    if (!s.adaptive) continue;
+    const int64_t drafted = static_cast<int64_t>(s.drafts.size());
+    (s.looked_up ? lengths.looked_up : lengths.modules).judge(drafted, right[i]);
+    int64_t& most = s.looked_up ? by_look_up : by_modules;
+    most = std::max(most, drafted);
+  }
+  if (by_modules == 0) lengths.looked_up.time(by_look_up, seconds, unusual);
+  if (by_look_up == 0) lengths.modules.time(by_modules, seconds, unusual);
+}
+
+int64_t Engine::conclude(Sequence& s, std::span<float> logits) {
+  const SamplingOptions& sampling = s.request.options.sampling;
+  const size_t vocabulary = static_cast<size_t>(config_->vocab_size);
+  const int64_t rows = 1 + static_cast<int64_t>(s.drafts.size());
+  ++s.stats.passes;
+  s.stats.drafted += rows - 1;
+  int64_t right = 0;
+  bool going = true, rejected = false;
+  for (const Sequence::Draft& draft : s.drafts) {
+    const Distribution next = distribution_of(logits.first(vocabulary), s.history(), sampling);
+    logits = logits.subspan(vocabulary);
+    const Verdict verdict = verify(next, draft.distribution, draft.token, s.random);
+    rejected = !verdict.accepted;
+    right += verdict.accepted ? 1 : 0;
+    going = emit(s, verdict.token, verdict.accepted);
+    if (rejected || !going) break;
+  }
+  if (going && !rejected) {
+    const Distribution next = distribution_of(logits.first(vocabulary), s.history(), sampling);
+    going = emit(s, sample(next, s.random), false);
+  }
+  s.stats.accepted += right;
+  s.processed = s.unread = std::min(s.processed + rows, s.length() - 1);
+  s.ended = !going;
+  return right;
+}
+
+// Adds a token; false ends the sequence.
+bool Engine::emit(Sequence& s, int32_t token, bool drafted) {
+  const GenerationOptions& options = s.request.options;
+  if (std::find(options.stop_tokens.begin(), options.stop_tokens.end(), token) != options.stop_tokens.end()) {
+    s.stats.finish = Finish::stop_token;
+    return false;
+  }
+  s.tokens.push_back(token);
+  ++s.stats.generated_tokens;
+  if (s.request.on_token && !s.request.on_token({token, drafted})) {
+    s.stats.finish = Finish::interrupted;
+    return false;
+  }
+  s.stats.finish = Finish::length;
+  if (s.stats.generated_tokens >= options.max_tokens) return false;
+  s.stats.finish = Finish::context_full;
+  return s.length() < std::min(runner_.options().context, pool_.pages() * pool_.page_size());
+}
+
+void Engine::finish(Sequence& s) {
+  s.stats.decode_seconds = seconds_between(s.first_token, Sequence::Clock::now());
+  s.finished = true;
+  leave(s);
+  if (s.request.on_finish) s.request.on_finish(s.stats);
 }
 
 GenerationStats Engine::generate(std::span<const int32_t> prompt, const GenerationOptions& options,
                                  const std::function<bool(GeneratedToken)>& on_token) {
-  check(prompt, options);
   GenerationStats stats;
-  stats.prompt_tokens = static_cast<int64_t>(prompt.size());
-  if (options.max_tokens == 0) return stats;
-  auto start = std::chrono::steady_clock::now();
-
-  depth_ = options.draft < 0 ? runner_.modules() : options.draft;
-  if (runner_.modules() == 0) depth_ = 0;
-  auto differ = std::mismatch(prompt.begin(), prompt.end(), tokens_.begin(), tokens_.end()).first;
-  int64_t same = differ - prompt.begin();
-  int64_t reuse = std::min({same, processed_, stats.prompt_tokens - 1});
-  for (size_t k = 0; k < predicted_.size(); ++k) {
-    // Module k has read k + 1 tokens ahead, maybe of the old sequence alone.
-    predicted_[k] = std::clamp<int64_t>(same - 1 - static_cast<int64_t>(k), 0, predicted_[k]);
-    // Modules that were not in use are behind; what they need now, the main model has to run again.
-    if (static_cast<int64_t>(k) < depth_) reuse = std::min(reuse, predicted_[k]);
+  bool finished = false;
+  Request request;
+  request.prompt.assign(prompt.begin(), prompt.end());
+  request.options = options;
+  request.on_token = on_token;
+  request.on_finish = [&](const GenerationStats& result) { stats = result, finished = true; };
+  if (options.max_tokens == 0) {
+    check(request);
+    stats.prompt_tokens = static_cast<int64_t>(prompt.size());
+    return stats;
   }
-  stats.reused_tokens = reuse;
-  runner_.prepare(depth_);
-  const bool may_adapt =
-      options.draft < 0 && depth_ > 0 && (options.sampling.temperature == 0 || !options.repeatable);
-  Random random(options.sampling.seed);
-
-  // Emits a token; false ends the generation.
-  auto emit = [&](int32_t token, bool drafted) {
-    if (std::find(options.stop_tokens.begin(), options.stop_tokens.end(), token) !=
-        options.stop_tokens.end()) {
-      stats.finish = Finish::stop_token;
-      return false;
-    }
-    tokens_.push_back(token);
-    ++stats.generated_tokens;
-    if (!on_token({token, drafted})) {
-      stats.finish = Finish::interrupted;
-      return false;
-    }
-    stats.finish = Finish::length;
-    if (stats.generated_tokens >= options.max_tokens) return false;
-    stats.finish = Finish::context_full;
-    return static_cast<int64_t>(tokens_.size()) < runner_.context();
-  };
-
-  std::span<float> logits = prefill(prompt, reuse);
-  Distribution next = distribution_of(logits, {tokens_, prompt.size()}, options.sampling);
-  catch_up(processed_);
-  stats.prompt_seconds = seconds_since(start);
-  start = std::chrono::steady_clock::now();
-  bool going = emit(sample(next, random), false);
-  while (going) {
-    int64_t known = static_cast<int64_t>(tokens_.size());
-    int64_t room = std::min(options.max_tokens - stats.generated_tokens, runner_.context() - known) - 1;
-    const size_t plans = runner_.plans();
-    const auto pass_start = std::chrono::steady_clock::now();
-    const bool adaptive = may_adapt && room >= depth_;
-    const int64_t wanted = adaptive ? draft_length_.choose() : std::clamp<int64_t>(room, 0, depth_);
-    // Passes without drafts leave the modules behind; the hidden states they need are kept for two chunks.
-    const int64_t behind = adaptive ? processed_ - predicted_[0] : 0;
-    const bool catching_up = wanted > 0 ? behind > depth_ + 1 : behind >= runner_.chunk() / 2;
-    if (catching_up) catch_up(processed_ - 1);
-    std::vector<Draft> drafts = draft(wanted, prompt.size(), options.sampling, random);
-    std::vector<int32_t> input{tokens_.back()};
-    for (const Draft& proposal : drafts) input.push_back(proposal.token);
-    logits = runner_.forward(input, processed_, static_cast<int64_t>(input.size()));
-    ++stats.passes;
-    stats.drafted += static_cast<int64_t>(drafts.size());
-
-    size_t j = 0;
-    int64_t right = 0;
-    for (bool rejected = false; going && !rejected && j < drafts.size(); ++j) {
-      next = distribution_of(row(logits, j), {tokens_, prompt.size()}, options.sampling);
-      Verdict verdict = verify(next, drafts[j].distribution, drafts[j].token, random);
-      rejected = !verdict.accepted;
-      right += verdict.accepted ? 1 : 0;
-      going = emit(verdict.token, verdict.accepted);
-      if (rejected) break;
-    }
-    if (going && j == drafts.size()) {
-      next = distribution_of(row(logits, j), {tokens_, prompt.size()}, options.sampling);
-      going = emit(sample(next, random), false);
-    }
-    stats.accepted += right;
-    if (adaptive)
-      draft_length_.record(wanted, right, seconds_since(pass_start), catching_up || runner_.plans() > plans);
-    processed_ =
-        std::min(processed_ + static_cast<int64_t>(input.size()), static_cast<int64_t>(tokens_.size()) - 1);
+  const uint64_t id = submit(std::move(request));
+  try {
+    while (!finished) step();
+  } catch (...) {
+    cancel(id);
+    throw;
   }
-  stats.decode_seconds = seconds_since(start);
   return stats;
 }
 

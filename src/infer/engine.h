@@ -1,86 +1,86 @@
-// Engine: token ids in, token ids out. Decodes one sequence with speculation by the MTP modules (DeepSeek-V3
-// report, section 2.2); it knows no text.
+// Engine: token ids in, token ids out, for many sequences at once (continuous batching: Yu et al. 2022). Each
+// step reads a piece of one prompt and then writes on in all sequences whose prompts are read, with
+// speculation by the MTP modules (DeepSeek-V3 report, section 2.2). It knows no text. A sequence's tokens do
+// not depend on what runs beside it. Not for several threads at once.
 #pragma once
 
-#include <functional>
+#include <deque>
+#include <memory>
 
 #include "infer/draft_length.h"
+#include "infer/drafter.h"
+#include "infer/pages.h"
 #include "infer/runner.h"
-#include "infer/sampler.h"
+#include "infer/sequence.h"
 
 namespace latente {
 
-struct GenerationOptions {
-  int64_t max_tokens = 256;
-  std::vector<int32_t> stop_tokens;
-  SamplingOptions sampling;
-  // Tokens drafted a pass, beyond the modules by the last one again; -1 = up to one for each module, as long
-  // as that pays (DraftLength).
-  int64_t draft = -1;
-  // Sampled text depends on the seed alone; then -1 means one for each module, whether it pays or not.
-  // (Greedy text depends on nothing anyway.)
-  bool repeatable = true;
-};
-
-enum class Finish : uint8_t { length, stop_token, context_full, interrupted };
-
-struct GenerationStats {
-  int64_t prompt_tokens = 0, reused_tokens = 0, generated_tokens = 0;
-  int64_t passes = 0;  // of the main model after the prompt
-  int64_t drafted = 0, accepted = 0;
-  double prompt_seconds = 0, decode_seconds = 0;
-  Finish finish = Finish::length;
-
-  // Per decoding pass; the token sampled from the prompt's own pass is not counted.
-  double tokens_per_pass() const {
-    return passes > 0 ? static_cast<double>(generated_tokens - 1) / static_cast<double>(passes) : 0;
-  }
-  double acceptance() const {
-    return drafted > 0 ? static_cast<double>(accepted) / static_cast<double>(drafted) : 0;
-  }
-  double decode_tokens_per_second() const {
-    return decode_seconds > 0 ? static_cast<double>(generated_tokens - 1) / decode_seconds : 0;
-  }
-  double prompt_tokens_per_second() const {
-    return prompt_seconds > 0 ? static_cast<double>(prompt_tokens - reused_tokens) / prompt_seconds : 0;
-  }
-};
-
-struct GeneratedToken {
-  int32_t id;
-  bool drafted;  // predicted by an MTP module and confirmed
-};
-
 class Engine {
  public:
+  // options.states is the engine's own affair.
   Engine(Backend& backend, const Transformer& model, const RunnerOptions& options = {});
 
-  // Continues `prompt` until a stop token (which is not passed on), a limit, or until `on_token` returns
-  // false. What the cache already holds of the prompt is reused. Errors: empty prompt, prompt beyond the
-  // context, ids out of range, senseless options.
+  // Queues a sequence; it begins when there is a place and there are pages for it. Higher priorities begin
+  // first, but whoever is passed over by `patience` others rises by one. What the cache holds of the prompt
+  // is reused. Errors: empty prompt, prompt beyond the context or the cache, ids out of range, senseless
+  // options.
+  uint64_t submit(Request request);
+  // Ends a sequence before the next step; unknown ids are ignored.
+  void cancel(uint64_t id);
+  // Returns whether there is more to do.
+  bool step();
+
+  // Submits one sequence and steps until it ends, whatever else runs. `on_token` as in Request.
   GenerationStats generate(std::span<const int32_t> prompt, const GenerationOptions& options,
                            const std::function<bool(GeneratedToken)>& on_token);
 
+  size_t running() const { return running_.size(); }
+  size_t waiting() const { return waiting_.size(); }
   const Runner& runner() const { return runner_; }
+  const PagePool& pages() const { return pool_; }
+
+  static constexpr int64_t patience = 16;
 
  private:
-  struct Draft {
-    int32_t token;
-    Distribution distribution;
-  };
-  void check(std::span<const int32_t> prompt, const GenerationOptions& options) const;
-  std::span<float> prefill(std::span<const int32_t> prompt, int64_t reuse);
-  void catch_up(int64_t processed);
-  std::vector<Draft> draft(int64_t count, size_t prompt, const SamplingOptions& sampling, Random& random);
-  std::span<float> row(std::span<float> logits, size_t index) const;
+  using Pointer = std::unique_ptr<Sequence>;
+  void check(const Request& request) const;
+
+  void drop();
+  void admit();
+  bool start(Sequence& sequence);
+  // Pages for positions up to `end`, taken from others if they must be. False: the sequence itself had to go.
+  bool cover(Sequence& sequence, int64_t end);
+  void preempt(Sequence& sequence);
+  void leave(Sequence& sequence);
+  void remember(Sequence& sequence, int64_t tokens);
+
+  void read();
+  void write();
+  std::vector<Sequence*> writers();
+  void learn(std::span<Sequence* const> sequences, std::span<const int64_t> right, double seconds,
+             bool unusual);
+  void propose(std::span<Sequence* const> sequences);
+  // What one sequence makes of its rows of logits. Returns how many drafts were right.
+  int64_t conclude(Sequence& sequence, std::span<float> logits);
+  bool emit(Sequence& sequence, int32_t token, bool drafted);
+  void finish(Sequence& sequence);
 
   const Config* config_;
   Runner runner_;
-  std::vector<int32_t> tokens_;  // the sequence so far
-  int64_t processed_ = 0;        // positions the main model has run
-  int64_t depth_ = 0;            // drafts a pass in this generation, at most
-  DraftLength draft_length_;
-  std::vector<int64_t> predicted_;  // by module: positions run with known tokens
+  Drafter drafter_;
+  PagePool pool_;
+  std::deque<Pointer> waiting_;
+  std::vector<Pointer> running_;
+  std::vector<int32_t> free_places_;
+  uint64_t next_id_ = 1;
+  size_t turn_ = 0;  // where the next decoding pass begins when not all fit
+
+  // How many drafts pay, by how many sequences share a pass.
+  struct Lengths {
+    DraftLength modules, looked_up;
+  };
+  Lengths& lengths_for(size_t sequences);
+  std::map<int64_t, Lengths> lengths_;
 };
 
 }  // namespace latente

@@ -7,39 +7,70 @@
 namespace latente {
 namespace {
 
-constexpr int64_t most_wanted = 8;
+// Plans kept at once; beyond, all are recorded anew.
+constexpr size_t most_plans = 512;
 
-// Tokens are padded to the next size that has a plan.
+// Tokens are padded to the next size that has plans: at most by a fifth.
 int64_t bucket_of(int64_t tokens) {
-  if (tokens <= most_wanted) return tokens;
-  int64_t size = 16;
-  while (size < tokens) size *= 2;
-  return size;
+  if (tokens <= 16) return tokens;
+  int64_t step = 4;
+  while (8 * step < tokens) step *= 2;
+  return (tokens + step - 1) / step * step;
 }
 
 }  // namespace
 
 Runner::Runner(Backend& backend, const Transformer& model, const RunnerOptions& options)
-    : backend_(&backend), model_(&model), options_(options) {
-  int64_t pages = (options.context + options.page_size - 1) / options.page_size;
+    : backend_(&backend),
+      model_(&model),
+      options_(options),
+      pages_a_sequence_((options.context + options.page_size - 1) / options.page_size) {
+  if (options_.pages == 0) options_.pages = options.sequences * pages_a_sequence_;
   DType activation = activation_type(model.weights());
-  caches_ =
-      model.make_caches(pages, options.page_size, activation == DType::f64 ? DType::f64 : options.cache_type);
-  rope_table_ = make_rope_table(model.config(), options.context + most_wanted);
-  block_table_ = buffer({1, pages}, DType::i32, "block table");
-  for (int64_t page = 0; page < pages; ++page)
-    block_table_.view().as<int32_t>()[page] = static_cast<int32_t>(page);
-  ring_ = std::min(options.context, 2 * options.chunk) + 2 * most_wanted;
-  if (model.mtp.empty()) return;
+  caches_ = model.make_caches(options_.pages, options.page_size,
+                              activation == DType::f64 ? DType::f64 : options.cache_type);
+  rope_table_ = make_rope_table(model.config(), options.context);
+  block_table_ = buffer({options.sequences, pages_a_sequence_}, DType::i32, "block table");
+  pages_of_.assign(static_cast<size_t>(options.sequences * pages_a_sequence_), 0);
+  if (model.mtp.empty() || options.states == 0) return;
   for (size_t level = 0; level <= model.mtp.size(); ++level) {
-    history_.push_back(buffer({1, ring_, model.config().hidden_size}, activation, "hidden states"));
+    states_.push_back(buffer({1, options.states, model.config().hidden_size}, activation, "hidden states"));
   }
+}
+
+void Runner::set_page(int64_t place, int64_t index, int32_t page) {
+  LATENTE_ASSERT(place < options_.sequences && index < pages_a_sequence_ && page < options_.pages);
+  const int64_t at = place * pages_a_sequence_ + index;
+  pages_of_[static_cast<size_t>(at)] = page;
+  backend_->upload(&page, View(block_table_.view().as<int32_t>() + at, {1}, DType::i32));
+}
+
+void Runner::copy_page(int32_t from, int32_t to) {
+  for (const LayerCache& cache : caches_) {
+    for (const Tensor& tensor : {cache.keys, cache.values}) {
+      if (tensor) backend_->copy(tensor.rows(from, from + 1).view(), {tensor.rows(to, to + 1).view(), false});
+    }
+  }
+}
+
+Runner::Form Runner::form_for(int64_t first, int64_t count) const {
+  const Config& config = model_->config();
+  if (!config.is_mla() || count <= 8) return Form::absorbed;
+  // Multiply-adds a head.
+  const double rank = static_cast<double>(config.kv_lora_rank),
+               rope = static_cast<double>(config.qk_rope_head_dim);
+  const double widths = static_cast<double>(config.qk_nope_head_dim + config.v_head_dim);
+  const double queries = static_cast<double>(count), entries = static_cast<double>(first + count);
+  const double pairs = queries * (static_cast<double>(first) + queries / 2);
+  const double absorbed = queries * rank * widths + pairs * (2 * rank + rope);
+  const double expanded = entries * rank * widths + pairs * (widths + rope);
+  return expanded < absorbed ? Form::expanded : Form::absorbed;
 }
 
 void Runner::prepare(int64_t drafts) {
   for (int64_t tokens = 1; tokens <= drafts + 1; ++tokens) {
-    recorded({-1, 0, tokens, false});
-    for (int64_t k = 0; k < std::min(drafts, modules()); ++k) recorded({k, k, tokens, false});
+    recorded({-1, 0, tokens, tokens, Form::absorbed});
+    for (int64_t k = 0; k < std::min(drafts, modules()); ++k) recorded({k, k, tokens, 1, Form::absorbed});
   }
 }
 
@@ -51,48 +82,50 @@ int64_t Runner::memory_bytes() const {
   int64_t bytes = arena_bytes_ + rope_table_.view().bytes();
   for (const LayerCache& cache : caches_)
     bytes += cache.keys.view().bytes() + (cache.values ? cache.values.view().bytes() : 0);
-  for (const Tensor& states : history_) bytes += states.view().bytes();
+  for (const Tensor& states : states_) bytes += states.view().bytes();
   return bytes;
 }
 
 Runner::Recorded& Runner::recorded(const Key& key) {
   auto found = plans_.find(key);
   if (found != plans_.end()) return found->second;
+  if (plans_.size() >= most_plans) plans_.clear();
+  ++plans_recorded_;
   Recorded record;
   record.plan = std::make_unique<Plan>(*backend_);
   Plan& plan = *record.plan;
   Shape tokens{key.tokens};
   record.ids = plan.input("ids", tokens, DType::i32);
   record.positions = plan.input("positions", tokens, DType::i32);
+  record.last = plan.input("last entries", tokens, DType::i32);
   record.slots = plan.input("slots", tokens, DType::i32);
-  record.rows = plan.input("rows", {std::min(key.tokens, most_wanted)}, DType::i32);
+  record.places = plan.input("places", tokens, DType::i32);
+  if (key.wanted > 0) record.wanted = plan.input("wanted rows", {key.wanted}, DType::i32);
 
   Step at;
   at.positions = record.positions;
   at.rope_table = rope_table_;
   at.slots = record.slots;
   at.caches = caches_;
-  if (key.expanded) {
-    at.starts = record.starts = plan.input("starts", tokens, DType::i32);
-  } else {
-    record.sequence = plan.input("sequence", tokens, DType::i32);
-    at.pages = {block_table_, record.sequence, record.positions};
-  }
-  if (!history_.empty()) record.history_slots = plan.input("history slots", tokens, DType::i32);
+  at.pages = {block_table_, record.places, record.last};
+  at.expand_cache = key.form == Form::expanded;
+  if (!states_.empty()) record.writes = plan.input("states written", tokens, DType::i32);
 
   Tensor normed;
   if (key.module < 0) {
     normed = model_->hidden(record.ids, at);
-    if (!history_.empty()) cache_store(normed, record.history_slots, history_[0]);
+    if (!states_.empty()) cache_store(normed, record.writes, states_[0]);
   } else {
-    record.sources = plan.input("sources", tokens, DType::i32);
-    const Tensor& states = history_[static_cast<size_t>(key.level)];
-    Tensor fed = select_rows(states.reshape({ring_, states[2]}), record.sources);
+    record.reads = plan.input("states read", tokens, DType::i32);
+    const Tensor& states = states_[static_cast<size_t>(key.level)];
+    Tensor fed = select_rows(states.reshape({states[1], states[2]}), record.reads);
     normed = model_->predict(key.module, fed, record.ids, at);
-    cache_store(normed, record.history_slots, history_[static_cast<size_t>(key.module + 1)]);
+    cache_store(normed, record.writes, states_[static_cast<size_t>(key.module + 1)]);
   }
-  record.logits = model_->logits(select_rows(normed, record.rows));
-  plan.keep(record.logits);
+  if (key.wanted > 0) {
+    record.logits = model_->logits(select_rows(normed, record.wanted));
+    plan.keep(record.logits);
+  }
   plan.compile();
 
   if (plan.arena_bytes() > arena_bytes_) {
@@ -104,46 +137,52 @@ Runner::Recorded& Runner::recorded(const Key& key) {
   return plans_.emplace(key, std::move(record)).first->second;
 }
 
-std::span<float> Runner::run(const Key& key, std::span<const int32_t> ids, int64_t first,
-                             int64_t source_shift, int64_t wanted) {
+int32_t Runner::slot_of(const Row& row) const {
+  const int64_t index = row.place * pages_a_sequence_ + row.position / options_.page_size;
+  return static_cast<int32_t>(pages_of_[static_cast<size_t>(index)] * options_.page_size +
+                              row.position % options_.page_size);
+}
+
+std::span<float> Runner::run(int64_t module, int64_t level, std::span<const Row> rows, Form form) {
+  const int64_t count = static_cast<int64_t>(rows.size());
+  const int64_t wanted = std::count_if(rows.begin(), rows.end(), [](const Row& row) { return row.wanted; });
+  LATENTE_ASSERT(count > 0);
+  const Key key{module, level, bucket_of(count), bucket_of(wanted), form};
   Recorded& record = recorded(key);
-  int64_t count = static_cast<int64_t>(ids.size());
-  std::vector<int32_t> values(static_cast<size_t>(key.tokens));
   auto fill = [&](const Tensor& tensor, auto&& value_of, int32_t padding) {
     if (!tensor) return;
-    for (int64_t i = 0; i < key.tokens; ++i) {
-      values[static_cast<size_t>(i)] = i < count ? static_cast<int32_t>(value_of(i)) : padding;
-    }
-    backend_->upload(values.data(), tensor.view());
+    values_.assign(static_cast<size_t>(key.tokens), padding);
+    for (size_t i = 0; i < rows.size(); ++i) values_[i] = value_of(rows[i]);
+    backend_->upload(values_.data(), tensor.view());
   };
+  // Padding attends to nothing and leaves nothing behind.
   fill(
-      record.ids, [&](int64_t i) { return ids[static_cast<size_t>(i)]; }, 0);
+      record.ids, [](const Row& row) { return row.token; }, rows[0].token);
   fill(
-      record.positions, [&](int64_t i) { return first + i; }, 0);
+      record.positions, [](const Row& row) { return row.position; }, 0);
   fill(
-      record.slots, [&](int64_t i) { return first + i; }, -1);
+      record.last, [](const Row& row) { return row.position; }, -1);
   fill(
-      record.sequence, [&](int64_t) { return 0; }, 0);
+      record.slots, [this](const Row& row) { return slot_of(row); }, -1);
   fill(
-      record.sources, [&](int64_t i) { return ring_slot(first + i - source_shift); }, 0);
+      record.places, [](const Row& row) { return row.place; }, rows.back().place);
   fill(
-      record.history_slots, [&](int64_t i) { return ring_slot(first + i); }, -1);
-  if (record.starts) {
-    // Padding attends to itself alone.
-    for (int64_t i = 0; i < key.tokens; ++i)
-      values[static_cast<size_t>(i)] = i < count ? 0 : static_cast<int32_t>(i);
-    backend_->upload(values.data(), record.starts.view());
+      record.reads, [](const Row& row) { return row.read; }, 0);
+  fill(
+      record.writes, [](const Row& row) { return row.write; }, -1);
+  if (record.wanted) {
+    values_.assign(static_cast<size_t>(key.wanted), 0);
+    for (size_t i = 0, next = 0; i < rows.size(); ++i) {
+      if (rows[i].wanted) values_[next++] = static_cast<int32_t>(i);
+    }
+    backend_->upload(values_.data(), record.wanted.view());
   }
-  int64_t rows = record.rows.count();
-  for (int64_t i = 0; i < rows; ++i) {
-    values[static_cast<size_t>(i)] = static_cast<int32_t>(std::max<int64_t>(count - rows + i, 0));
-  }
-  backend_->upload(values.data(), record.rows.view());
 
   record.plan->run();
+  if (wanted == 0) return {};
 
-  int64_t vocabulary = record.logits[1];
-  logits_.resize(static_cast<size_t>(rows * vocabulary));
+  const int64_t vocabulary = record.logits[1];
+  logits_.resize(static_cast<size_t>(key.wanted * vocabulary));
   if (record.logits.dtype() == DType::f32) {
     backend_->download(record.logits.view(), logits_.data());
   } else {
@@ -152,25 +191,14 @@ std::span<float> Runner::run(const Key& key, std::span<const int32_t> ids, int64
     std::transform(wide_logits_.begin(), wide_logits_.end(), logits_.begin(),
                    [](double x) { return static_cast<float>(x); });
   }
-  return std::span(logits_).subspan(static_cast<size_t>((rows - wanted) * vocabulary));
+  return std::span(logits_).first(static_cast<size_t>(wanted * vocabulary));
 }
 
-std::span<float> Runner::forward(std::span<const int32_t> tokens, int64_t first, int64_t wanted) {
-  int64_t count = static_cast<int64_t>(tokens.size());
-  LATENTE_ASSERT(count > 0 && wanted <= std::min(count, most_wanted) && first + count <= options_.context);
-  // The first piece of a prompt is cheaper with expanded keys and values; later ones attend over the latents.
-  return run({-1, 0, bucket_of(count), first == 0 && count > most_wanted}, tokens, first, 0, wanted);
-}
+std::span<float> Runner::forward(std::span<const Row> rows, Form form) { return run(-1, 0, rows, form); }
 
-std::span<float> Runner::predict(int64_t k, std::span<const int32_t> later, int64_t first) {
-  int64_t count = static_cast<int64_t>(later.size());
-  LATENTE_ASSERT(count > 0 && first >= 0 && first + count <= options_.context);
-  return run({k, k, bucket_of(count), first == 0 && count > most_wanted}, later, first, 0, 1);
-}
-
-std::span<float> Runner::predict_again(int32_t later, int64_t position) {
-  int64_t last = modules() - 1;
-  return run({last, last + 1, 1, false}, std::span(&later, 1), position, 1, 1);
+std::span<float> Runner::predict(int64_t k, int64_t level, std::span<const Row> rows, Form form) {
+  LATENTE_ASSERT(!states_.empty());
+  return run(k, level, rows, form);
 }
 
 }  // namespace latente

@@ -1,76 +1,101 @@
-// Runner: forward passes of one sequence over a paged latent cache. It keeps a plan per (module, tokens,
-// mode), all in one arena, and knows nothing of sampling. Positions are absolute; running a position again
-// overwrites its entries, so rejected drafts need no undoing.
+// Runner: forward passes over tokens of any sequences, on a paged latent cache. It keeps a plan per shape,
+// all in one arena, and knows nothing of sampling, of schedules, or of who holds which page. Positions are
+// absolute; running a position again overwrites its entries, so rejected drafts need no undoing. A row's
+// result does not depend on the other rows of its pass.
 #pragma once
 
 #include <map>
 #include <memory>
+#include <span>
 
 #include "model/transformer.h"
 
 namespace latente {
 
 struct RunnerOptions {
-  int64_t context = 4096;  // tokens the cache can hold
+  int64_t context = 4096;  // tokens a sequence can hold
   int64_t page_size = 64;
   int64_t chunk = 512;            // longest piece of a prompt in one pass
   DType cache_type = DType::f32;  // f32 or bf16; float64 models keep float64
+  int64_t sequences = 1;          // that can run at a time: places
+  int64_t pages = 0;              // of the cache; 0 = what all sequences can hold
+  // Hidden states kept for the MTP modules. Callers number them; 0 = none.
+  int64_t states = 0;
+};
+
+// A token of a pass.
+struct Row {
+  int32_t token = 0;
+  int32_t position = 0;
+  int32_t place = 0;    // of its sequence
+  int32_t read = 0;     // modules: the hidden state that is read, of the pass's level
+  int32_t write = -1;   // where its own hidden state is left, one level up; -1 = nowhere
+  bool wanted = false;  // its logits are
 };
 
 class Runner {
  public:
   Runner(Backend& backend, const Transformer& model, const RunnerOptions& options);
 
-  // The main model on `tokens` at positions first, first + 1, ...; everything before `first` must have been
-  // run. Returns the logits of the last `wanted` tokens, [wanted, vocabulary], valid until the next call.
-  // wanted <= 8.
-  std::span<float> forward(std::span<const int32_t> tokens, int64_t first, int64_t wanted);
+  // Entry `index` of a sequence's block table: the page of positions index · page_size and on.
+  void set_page(int64_t place, int64_t index, int32_t page);
+  void copy_page(int32_t from, int32_t to);
 
-  // MTP module k at positions first, first + 1, ...: later[i] is the token k + 1 places after position first
-  // + i. Reads the hidden states that level `k` left at those positions (level 0 = main model, k = module k -
-  // 1) and leaves its own at level k + 1. Returns the logits of the last position.
-  std::span<float> predict(int64_t k, std::span<const int32_t> later, int64_t first);
-  // The last module once more, beyond the number of modules: at `position`, on its own hidden state of
-  // position - 1.
-  std::span<float> predict_again(int32_t later, int64_t position);
+  // How a pass attends. absorbed: over the latents as they lie. expanded: MLA's keys and values are computed
+  // from the latents first, which costs less for many tokens of one sequence. The forms differ in rounding.
+  enum class Form : uint8_t { absorbed, expanded };
+  // The cheaper form for `count` new tokens of a sequence after `first`.
+  Form form_for(int64_t first, int64_t count) const;
 
-  int64_t context() const { return options_.context; }
-  int64_t chunk() const { return options_.chunk; }
+  // The main model. What comes before a row's position in its sequence must have been run, or be in the same
+  // pass. Hidden states are left at level 0. Returns the logits of the wanted rows, in order, [wanted,
+  // vocabulary], valid until the next call. Rows of one sequence lie side by side.
+  std::span<float> forward(std::span<const Row> rows, Form form);
+  // MTP module k: a row's token is the one k + 1 places after its position. Reads hidden states of `level`
+  // (that of module k is k; the last module reads its own, level k + 1, beyond the number of modules) and
+  // leaves its own at level k + 1.
+  std::span<float> predict(int64_t k, int64_t level, std::span<const Row> rows, Form form);
+
+  const RunnerOptions& options() const { return options_; }
+  int64_t pages() const { return options_.pages; }
   int64_t modules() const { return static_cast<int64_t>(model_->mtp.size()); }
-  // Records ahead of time what decoding with `drafts` tokens a pass runs.
+  const Config& config() const { return model_->config(); }
+  // Records ahead of time what decoding one sequence with up to `drafts` tokens a pass runs.
   void prepare(int64_t drafts);
-  size_t plans() const { return plans_.size(); }  // recorded so far
+  size_t plans() const { return plans_recorded_; }  // so far
   int64_t cache_bytes_per_token() const;
-  // Arena and caches; weights are the model's.
+  // Arena, caches (as if all pages were in use) and hidden states; weights are the model's.
   int64_t memory_bytes() const;
 
  private:
   struct Key {
     int64_t module;  // -1 = main model
     int64_t level;   // of the hidden states read
-    int64_t tokens;
-    bool expanded;
+    int64_t tokens, wanted;
+    Form form;
     auto operator<=>(const Key&) const = default;
   };
   struct Recorded {
     std::unique_ptr<Plan> plan;
-    Tensor ids, positions, starts, slots, sequence, sources, history_slots, rows, logits;
+    Tensor ids, positions, last, slots, places, reads, writes, wanted, logits;
   };
   Recorded& recorded(const Key& key);
-  std::span<float> run(const Key& key, std::span<const int32_t> ids, int64_t first, int64_t source_shift,
-                       int64_t wanted);
-  int64_t ring_slot(int64_t position) const { return position % ring_; }
+  std::span<float> run(int64_t module, int64_t level, std::span<const Row> rows, Form form);
+  int32_t slot_of(const Row& row) const;
 
   Backend* backend_;
   const Transformer* model_;
   RunnerOptions options_;
+  int64_t pages_a_sequence_;
   Tensor rope_table_, block_table_;
+  std::vector<int32_t> pages_of_;  // the block table, on the host
   std::vector<LayerCache> caches_;
-  std::vector<Tensor> history_;  // by level: [1, ring, hidden]
-  int64_t ring_ = 0;
+  std::vector<Tensor> states_;  // by level: [states, hidden]
   std::map<Key, Recorded> plans_;
+  size_t plans_recorded_ = 0;
   std::shared_ptr<void> arena_;
   int64_t arena_bytes_ = 0;
+  std::vector<int32_t> values_;
   std::vector<float> logits_;
   std::vector<double> wide_logits_;
 };

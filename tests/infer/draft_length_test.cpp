@@ -49,7 +49,8 @@ double speed(const Workload& first, const Workload& second, int64_t tokens, uint
     }
     time += seconds;
     done += accepted + 1;
-    length.record(drafts, accepted, 1e-3 * seconds, catching_up);
+    length.judge(drafts, accepted);
+    length.time(drafts, 1e-3 * seconds, catching_up);
   }
   return static_cast<double>(done) / time;
 }
@@ -89,7 +90,8 @@ TEST(DraftLength, WithoutModulesNothingIsDrafted) {
   DraftLength length;
   for (int i = 0; i < 10; ++i) {
     EXPECT_EQ(length.choose(), 0);
-    length.record(0, 0, 1e-3, false);
+    length.judge(0, 0);
+    length.time(0, 1e-3, false);
   }
 }
 

@@ -57,7 +57,7 @@ TEST_P(Quantised, LogitsAreNearThoseOfTheWeightsItCameFrom) {
       // Over the cache, the up-projection of the latent is another rounding of the same weights.
       RunnerOptions how;
       how.context = 32;
-      Runner runner(backend(), *loaded, how);
+      SequenceRunner runner(backend(), *loaded, how);
       std::vector<float> last;
       for (size_t t = 0; t < ids.size(); ++t)
         last = copy_of(runner.forward(std::span(&ids[t], 1), static_cast<int64_t>(t), 1));
@@ -113,7 +113,7 @@ TEST(RunWeights, EveryStoredTypeRunsInEveryForm) {
       const auto loaded = load_for_running(open_model(directory.at("model")), weights, backend());
       RunnerOptions options;
       options.context = 8;
-      Runner runner(backend(), *loaded, options);
+      SequenceRunner runner(backend(), *loaded, options);
       const std::vector<int32_t> ids{1, 2, 3};
       for (float logit : runner.forward(ids, 0, 1)) ASSERT_TRUE(std::isfinite(logit)) << type;
     }

@@ -1,4 +1,4 @@
-#include "infer/runner.h"
+#include "infer/sequence_runner.h"
 
 #include <gtest/gtest.h>
 
@@ -33,7 +33,7 @@ TEST_P(RunnerTest, CachedEqualsUncached) {
     Transformer model = made(GetParam().tiny, 5, 1.0, type);
     std::vector<int32_t> ids = tokens(45);
     std::vector<std::vector<double>> want = uncached(model, ids);
-    Runner runner(backend(), model, {.context = 64, .page_size = 7, .chunk = 16});
+    SequenceRunner runner(backend(), model, {.context = 64, .page_size = 7, .chunk = 16});
     for (int64_t t = 0; t < 45; ++t) {
       std::span<float> row = runner.forward(part(ids, t, 1), t, 1);
       ASSERT_EQ(row.size(), want[0].size());
@@ -49,7 +49,7 @@ TEST_P(RunnerTest, ChunkedPromptEqualsWhole) {
   std::vector<std::vector<double>> want = uncached(model, ids);
   for (int64_t page : {1, 5, 64}) {
     for (int64_t chunk : {1, 3, 8, 9, 15, 16, 17, 33, 74, 75, 128}) {
-      Runner runner(backend(), model, {.context = 75, .page_size = page, .chunk = chunk});
+      SequenceRunner runner(backend(), model, {.context = 75, .page_size = page, .chunk = chunk});
       for (int64_t first = 0; first < 75; first += chunk) {
         int64_t count = std::min(chunk, 75 - first), wanted = std::min<int64_t>(count, 8);
         std::span<float> rows = runner.forward(part(ids, first, count), first, wanted);
@@ -69,7 +69,7 @@ TEST_P(RunnerTest, RowsAreTheSameBitsInEveryPass) {
     for (DType cache : {DType::f32, DType::bf16}) {
       Transformer model = made(GetParam().tiny, 7, 1.0, type);
       RunnerOptions how{.context = 128, .page_size = 16, .chunk = 32, .cache_type = cache};
-      Runner alone(backend(), model, how), together(backend(), model, how);
+      SequenceRunner alone(backend(), model, how), together(backend(), model, how);
       std::vector<int32_t> ids = tokens(100);
       alone.forward(part(ids, 0, 20), 0, 1);
       together.forward(part(ids, 0, 20), 0, 1);
@@ -92,7 +92,7 @@ TEST_P(RunnerTest, RowsAreTheSameBitsOnEveryNumberOfThreads) {
   Transformer model = made(GetParam().tiny, 8);
   CpuBackend three(3);
   RunnerOptions how{.context = 64, .page_size = 16, .chunk = 32};
-  Runner one(backend(), model, how), more(three, model, how);
+  SequenceRunner one(backend(), model, how), more(three, model, how);
   std::vector<int32_t> ids = tokens(40);
   EXPECT_EQ(copy_of(one.forward(part(ids, 0, 30), 0, 8)), copy_of(more.forward(part(ids, 0, 30), 0, 8)));
   EXPECT_EQ(copy_of(one.forward(part(ids, 30, 5), 30, 5)), copy_of(more.forward(part(ids, 30, 5), 30, 5)));
@@ -101,7 +101,7 @@ TEST_P(RunnerTest, RowsAreTheSameBitsOnEveryNumberOfThreads) {
 TEST_P(RunnerTest, RunningAPositionAgainOverwritesIt) {
   Transformer model = made(GetParam().tiny, 9);
   RunnerOptions how{.context = 64, .page_size = 4, .chunk = 8};
-  Runner straight(backend(), model, how), detour(backend(), model, how);
+  SequenceRunner straight(backend(), model, how), detour(backend(), model, how);
   std::vector<int32_t> ids = tokens(24), others = tokens(24, 4);
   for (int64_t first = 0; first < 16; first += 8) straight.forward(part(ids, first, 8), first, 1);
   std::vector<float> want = copy_of(straight.forward(part(ids, 16, 3), 16, 3));
@@ -116,10 +116,10 @@ TEST_P(RunnerTest, ABf16CacheHalvesMemoryAndStaysClose) {
   Transformer model = made(GetParam().tiny, 10);
   RunnerOptions wide{.context = 64, .page_size = 16, .chunk = 32}, narrow = wide;
   narrow.cache_type = DType::bf16;
-  Runner exact(backend(), model, wide), rounded(backend(), model, narrow);
-  EXPECT_EQ(exact.cache_bytes_per_token(), 4 * model.cache_values_per_token());
-  EXPECT_EQ(rounded.cache_bytes_per_token(), 2 * model.cache_values_per_token());
-  EXPECT_LT(rounded.memory_bytes(), exact.memory_bytes());
+  SequenceRunner exact(backend(), model, wide), rounded(backend(), model, narrow);
+  EXPECT_EQ(exact.runner().cache_bytes_per_token(), 4 * model.cache_values_per_token());
+  EXPECT_EQ(rounded.runner().cache_bytes_per_token(), 2 * model.cache_values_per_token());
+  EXPECT_LT(rounded.runner().memory_bytes(), exact.runner().memory_bytes());
   std::vector<int32_t> ids = tokens(40);
   std::vector<std::vector<double>> want = uncached(model, ids);
   exact.forward(part(ids, 0, 30), 0, 1);
@@ -141,7 +141,7 @@ TEST_P(RunnerTest, ModulesEqualUncached) {
   Transformer model = made(tiny, 11);
   std::vector<int32_t> ids = tokens(41);
   for (int64_t chunk : {1, 5, 8, 9, 16, 24, 64}) {
-    Runner runner(backend(), model, {.context = 64, .page_size = 8, .chunk = chunk});
+    SequenceRunner runner(backend(), model, {.context = 64, .page_size = 8, .chunk = chunk});
     std::vector<std::vector<std::vector<double>>> want;
     for (int64_t k = 0; k < tiny.mtp; ++k) want.push_back(uncached(model, ids, k));
     for (int64_t first = 0; first < 41; first += chunk) {

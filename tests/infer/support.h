@@ -7,6 +7,7 @@
 
 #include "cpu/cpu_backend.h"
 #include "infer/engine.h"
+#include "infer/sequence_runner.h"
 #include "model/support.h"
 
 namespace latente::test {
@@ -110,7 +111,7 @@ struct Text {
 // One token a pass and nothing else: no drafts, no reuse.
 inline Text plain(const Transformer& model, const RunnerOptions& how, std::span<const int32_t> prompt,
                   const GenerationOptions& options) {
-  Runner runner(backend(), model, how);
+  SequenceRunner runner(backend(), model, how);
   std::vector<int32_t> sequence(prompt.begin(), prompt.end());
   std::vector<float> logits;
   int64_t count = static_cast<int64_t>(prompt.size());

@@ -1,0 +1,106 @@
+#include "infer/drafter.h"
+
+namespace latente {
+namespace {
+
+// A sequence keeps the hidden states of its last positions in a ring of its own. What a long pass computes
+// before them lies in a place that all sequences share, and is read right after that pass.
+constexpr int64_t ring = 2 * Drafter::most_behind;
+
+}  // namespace
+
+int64_t Drafter::states_for(int64_t sequences, int64_t chunk) { return sequences * ring + chunk; }
+
+int32_t Drafter::state_of(const Sequence& sequence, int64_t position, const Stretch& last) const {
+  const int64_t early = last.count - ring / 2;  // positions of that pass that have no place in the ring
+  if (position >= last.first && position - last.first < early)
+    return static_cast<int32_t>(runner_->options().sequences * ring + last.row + position - last.first);
+  return static_cast<int32_t>(sequence.place * ring + position % ring);
+}
+
+void Drafter::catch_up(Sequence& s, const Stretch& last) {
+  for (int64_t k = 0; k < std::min(runner_->modules(), s.depth); ++k) {
+    int64_t& done = s.predicted[static_cast<size_t>(k)];
+    // The last position that the main model has run is left for drafting to begin with.
+    const int64_t last_run = s.processed == s.length() - 1 ? s.processed - 1 : s.processed;
+    const int64_t end = std::min(last_run, s.length() - k - 1);
+    while (done < end) {
+      const int64_t piece = std::min(end - done, runner_->options().chunk);
+      rows_.clear();
+      for (int64_t i = done; i < done + piece; ++i) {
+        const int32_t state = state_of(s, i, last);
+        rows_.push_back(
+            {s.tokens[static_cast<size_t>(i + k + 1)], static_cast<int32_t>(i), s.place, state, state});
+      }
+      runner_->predict(k, k, rows_, runner_->form_for(done, piece));
+      done += piece;
+    }
+  }
+}
+
+void Drafter::draft(std::span<Sequence* const> sequences, std::span<const int64_t> wanted) {
+  for (Sequence* s : sequences) s->drafts.clear();
+  const size_t vocabulary = static_cast<size_t>(runner_->config().vocab_size);
+  const int64_t most = wanted.empty() ? 0 : *std::max_element(wanted.begin(), wanted.end());
+  const int64_t modules = runner_->modules();
+  std::vector<Sequence*> drafting;
+  std::vector<int32_t> sequence;
+  for (int64_t j = 0; j < most; ++j) {
+    rows_.clear();
+    drafting.clear();
+    const int64_t module = std::min(j, modules - 1);
+    for (size_t i = 0; i < sequences.size(); ++i) {
+      if (wanted[i] <= j) continue;
+      Sequence& s = *sequences[i];
+      drafting.push_back(&s);
+      auto token_at = [&](int64_t position) {
+        const int64_t draft = position - s.length();
+        return draft < 0 ? s.tokens[static_cast<size_t>(position)]
+                         : s.drafts[static_cast<size_t>(draft)].token;
+      };
+      // Module j from where it stopped to the last processed position; the last module again one further on
+      // its own hidden state each time.
+      const int64_t last = s.processed - 1 + std::max<int64_t>(j + 1 - modules, 0);
+      const int64_t begin = j < modules ? s.predicted[static_cast<size_t>(j)] : last;
+      LATENTE_ASSERT(begin <= last);
+      for (int64_t position = begin; position <= last; ++position) {
+        const int32_t write = state_of(s, position);
+        const int32_t read = j < modules ? write : state_of(s, position - 1);
+        rows_.push_back({token_at(position + module + 1), static_cast<int32_t>(position), s.place, read,
+                         write, position == last});
+      }
+      if (j < modules) s.predicted[static_cast<size_t>(j)] = std::max<int64_t>(s.length() - 1 - j, 0);
+    }
+    std::span<float> logits =
+        runner_->predict(module, j < modules ? j : modules, rows_, Runner::Form::absorbed);
+    for (Sequence* s : drafting) {
+      const SamplingOptions& sampling = s->request.options.sampling;
+      sequence = s->tokens;
+      for (const Sequence::Draft& draft : s->drafts) sequence.push_back(draft.token);
+      Distribution distribution =
+          distribution_of(logits.first(vocabulary), {sequence, static_cast<size_t>(s->prompt)}, sampling);
+      const int32_t token = sample(distribution, s->random);
+      s->drafts.push_back({token, std::move(distribution)});
+      logits = logits.subspan(vocabulary);
+    }
+  }
+}
+
+std::vector<int32_t> Drafter::look_up(std::span<const int32_t> tokens, int64_t most) {
+  const int64_t length = static_cast<int64_t>(tokens.size());
+  int64_t best = -1, agreement = shortest - 1;
+  for (int64_t end = length - 1; end >= shortest && agreement < longest; --end) {
+    // tokens[end - n, end) against the last n.
+    int64_t n = 0;
+    while (n < longest && n < end &&
+           tokens[static_cast<size_t>(end - 1 - n)] == tokens[static_cast<size_t>(length - 1 - n)])
+      ++n;
+    if (n > agreement) agreement = n, best = end;
+  }
+  if (best < 0) return {};
+  const auto found =
+      tokens.subspan(static_cast<size_t>(best), static_cast<size_t>(std::min(most, length - best)));
+  return {found.begin(), found.end()};
+}
+
+}  // namespace latente

@@ -1,0 +1,45 @@
+// Drafter: proposes tokens. It runs the MTP modules of many sequences in common passes (DeepSeek-V3 report,
+// section 2.2) and keeps the hidden states they read, or looks up what followed the last few tokens before.
+#pragma once
+
+#include "infer/runner.h"
+#include "infer/sequence.h"
+
+namespace latente {
+
+// What a pass of the main model did for a sequence: its rows begin at `row` of the pass.
+struct Stretch {
+  int64_t first = 0, count = 0, row = 0;
+};
+
+class Drafter {
+ public:
+  // Hidden states the runner must keep.
+  static int64_t states_for(int64_t sequences, int64_t chunk);
+
+  explicit Drafter(Runner& runner) : runner_(&runner) {}
+
+  // Where the hidden state of `position` is left by the last pass, or was by those before.
+  int32_t state_of(const Sequence& sequence, int64_t position, const Stretch& last = {}) const;
+
+  // Runs the modules in use over the positions whose later tokens are known; `last` if that pass has just
+  // been run. The modules may be up to most_behind positions behind what ran before it.
+  void catch_up(Sequence& sequence, const Stretch& last = {});
+  static constexpr int64_t most_behind = 64;
+
+  // Drafts wanted[i] tokens for sequences[i], whose modules must be at most a few positions behind.
+  void draft(std::span<Sequence* const> sequences, std::span<const int64_t> wanted);
+
+  // Up to `most` tokens that followed the last few tokens where these occurred before, the latest place and
+  // the longest agreement first. Nothing unless at least `shortest` tokens agree.
+  static std::vector<int32_t> look_up(std::span<const int32_t> tokens, int64_t most);
+  static constexpr int64_t shortest = 3, longest = 8;
+
+ private:
+  std::span<float> run_module(int64_t j, std::span<const Row> rows, Runner::Form form);
+
+  Runner* runner_;
+  std::vector<Row> rows_;
+};
+
+}  // namespace latente

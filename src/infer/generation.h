@@ -1,0 +1,63 @@
+// What a caller asks of the engine for one sequence, and what it gets back.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "infer/sampler.h"
+
+namespace latente {
+
+struct GenerationOptions {
+  int64_t max_tokens = 256;
+  std::vector<int32_t> stop_tokens;
+  SamplingOptions sampling;
+  // Tokens drafted a pass, beyond the modules by the last one again; -1 = up to one for each module, or what
+  // followed the same few tokens before (prompt lookup, Saxena 2023), as long as that pays (DraftLength).
+  int64_t draft = -1;
+  // Sampled text depends on the seed alone; then -1 means one for each module, whether it pays or not.
+  // (Greedy text depends on nothing anyway.)
+  bool repeatable = true;
+};
+
+enum class Finish : uint8_t { length, stop_token, context_full, interrupted };
+
+struct GenerationStats {
+  int64_t prompt_tokens = 0, reused_tokens = 0, generated_tokens = 0;
+  int64_t passes = 0;  // of the main model after the prompt
+  int64_t drafted = 0, accepted = 0;
+  double waiting_seconds = 0, prompt_seconds = 0, decode_seconds = 0;
+  Finish finish = Finish::length;
+
+  // Per decoding pass; the token sampled from the prompt's own pass is not counted.
+  double tokens_per_pass() const {
+    return passes > 0 ? static_cast<double>(generated_tokens - 1) / static_cast<double>(passes) : 0;
+  }
+  double acceptance() const {
+    return drafted > 0 ? static_cast<double>(accepted) / static_cast<double>(drafted) : 0;
+  }
+  double decode_tokens_per_second() const {
+    return decode_seconds > 0 ? static_cast<double>(generated_tokens - 1) / decode_seconds : 0;
+  }
+  double prompt_tokens_per_second() const {
+    return prompt_seconds > 0 ? static_cast<double>(prompt_tokens - reused_tokens) / prompt_seconds : 0;
+  }
+};
+
+struct GeneratedToken {
+  int32_t id;
+  bool drafted;  // predicted by an MTP module, or looked up, and confirmed
+};
+
+struct Request {
+  std::vector<int32_t> prompt;
+  GenerationOptions options;
+  int priority = 0;  // higher ones begin first
+  // Called by step() as tokens come; false ends the sequence. A stop token is not passed on.
+  std::function<bool(GeneratedToken)> on_token;
+  // Called once, last; not for what was cancelled.
+  std::function<void(const GenerationStats&)> on_finish;
+};
+
+}  // namespace latente

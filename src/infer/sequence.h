@@ -1,0 +1,55 @@
+// A sequence in the engine: its tokens, how far each level of the model has run, and the pages it holds.
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+
+#include "infer/generation.h"
+
+namespace latente {
+
+struct Sequence {
+  uint64_t id = 0;
+  Request request;
+  Random random{0};
+  GenerationStats stats;
+
+  std::vector<int32_t> tokens;  // prompt, then what was written
+  int64_t prompt = 0;           // length of the prompt
+  int64_t processed = 0;        // positions the main model has run
+  int64_t unread = 0;  // positions it has to run before decoding (goes on), all tokens but the last at most
+  std::vector<int64_t> predicted;  // by module: positions run with known tokens
+  int64_t depth = 0;               // drafts of modules a pass, at most
+  bool adaptive = false;           // as many as pay
+
+  int32_t place = -1;          // in the runner; -1 = waiting
+  std::vector<int32_t> pages;  // held
+  int64_t remembered = 0;      // tokens whose pages the pool remembers already
+  int64_t passed_over = 0;     // later ones that began before it
+  bool cancelled = false;
+
+  struct Draft {
+    int32_t token;
+    Distribution distribution;
+  };
+  std::vector<Draft> drafts;  // of the current pass
+  bool looked_up = false;     // they came from the sequence itself
+  bool ended = false;         // its last token is written
+  bool finished = false;      // and its pages are given back
+
+  using Clock = std::chrono::steady_clock;
+  Clock::time_point submitted, started, first_token;
+
+  bool reading() const { return processed < unread; }
+  History history() const { return {tokens, static_cast<size_t>(prompt)}; }
+  int64_t length() const { return static_cast<int64_t>(tokens.size()); }
+  // Tokens the modules in use are behind the main model.
+  int64_t behind() const {
+    int64_t most = 0;
+    for (int64_t k = 0; k < depth && k < static_cast<int64_t>(predicted.size()); ++k)
+      most = std::max(most, processed - predicted[static_cast<size_t>(k)]);
+    return most;
+  }
+};
+
+}  // namespace latente

@@ -1,0 +1,222 @@
+// Many sequences in one engine: each has the text it has alone, whatever runs beside it.
+#include <gtest/gtest.h>
+
+#include <map>
+
+#include "infer/support.h"
+
+namespace latente {
+namespace {
+
+using namespace test;
+
+struct Asked {
+  std::vector<int32_t> prompt;
+  GenerationOptions options;
+  int priority = 0;
+};
+
+Asked random_request(Random& random, const std::vector<int32_t>& shared, int64_t vocabulary,
+                     int64_t context) {
+  Asked asked;
+  if (random.chance(0.5)) asked.prompt.assign(shared.begin(), shared.begin() + random.between(1, 30));
+  for (int32_t id : random_tokens(random, random.between(1, 20), vocabulary)) asked.prompt.push_back(id);
+  asked.prompt.resize(std::min(asked.prompt.size(), static_cast<size_t>(context - 1)));
+  asked.options.max_tokens = random.between(1, 40);
+  asked.options.draft = random.between(-1, 3);
+  asked.priority = static_cast<int>(random.between(0, 2));
+  if (random.chance(0.4)) {
+    asked.options.sampling.temperature = 0.8;
+    asked.options.sampling.seed = random.below(100);
+  }
+  if (random.chance(0.3)) asked.options.stop_tokens = {static_cast<int32_t>(random.below(8))};
+  return asked;
+}
+
+TEST(Scheduler, TextDoesNotDependOnCompany) {
+  int64_t reused = 0, waited = 0;
+  for (uint64_t seed = 1; seed <= 25; ++seed) {
+    Random random(seed);
+    Tiny tiny;
+    tiny.mtp = random.between(0, 2);
+    tiny.layers = random.between(1, 2);
+    tiny.vocabulary = random.between(10, 70);
+    if (random.chance(0.15)) tiny.family = "llama", tiny.mtp = 0;
+    Transformer model = made(tiny, seed, 0.3);
+    RunnerOptions how;
+    how.context = random.between(40, 90);
+    how.page_size = random.between(1, 16);
+    how.chunk = random.between(9, 40);
+    RunnerOptions many = how;
+    many.sequences = random.between(1, 6);
+    // At times too few pages for all: some are driven out and come back.
+    const int64_t pages = (how.context + how.page_size - 1) / how.page_size;
+    many.pages = random.chance(0.6) ? pages + random.between(1, pages) : 0;
+    Engine engine(backend(), model, many);
+    const std::vector<int32_t> shared = random_tokens(random, 30, tiny.vocabulary);
+
+    std::map<size_t, Text> texts;
+    std::map<size_t, Asked> asked;
+    size_t finished = 0;
+    for (size_t i = 0; i < 14; ++i) {
+      Asked& one = asked[i] = random_request(random, shared, tiny.vocabulary, how.context);
+      Request request{one.prompt, one.options, one.priority, {}, {}};
+      request.on_token = [&texts, i](GeneratedToken token) {
+        texts[i].tokens.push_back(token.id);
+        return true;
+      };
+      request.on_finish = [&texts, &finished, &reused, i](const GenerationStats& stats) {
+        texts[i].finish = stats.finish;
+        reused += stats.reused_tokens;
+        ++finished;
+      };
+      engine.submit(std::move(request));
+      for (int64_t steps = random.between(0, 4); steps > 0; --steps) engine.step();
+      waited += static_cast<int64_t>(engine.waiting());
+    }
+    int64_t steps = 0;
+    while (engine.step()) ASSERT_LT(++steps, 20000) << "it does not end";
+    EXPECT_EQ(finished, asked.size());
+    EXPECT_EQ(engine.running() + engine.waiting(), 0u);
+    EXPECT_EQ(engine.pages().available(), engine.pages().pages());
+    for (auto& [i, one] : asked) {
+      Engine alone(backend(), model, how);
+      const Text want = generated(alone, one.prompt, one.options);
+      ASSERT_EQ(texts[i].tokens, want.tokens)
+          << "seed " << seed << ", sequence " << i << " T" << one.options.sampling.temperature << " d"
+          << one.options.draft << " mtp" << tiny.mtp << " prompt " << one.prompt.size() << " chunk "
+          << how.chunk;
+      EXPECT_EQ(texts[i].finish, want.finish);
+    }
+  }
+  EXPECT_GT(reused, 500);
+  EXPECT_GT(waited, 100);
+}
+
+// Pages for little more than one sequence, and several that want all of them.
+TEST(Scheduler, DrivenOutAndBackTheTextGoesOn) {
+  for (int64_t mtp : {0, 1}) {
+    Transformer model = made({.mtp = mtp}, 3, 0.3);
+    RunnerOptions how{.context = 96, .page_size = 4, .chunk = 16};
+    RunnerOptions many = how;
+    many.sequences = 3;
+    many.pages = 26;
+    Engine engine(backend(), model, many);
+    Random random(8);
+    std::vector<std::vector<int32_t>> prompts, texts(3);
+    for (size_t i = 0; i < 3; ++i) {
+      prompts.push_back(random_tokens(random, 8, 64));
+      Request request;
+      request.prompt = prompts[i];
+      request.options.max_tokens = 80;
+      request.on_token = [&texts, i](GeneratedToken token) {
+        texts[i].push_back(token.id);
+        return true;
+      };
+      engine.submit(std::move(request));
+    }
+    engine.step();
+    EXPECT_EQ(engine.running(), 3u);
+    size_t fewest = 3;
+    while (engine.step()) fewest = std::min(fewest, engine.running());
+    EXPECT_LT(fewest, 3u);
+    for (size_t i = 0; i < 3; ++i) {
+      GenerationOptions options;
+      options.max_tokens = 80;
+      EXPECT_EQ(texts[i], plain(model, how, prompts[i], options).tokens) << "sequence " << i << ", " << mtp;
+    }
+  }
+}
+
+TEST(Scheduler, HigherPrioritiesBeginFirstAndNobodyStarves) {
+  Transformer model = made({}, 3);
+  Engine engine(backend(), model, {.context = 32, .page_size = 8, .chunk = 16});
+  std::vector<int> order;
+  auto ask = [&](int name, int priority) {
+    Request request;
+    request.prompt = {1, 2, static_cast<int32_t>(3 + name % 40)};
+    request.options.max_tokens = 2;
+    request.priority = priority;
+    request.on_finish = [&order, name](const GenerationStats&) { order.push_back(name); };
+    engine.submit(std::move(request));
+  };
+  ask(0, 0);
+  ask(1, 0);
+  ask(2, 5);
+  ask(3, 1);
+  while (engine.step()) {
+  }
+  EXPECT_EQ(order, (std::vector<int>{2, 3, 0, 1}));
+
+  // Urgent ones without end do not keep the other out for ever.
+  order.clear();
+  ask(99, 0);
+  for (int i = 0; i < 3 * static_cast<int>(Engine::patience) + 10; ++i) {
+    ask(i, 2);
+    ask(i, 2);
+    for (int steps = 0; steps < 2; ++steps) engine.step();
+  }
+  EXPECT_EQ(std::count(order.begin(), order.end(), 99), 1);
+}
+
+TEST(Scheduler, CancelledSequencesEndAndFreeTheirPages) {
+  Transformer model = made({.mtp = 1}, 3, 0.3);
+  RunnerOptions how{.context = 64, .page_size = 4, .chunk = 16, .sequences = 2};
+  Engine engine(backend(), model, how);
+  int finished = 0, tokens = 0;
+  std::vector<uint64_t> ids;
+  for (int i = 0; i < 3; ++i) {
+    Request request;
+    request.prompt = {1, 2, 3, static_cast<int32_t>(i)};
+    request.options.max_tokens = 50;
+    request.on_token = [&](GeneratedToken) { return ++tokens, true; };
+    request.on_finish = [&](const GenerationStats&) { ++finished; };
+    ids.push_back(engine.submit(std::move(request)));
+  }
+  engine.step();
+  engine.step();
+  EXPECT_EQ(engine.running(), 2u);
+  for (uint64_t id : ids) engine.cancel(id);
+  engine.cancel(12345);
+  const int before = tokens;
+  EXPECT_FALSE(engine.step());
+  EXPECT_EQ(tokens, before);
+  EXPECT_EQ(finished, 0);
+  EXPECT_EQ(engine.pages().available(), engine.pages().pages());
+}
+
+TEST(Scheduler, AnErrorInACallbackEndsThatSequenceOnly) {
+  Transformer model = made({}, 3);
+  Engine engine(backend(), model, {.context = 64, .page_size = 4, .chunk = 16, .sequences = 2});
+  std::vector<int32_t> prompt{1, 2, 3}, other;
+  GenerationOptions options;
+  options.max_tokens = 10;
+  Request request;
+  request.prompt = {4, 5, 6};
+  request.options = options;
+  request.on_token = [&](GeneratedToken token) { return other.push_back(token.id), true; };
+  engine.submit(std::move(request));
+  EXPECT_THROW(
+      engine.generate(prompt, options, [](GeneratedToken) -> bool { throw std::runtime_error("no"); }),
+      std::runtime_error);
+  while (engine.step()) {
+  }
+  Engine alone(backend(), model, {.context = 64, .page_size = 4, .chunk = 16});
+  EXPECT_EQ(other, generated(alone, std::vector<int32_t>{4, 5, 6}, options).tokens);
+}
+
+TEST(Drafter, LooksUpWhatFollowedBefore) {
+  using Tokens = std::vector<int32_t>;
+  auto look_up = [](Tokens tokens, int64_t most) { return Drafter::look_up(tokens, most); };
+  EXPECT_EQ(look_up({1, 2, 3, 4, 5, 9, 1, 2, 3}, 3), (Tokens{4, 5, 9}));
+  EXPECT_EQ(look_up({1, 2, 3, 4, 5, 9, 1, 2, 3}, 1), (Tokens{4}));
+  EXPECT_EQ(look_up({1, 2, 3, 4, 9, 1, 2, 3, 5, 1, 2, 3}, 1), (Tokens{5}));        // the latest
+  EXPECT_EQ(look_up({7, 1, 2, 3, 4, 9, 1, 2, 3, 5, 7, 1, 2, 3}, 1), (Tokens{4}));  // the longest
+  EXPECT_EQ(look_up({6, 6, 6, 6, 6}, 4), (Tokens{6}));                             // up to the end
+  EXPECT_EQ(look_up({1, 2, 4, 1, 2}, 4), Tokens{});                                // two agree, not three
+  EXPECT_EQ(look_up({}, 4), Tokens{});
+  EXPECT_EQ(look_up({1, 2, 3}, 4), Tokens{});
+}
+
+}  // namespace
+}  // namespace latente
