@@ -3,7 +3,10 @@
 #include "cpu/scratch.h"
 
 #include <algorithm>
+#include <bit>
+#include <cmath>
 #include <cstring>
+#include <limits>
 #include <new>
 #include <type_traits>
 #include <vector>
@@ -235,15 +238,16 @@ void paged(ThreadPool& pool, const View& q, const View& keys, const View& values
   Paged<T, S> a;
   a.heads = q[1];
   a.groups = keys[2];
-  a.key = keys[3];
+  a.key = q[2];
   a.value = values[3];
+  a.entry = keys[3];
   a.page = keys[1];
   a.rows_together = a.heads / a.groups;
   a.scale = scale;
   a.q = rows_of<const T>(q);
   a.out = rows_of<T>(out);
-  a.keys = keys.as<S>();
-  a.values = values.as<S>();
+  a.keys = static_cast<const S*>(keys.data);
+  a.values = static_cast<const S*>(values.data);
   a.key_page = keys.stride(0), a.key_slot = keys.stride(1), a.key_head = keys.stride(2);
   a.value_page = values.stride(0), a.value_slot = values.stride(1), a.value_head = values.stride(2);
   a.values_are_keys = a.keys == a.values && a.value <= a.key && a.key_page == a.value_page &&
@@ -289,6 +293,43 @@ void paged(ThreadPool& pool, const View& q, const View& keys, const View& values
   });
 }
 
+// An entry of a narrow cache as numbers.
+template <class T>
+void load_narrow(DType type, const std::byte* entry, int64_t rank, int64_t rope, T* latent, T* rotary) {
+  float scale;
+  std::memcpy(&scale, entry + rank + 2 * rope, sizeof scale);
+  if (type == DType::u8) {
+    const int8_t* codes = reinterpret_cast<const int8_t*>(entry);
+    for (int64_t i = 0; i < rank; ++i) latent[i] = static_cast<T>(scale * static_cast<float>(codes[i]));
+  } else {
+    const f8e4m3* codes = reinterpret_cast<const f8e4m3*>(entry);
+    for (int64_t i = 0; i < rank; ++i) latent[i] = static_cast<T>(scale * static_cast<float>(codes[i]));
+  }
+  convert(DType::bf16, entry + rank, dtype_of<T>, rotary, rope);
+}
+
+// Rounds a latent to codes; returns their scale, not finite if a value is not.
+float round_latent(DType type, const float* latent, int64_t rank, std::byte* entry) {
+  float largest = 0;
+  bool finite = true;
+  for (int64_t i = 0; i < rank; ++i) {
+    largest = std::max(largest, std::abs(latent[i]));
+    finite &= std::isfinite(latent[i]);
+  }
+  if (!finite) {
+    std::memset(entry, 1, static_cast<size_t>(rank));
+    return std::numeric_limits<float>::quiet_NaN();
+  }
+  const float top = type == DType::u8 ? 127.0f : 448.0f;
+  const float scale = largest / top, inverse = largest > 0 ? top / largest : 0;
+  for (int64_t i = 0; i < rank; ++i) {
+    const float x = latent[i] * inverse;
+    entry[i] = type == DType::u8 ? static_cast<std::byte>(static_cast<int8_t>(std::lrint(x)))
+                                 : std::bit_cast<std::byte>(f8e4m3(x));
+  }
+  return scale;
+}
+
 // Keys and values of one chunk, expanded: [head, entry, width], rows padded.
 template <class T>
 struct ExpandedChunk {
@@ -303,7 +344,9 @@ struct ExpandedChunk {
   template <class Expand>
   void load(ThreadPool& pool, const View& cache, const int32_t* block_table, int64_t rank, int64_t begin,
             int64_t count, const Expand& expand) {
-    const int64_t rope = cache[3] - rank, nope = key - rope, width = heads * (nope + value);
+    const bool narrow = Backend::is_narrow_cache(cache.dtype);
+    const int64_t rope = narrow ? (cache[3] - rank - 4) / 2 : cache[3] - rank;
+    const int64_t nope = key - rope, width = heads * (nope + value);
     const int64_t page = cache[1], size = size_of(cache.dtype);
     const DType type = dtype_of<T>;
     T* latent = latents.reserve(paged_chunk * (rank + rope));  // the latents, then the rotary parts
@@ -313,8 +356,12 @@ struct ExpandedChunk {
       const std::byte* entry =
           static_cast<const std::byte*>(cache.data) +
           (block_table[at / page] * cache.stride(0) + at % page * cache.stride(1)) * size;
-      convert(cache.dtype, entry, type, latent + k * rank, rank);
-      convert(cache.dtype, entry + rank * size, type, rotary + k * rope, rope);
+      if (narrow) {
+        load_narrow(cache.dtype, entry, rank, rope, latent + k * rank, rotary + k * rope);
+      } else {
+        convert(cache.dtype, entry, type, latent + k * rank, rank);
+        convert(cache.dtype, entry + rank * size, type, rotary + k * rope, rope);
+      }
     }
     T* kv = product.reserve(paged_chunk * width);
     expand(View(latent, {count, rank}, type), View(kv, {count, width}, type));
@@ -345,7 +392,7 @@ void paged_expanded(ThreadPool& pool, const View& q, const View& cache, int64_t 
   chunk.heads = q[1], chunk.key = q[2], chunk.value = out[2];
   Paged<T, T> a;
   a.heads = a.groups = q[1];
-  a.key = chunk.key;
+  a.key = a.entry = chunk.key;
   a.value = chunk.value;
   a.page = paged_chunk;
   a.rows_together = paged_rows;
@@ -421,14 +468,20 @@ void CpuBackend::attention_expanded_backward(View d_out, View q, View k, View k_
 
 void CpuBackend::attention_paged(View q, View keys, View values, const Pages& pages, double scale, View out) {
   LATENTE_ASSERT(q.shape.rank() == 3 && keys.shape.rank() == 4 && values.shape.rank() == 4);
-  LATENTE_ASSERT(q[2] == keys[3] && out[2] == values[3] && q[1] % keys[2] == 0 && keys[2] == values[2] &&
-                 keys[1] == values[1] && keys.dtype == values.dtype);
+  const bool narrow = is_narrow_cache(keys.dtype);
+  LATENTE_ASSERT(keys[3] == (narrow ? narrow_entry_bytes(values[3], q[2] - values[3]) : q[2]));
+  LATENTE_ASSERT(out[2] == values[3] && q[1] % keys[2] == 0 && keys[2] == values[2] && keys[1] == values[1] &&
+                 keys.dtype == values.dtype && (!narrow || (keys[2] == 1 && keys.data == values.data)));
   LATENTE_ASSERT(pages.sequence.contiguous() && pages.position.contiguous() &&
                  pages.block_table.stride(1) == 1);
   if (q.dtype == DType::f64) {
     attention::paged<double, double>(pool_, q, keys, values, pages, scale, out);
   } else if (keys.dtype == DType::bf16) {
     attention::paged<float, bf16>(pool_, q, keys, values, pages, scale, out);
+  } else if (keys.dtype == DType::u8) {
+    attention::paged<float, attention::LatentInt8>(pool_, q, keys, values, pages, scale, out);
+  } else if (keys.dtype == DType::f8e4m3) {
+    attention::paged<float, attention::LatentFp8>(pool_, q, keys, values, pages, scale, out);
   } else {
     attention::paged<float, float>(pool_, q, keys, values, pages, scale, out);
   }
@@ -437,8 +490,9 @@ void CpuBackend::attention_paged(View q, View keys, View values, const Pages& pa
 void CpuBackend::attention_paged_expanded(View q, View cache, View kv_b, const Pages& pages, double scale,
                                           View out) {
   const int64_t rank = kv_b[1];
-  LATENTE_ASSERT(q.shape.rank() == 3 && cache.shape.rank() == 4 && cache[2] == 1 && cache[3] > rank);
-  LATENTE_ASSERT(kv_b[0] == q[1] * (q[2] - (cache[3] - rank) + out[2]));
+  const int64_t rope = is_narrow_cache(cache.dtype) ? (cache[3] - rank - 4) / 2 : cache[3] - rank;
+  LATENTE_ASSERT(q.shape.rank() == 3 && cache.shape.rank() == 4 && cache[2] == 1 && rope > 0);
+  LATENTE_ASSERT(kv_b[0] == q[1] * (q[2] - rope + out[2]));
   LATENTE_ASSERT(pages.sequence.contiguous() && pages.position.contiguous() &&
                  pages.block_table.stride(1) == 1);
   auto expand = [&](const View& latents, const View& product) {
@@ -448,6 +502,24 @@ void CpuBackend::attention_paged_expanded(View q, View cache, View kv_b, const P
     attention::paged_expanded<double>(pool_, q, cache, rank, pages, scale, out, expand);
   } else {
     attention::paged_expanded<float>(pool_, q, cache, rank, pages, scale, out, expand);
+  }
+}
+
+void CpuBackend::cache_store_narrow(View latent, View rotary, View slots, View cache) {
+  const int64_t rank = latent[1], rope = rotary[1], page = cache[1];
+  LATENTE_ASSERT(cache.shape.rank() == 3 && is_narrow_cache(cache.dtype) && latent.dtype == DType::f32 &&
+                 rotary.dtype == DType::f32 && cache[2] == narrow_entry_bytes(rank, rope));
+  const int32_t* slot = slots.as<int32_t>();
+  for (int64_t t = 0; t < latent[0]; ++t) {
+    const int64_t at = slot[t * slots.stride(0)];
+    if (at < 0) continue;
+    LATENTE_ASSERT(at < cache[0] * page);
+    std::byte* entry =
+        static_cast<std::byte*>(cache.data) + at / page * cache.stride(0) + at % page * cache.stride(1);
+    const float scale =
+        attention::round_latent(cache.dtype, latent.as<float>() + t * latent.stride(0), rank, entry);
+    convert(DType::f32, rotary.as<float>() + t * rotary.stride(0), DType::bf16, entry + rank, rope);
+    std::memcpy(entry + rank + 2 * rope, &scale, sizeof scale);
   }
 }
 

@@ -92,10 +92,25 @@ inline constexpr int64_t paged_block = 64;
 inline constexpr int64_t paged_chunk = 256;
 inline constexpr int64_t paged_rows = 64;
 
+// Bytes of a narrow latent cache (Backend::narrow_entry_bytes).
+struct LatentInt8 {
+  int8_t code;
+};
+struct LatentFp8 {
+  f8e4m3 code;
+};
+template <class S>
+inline constexpr bool is_narrow = false;
+template <>
+inline constexpr bool is_narrow<LatentInt8> = true;
+template <>
+inline constexpr bool is_narrow<LatentFp8> = true;
+
 // S: element type of the cache.
 template <class T, class S>
 struct Paged {
   int64_t heads = 0, groups = 0, key = 0, value = 0, page = 0;  // key: dk; value: dv; page: slots a page
+  int64_t entry = 0;                                            // elements of a key as stored
   // Rows that share keys whatever the call, at least: how the kernel computes scores hangs on it, never on
   // the number of tokens.
   int64_t rows_together = 1;

@@ -1,6 +1,8 @@
 // Attention over a paged cache. The rows of a unit (query tokens of one sequence x heads that share keys) lie
 // in the vector lanes.
+#include <bit>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <type_traits>
 
@@ -127,6 +129,57 @@ void load_paged_queries(const Paged<T, S>& a, const PagedUnit& unit, ChunkScratc
   }
 }
 
+// to[0..count) = factor · codes
+HWY_INLINE void load_codes(const LatentInt8* from, int64_t count, float factor, float* to) {
+  const Tag<float> d;
+  const hn::Rebind<int8_t, Tag<float>> narrow;
+  const hn::Rebind<int32_t, Tag<float>> wide;
+  constexpr int64_t L = lanes<float>();
+  const auto scale = hn::Set(d, factor);
+  const int8_t* codes = &from->code;
+  int64_t i = 0;
+  for (; i + L <= count; i += L)
+    hn::StoreU(hn::Mul(scale, hn::ConvertTo(d, hn::PromoteTo(wide, hn::LoadU(narrow, codes + i)))), d,
+               to + i);
+  for (; i < count; ++i) to[i] = factor * static_cast<float>(codes[i]);
+}
+
+// The exponent moves by 120: float32 counts from 127, e4m3 from 7. That scales subnormals, too; NaN becomes
+// 480 with its sign (such entries have a scale that is not finite).
+HWY_INLINE void load_codes(const LatentFp8* from, int64_t count, float factor, float* to) {
+  const Tag<float> d;
+  const hn::Rebind<uint8_t, Tag<float>> narrow;
+  const hn::RebindToUnsigned<Tag<float>> wide;
+  constexpr int64_t L = lanes<float>();
+  const auto scale = hn::Set(d, factor * 0x1p120f);
+  const uint8_t* codes = &from->code.bits;
+  int64_t i = 0;
+  for (; i + L <= count; i += L) {
+    const auto bits = hn::PromoteTo(wide, hn::LoadU(narrow, codes + i));
+    const auto sign = hn::ShiftLeft<24>(hn::And(bits, hn::Set(wide, 0x80u)));
+    const auto rest = hn::ShiftLeft<20>(hn::And(bits, hn::Set(wide, 0x7fu)));
+    hn::StoreU(hn::Mul(scale, hn::BitCast(d, hn::Or(sign, rest))), d, to + i);
+  }
+  for (; i < count; ++i) {
+    const uint32_t bits = codes[i];
+    to[i] = factor * 0x1p120f * std::bit_cast<float>(((bits & 0x80u) << 24) | ((bits & 0x7fu) << 20));
+  }
+}
+
+// An entry of a narrow cache, followed by zeros up to `row` elements.
+template <class S>
+HWY_INLINE void load_latent(const S* entry, int64_t rank, int64_t rope, float* to, int64_t row) {
+  float scale;
+  std::memcpy(&scale, entry + rank + 2 * rope, sizeof scale);
+  load_codes(entry, rank, scale, to);
+  for (int64_t i = 0; i < rope; ++i) {
+    uint16_t bits;
+    std::memcpy(&bits, entry + rank + 2 * i, sizeof bits);
+    to[rank + i] = std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
+  }
+  for (int64_t i = rank + rope; i < row; ++i) to[i] = 0;
+}
+
 // Keys and values of a block in the form products take.
 template <class T>
 struct BlockRows {
@@ -146,9 +199,13 @@ BlockRows<T> load_block(const Paged<T, S>& a, const PagedUnit& unit, int64_t at,
   }
   for (int64_t k = 0; k < count; ++k) {
     const Entry<S> entry = entry_at(a, unit, at + k);
-    load_row(entry.key, a.key, s.keys + k * s.key_row, s.key_row);
-    if (!a.values_are_keys) {
-      load_row(entry.value, a.value, s.values + k * s.value_row, round_up(a.value, lanes<T>()));
+    if constexpr (is_narrow<S>) {
+      load_latent(entry.key, a.value, a.key - a.value, s.keys + k * s.key_row, s.key_row);
+    } else {
+      load_row(entry.key, a.key, s.keys + k * s.key_row, s.key_row);
+      if (!a.values_are_keys) {
+        load_row(entry.value, a.value, s.values + k * s.value_row, round_up(a.value, lanes<T>()));
+      }
     }
   }
   return {s.keys, s.values, s.key_row, s.value_row};
@@ -278,7 +335,7 @@ void reduce_chunk(const Paged<T, S>& a, const PagedUnit& unit, int64_t chunk, co
     auto range = [&](int64_t, int64_t, int64_t, int64_t) HWY_ATTR {
       for (int64_t i = 0; i < entries_a_tile && fetched < fetch_end; ++i) {
         const Entry<S> entry = entry_at(a, unit, fetched++);
-        prefetch_row(entry.key, a.key);
+        prefetch_row(entry.key, a.entry);
         if (!a.values_are_keys) prefetch_row(entry.value, a.value);
       }
       return Range{0, keys};
@@ -386,6 +443,8 @@ void onto_task(const Paged<T, S>& a, const PagedUnit& unit, int64_t chunk, T* pa
   }
 LATENTE_PAGED(f32, float, float)
 LATENTE_PAGED(bf16, float, bf16)
+LATENTE_PAGED(int8, float, LatentInt8)
+LATENTE_PAGED(fp8, float, LatentFp8)
 LATENTE_PAGED(f64, double, double)
 #undef LATENTE_PAGED
 
@@ -425,6 +484,8 @@ template int64_t paged_partial_size<double>(int64_t);
   }
 LATENTE_PAGED(f32, float, float)
 LATENTE_PAGED(bf16, float, bf16)
+LATENTE_PAGED(int8, float, LatentInt8)
+LATENTE_PAGED(fp8, float, LatentFp8)
 LATENTE_PAGED(f64, double, double)
 #undef LATENTE_PAGED
 

@@ -20,6 +20,14 @@ int64_t bucket_of(int64_t tokens) {
 
 }  // namespace
 
+DType cache_type_from_name(std::string_view name) {
+  if (name == "f32" || name == "float32") return DType::f32;
+  if (name == "bf16" || name == "bfloat16") return DType::bf16;
+  if (name == "int8") return DType::u8;
+  if (name == "fp8") return DType::f8e4m3;
+  fail("--kv-cache-dtype: expected f32, bf16, int8 or fp8, found {}", name);
+}
+
 Runner::Runner(Backend& backend, const Transformer& model, const RunnerOptions& options)
     : backend_(&backend),
       model_(&model),
@@ -75,7 +83,13 @@ void Runner::prepare(int64_t drafts) {
 }
 
 int64_t Runner::cache_bytes_per_token() const {
-  return model_->cache_values_per_token() * size_of(caches_.front().keys.dtype());
+  int64_t bytes = 0;
+  for (const LayerCache& cache : caches_) {
+    for (const Tensor& tensor : {cache.keys, cache.values}) {
+      if (tensor) bytes += tensor[2] * tensor[3] * size_of(tensor.dtype());
+    }
+  }
+  return bytes;
 }
 
 int64_t Runner::memory_bytes() const {

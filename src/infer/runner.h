@@ -15,10 +15,11 @@ namespace latente {
 struct RunnerOptions {
   int64_t context = 4096;  // tokens a sequence can hold
   int64_t page_size = 64;
-  int64_t chunk = 512;            // longest piece of a prompt in one pass
-  DType cache_type = DType::f32;  // f32 or bf16; float64 models keep float64
-  int64_t sequences = 1;          // that can run at a time: places
-  int64_t pages = 0;              // of the cache; 0 = what all sequences can hold
+  int64_t chunk = 512;  // longest piece of a prompt in one pass
+  // f32, bf16, or for MLA u8 (int8) and f8e4m3 (Backend::narrow_entry_bytes); float64 models keep float64.
+  DType cache_type = DType::f32;
+  int64_t sequences = 1;  // that can run at a time: places
+  int64_t pages = 0;      // of the cache; 0 = what all sequences can hold
   // Hidden states kept for the MTP modules. Callers number them; 0 = none.
   int64_t states = 0;
 };
@@ -32,6 +33,9 @@ struct Row {
   int32_t write = -1;   // where its own hidden state is left, one level up; -1 = nowhere
   bool wanted = false;  // its logits are
 };
+
+// f32, bf16, int8 or fp8; Error otherwise.
+DType cache_type_from_name(std::string_view name);
 
 class Runner {
  public:
@@ -56,6 +60,9 @@ class Runner {
   // leaves its own at level k + 1.
   std::span<float> predict(int64_t k, int64_t level, std::span<const Row> rows, Form form);
 
+  const Transformer& model() const { return *model_; }
+  Backend& backend() { return *backend_; }
+  const std::vector<LayerCache>& caches() const { return caches_; }
   const RunnerOptions& options() const { return options_; }
   int64_t pages() const { return options_.pages; }
   int64_t modules() const { return static_cast<int64_t>(model_->mtp.size()); }

@@ -39,9 +39,13 @@ Tensor Mla::operator()(const Tensor& x, Step& at, const LayerCache* cache) const
   k_rope = rope(k_rope, at.positions, at.rope_table, interleaved).reshape({tokens, rope_dim});
 
   if (cache) {
-    Tensor entries = cache->keys.reshape({cache->keys[0], cache->keys[1], kv_rank + rope_dim});
-    cache_store(c, at.slots, entries.columns(0, kv_rank));
-    cache_store(k_rope, at.slots, entries.columns(kv_rank, kv_rank + rope_dim));
+    Tensor entries = cache->keys.reshape({cache->keys[0], cache->keys[1], cache->keys[3]});
+    if (Backend::is_narrow_cache(entries.dtype())) {
+      cache_store_narrow(c, k_rope, at.slots, entries);
+    } else {
+      cache_store(c, at.slots, entries.columns(0, kv_rank));
+      cache_store(k_rope, at.slots, entries.columns(kv_rank, kv_rank + rope_dim));
+    }
   }
   Tensor out = at.starts         ? expanded(q, c, k_rope, at)
                : at.expand_cache ? attention_paged_expanded(q, cache->keys, kv_b_proj.weight, at.pages, scale)

@@ -25,7 +25,7 @@ struct Step {
   // The cache; null slots = none.
   Tensor slots;  // [T] i32: where each token's entry is stored, page · page size + offset; negative = nowhere
   PageTensors pages;
-  bool expand_cache = false;  // MLA: expand the latents to keys and values rather than absorb
+  bool expand_cache = false;       // MLA: expand the latents to keys and values rather than absorb
   std::vector<LayerCache> caches;  // by layer; MTP modules follow the main layers
 
   // Training.

@@ -95,11 +95,15 @@ std::vector<std::pair<std::string, Gate*>> Transformer::gates() {
 
 std::vector<LayerCache> Transformer::make_caches(int64_t pages, int64_t page_size, DType type) const {
   std::vector<LayerCache> caches;
+  const bool narrow = Backend::is_narrow_cache(type);
+  if (narrow && !config_.is_mla())
+    fail("a cache of 8 bits is for MLA's latents; {} has none", config_.model_type);
   for (int64_t i = 0; i < config_.num_hidden_layers + config_.num_mtp_layers; ++i) {
     std::string name = "cache of layer " + std::to_string(i);
     if (config_.is_mla()) {
-      caches.push_back(
-          {buffer({pages, page_size, 1, config_.kv_lora_rank + config_.qk_rope_head_dim}, type, name), {}});
+      const int64_t rank = config_.kv_lora_rank, rope = config_.qk_rope_head_dim;
+      const int64_t width = narrow ? Backend::narrow_entry_bytes(rank, rope) : rank + rope;
+      caches.push_back({buffer({pages, page_size, 1, width}, type, name), {}});
     } else {
       Shape shape{pages, page_size, config_.num_key_value_heads, config_.head_dim};
       caches.push_back({buffer(shape, type, name), buffer(shape, type, name)});

@@ -59,7 +59,9 @@ Tensor attention_paged(const Tensor& q, const Tensor& keys, const Tensor& values
 
 Tensor attention_paged_expanded(const Tensor& q, const Tensor& cache, const Tensor& kv_b,
                                 const PageTensors& pages, double scale) {
-  const int64_t rank = kv_b[1], rope = cache[3] - rank, nope = q[2] - rope;
+  const int64_t rank = kv_b[1];
+  const int64_t rope = Backend::is_narrow_cache(cache.dtype()) ? (cache[3] - rank - 4) / 2 : cache[3] - rank;
+  const int64_t nope = q[2] - rope;
   LATENTE_ASSERT(cache[2] == 1 && kv_b[0] % q[1] == 0 && nope > 0);
   Plan& plan = *q.plan();
   Tensor out = plan.intermediate({q[0], q[1], kv_b[0] / q[1] - nope}, q.dtype());
@@ -69,6 +71,13 @@ Tensor attention_paged_expanded(const Tensor& q, const Tensor& cache, const Tens
                 b.attention_paged_expanded(q.view(), cache.view(), kv_b.view(), at, scale, out.view());
               });
   return out;
+}
+
+void cache_store_narrow(const Tensor& latent, const Tensor& rotary, const Tensor& slots,
+                        const Tensor& cache) {
+  latent.plan()->record("cache_store_narrow", {latent, rotary, slots}, {cache}, [=](Backend& b) {
+    b.cache_store_narrow(latent.view(), rotary.view(), slots.view(), cache.view());
+  });
 }
 
 void cache_store(const Tensor& x, const Tensor& slots, const Tensor& cache) {

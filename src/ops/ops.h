@@ -71,6 +71,8 @@ Tensor attention_paged(const Tensor& q, const Tensor& keys, const Tensor& values
 // + rope]. Without gradient.
 Tensor attention_paged_expanded(const Tensor& q, const Tensor& cache, const Tensor& kv_b,
                                 const PageTensors& pages, double scale);
+// Into a narrow latent cache [pages, page, bytes] (Backend::cache_store_narrow).
+void cache_store_narrow(const Tensor& latent, const Tensor& rotary, const Tensor& slots, const Tensor& cache);
 void cache_store(const Tensor& x, const Tensor& slots, const Tensor& cache);
 
 // -- loss.cpp

@@ -177,14 +177,22 @@ class Backend {
                                            double scale, View out, View lse, View delta, Grad d_q, Grad d_k,
                                            Grad d_k_rope, Grad d_v) = 0;
   // Attention over a paged cache. q [T, H, dk]; keys [pages, page, G, dk]; values [pages, page, G, dv] (for
-  // MLA G = 1, and values are the first kv_lora_rank columns of keys: the latent itself); out [T, H, dv].
+  // MLA G = 1, and values are the first kv_lora_rank columns of keys: the latent itself); out [T, H, dv]. A
+  // narrow latent cache has entries of bytes instead, values being their first kv_lora_rank.
   virtual void attention_paged(View q, View keys, View values, const Pages& pages, double scale,
                                View out) = 0;
   // The same for MLA with keys and values expanded from the latents, block by block, which costs less where
-  // many tokens share them. q [T, H, nope + rope]; cache [pages, page, 1, rank + rope]; kv_b [H · (nope + dv),
-  // rank], of any layout; out [T, H, dv].
+  // many tokens share them. q [T, H, nope + rope]; cache [pages, page, 1, rank + rope]; kv_b [H · (nope +
+  // dv), rank], of any layout; out [T, H, dv].
   virtual void attention_paged_expanded(View q, View cache, View kv_b, const Pages& pages, double scale,
                                         View out) = 0;
+  // An entry of a narrow latent cache (u8, holding int8, or f8e4m3): the codes of the latent, the rotary part
+  // in bfloat16, and the scale of the codes in float32, one after the other.
+  static constexpr int64_t narrow_entry_bytes(int64_t rank, int64_t rope) { return rank + 2 * rope + 4; }
+  static constexpr bool is_narrow_cache(DType type) { return type == DType::u8 || type == DType::f8e4m3; }
+  // Such entries of latent [T, rank] and rotary [T, rope] into cache [pages, page, bytes]; negative slots are
+  // skipped. Values that are not finite make the entry not finite.
+  virtual void cache_store_narrow(View latent, View rotary, View slots, View cache) = 0;
   // cache[slots[t] / page, slots[t] % page] = x[t]; x [T, D] (rows may be strided), cache [pages, page, D']
   // with D <= D' (a view of some columns); negative slots are skipped.
   virtual void cache_store(View x, View slots, View cache) = 0;

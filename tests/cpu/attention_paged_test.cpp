@@ -1,7 +1,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <cstring>
+#include <limits>
 #include <numeric>
 #include <span>
 #include <vector>
@@ -330,6 +333,73 @@ TEST(CacheStore, WritesColumnsOfSlots) {
   };
   check(float{});
   check(bf16{});
+}
+
+// Entries of 8 bits: what is read back lies within half a code of what was stored, the rotary part within
+// bfloat16's rounding; attention over them is attention over the rounded values.
+TEST(CacheStore, RoundsLatentsToEightBits) {
+  CpuBackend cpu(2);
+  Random random(41);
+  const int64_t rank = 41, rope = 6, page = 4, pages = 3, tokens = 10, heads = 5;
+  const int64_t bytes = Backend::narrow_entry_bytes(rank, rope);
+  for (DType type : {DType::u8, DType::f8e4m3}) {
+    Strided<float> latent(tokens, 1, rank, 2, 1), rotary(tokens, 1, rope);
+    latent.randomise(random);
+    rotary.randomise(random);
+    for (int64_t i = 0; i < rank; ++i) latent.at(3, 0, i) = 0;
+    std::vector<uint8_t> memory(static_cast<size_t>(pages * page * bytes), 0xAA);
+    View cache(memory.data(), {pages, page, bytes}, type);
+    std::vector<int32_t> slots(static_cast<size_t>(tokens));
+    std::iota(slots.begin(), slots.end(), 0);
+    slots[7] = -1;
+    cpu.cache_store_narrow(latent.rows(), rotary.rows(), vector_view(slots), cache);
+    EXPECT_EQ(memory[static_cast<size_t>(7 * bytes)], 0xAA);
+    slots[7] = 7;
+    cpu.cache_store_narrow(latent.rows(), rotary.rows(), vector_view(slots), cache);
+
+    Cache<float, float> rounded(1, rank + rope, rank, page, true, {tokens}, 1);
+    for (int64_t t = 0; t < tokens; ++t) {
+      const uint8_t* entry = memory.data() + t * bytes;
+      float scale, largest = 0;
+      std::memcpy(&scale, entry + rank + 2 * rope, 4);
+      for (int64_t i = 0; i < rank; ++i) largest = std::max(largest, std::abs(latent.at(t, 0, i)));
+      for (int64_t i = 0; i < rank + rope; ++i) {
+        float value = 0;
+        if (i >= rank) {
+          bf16 narrow;
+          std::memcpy(&narrow, entry + rank + 2 * (i - rank), 2);
+          value = static_cast<float>(narrow);
+          EXPECT_EQ(value, static_cast<float>(bf16(rotary.at(t, 0, i - rank))));
+        } else {
+          const float x = latent.at(t, 0, i);
+          value = scale * (type == DType::u8 ? static_cast<float>(static_cast<int8_t>(entry[i]))
+                                             : static_cast<float>(std::bit_cast<f8e4m3>(entry[i])));
+          const float unit =
+              type == DType::u8 ? largest / 127 : std::max(std::abs(x) / 8, largest / 448 / 512);
+          EXPECT_LE(std::abs(value - x), 0.501f * unit) << name_of(type) << " " << x;
+        }
+        rounded.keys[rounded.slot(0, t, rank + rope) + static_cast<size_t>(i)] = value;
+      }
+    }
+    Strided<float> q(2, heads, rank + rope);
+    q.randomise(random);
+    std::vector<Query> rows = {{0, 4}, {0, 9}};
+    const Strided<double> want = paged_oracle(rounded, q, rows, 0.2);
+    Strided<float> out(2, heads, rank);
+    std::vector<int32_t> table = {0, 1, 2}, sequence = {0, 0}, position = {4, 9};
+    const Pages at{View(table.data(), {1, 3}, DType::i32), vector_view(sequence), vector_view(position)};
+    const View keys(memory.data(), {pages, page, 1, bytes}, type);
+    View values = keys;
+    values.shape = {pages, page, 1, rank};
+    cpu.attention_paged(q.view, keys, values, at, 0.2, out.view);
+    EXPECT_LT(error(out, want), tolerance<float>);
+
+    // A latent that is not finite is not taken for one that is.
+    latent.at(5, 0, 2) = std::numeric_limits<float>::infinity();
+    cpu.cache_store_narrow(latent.rows(), rotary.rows(), vector_view(slots), cache);
+    cpu.attention_paged(q.view, keys, values, at, 0.2, out.view);
+    EXPECT_FALSE(std::isfinite(out.at(1, 0, 0)));
+  }
 }
 
 // The two forms of MLA: keys and values expanded from the latent, or the query folded into it.

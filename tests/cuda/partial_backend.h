@@ -58,6 +58,7 @@ class PartialCudaBackend final : public Backend {
     unreached();
   }
   void attention_paged(View, View, View, const Pages&, double, View) override { unreached(); }
+  void cache_store_narrow(View, View, View, View) override { unreached(); }
   void attention_paged_expanded(View, View, View, const Pages&, double, View) override { unreached(); }
   void cache_store(View, View, View) override { unreached(); }
   void linear_cross_entropy(View, View, View, View, View, View, View, View) override { unreached(); }
