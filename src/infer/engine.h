@@ -5,7 +5,9 @@
 #pragma once
 
 #include <deque>
+#include <map>
 #include <memory>
+#include <string>
 
 #include "infer/draft_length.h"
 #include "infer/drafter.h"
@@ -34,6 +36,14 @@ class Engine {
   GenerationStats generate(std::span<const int32_t> prompt, const GenerationOptions& options,
                            const std::function<bool(GeneratedToken)>& on_token);
 
+  // Saves what the cache holds of the sequence that begins with `tokens`, whole or not at all, and returns
+  // how many positions that is. Loading it makes them known again; `notes` are the caller's own. Errors of
+  // loading: no such file, cut short, of another model or way to store entries, more tokens than the cache
+  // has room for.
+  int64_t save(const std::string& path, std::span<const int32_t> tokens,
+               const std::map<std::string, std::string>& notes = {});
+  int64_t load(const std::string& path, std::map<std::string, std::string>* notes = nullptr);
+
   size_t running() const { return running_.size(); }
   size_t waiting() const { return waiting_.size(); }
   const Runner& runner() const { return runner_; }
@@ -44,6 +54,7 @@ class Engine {
  private:
   using Pointer = std::unique_ptr<Sequence>;
   void check(const Request& request) const;
+  std::string fingerprint() const;
 
   void drop();
   void admit();

@@ -124,8 +124,7 @@ void PagePool::remove(Node& node) {
 void PagePool::remember(std::span<const int32_t> tokens, std::span<const int32_t> pages, int64_t modules) {
   ++clock_;
   Node* node = &root_;
-  for (size_t i = 0; !tokens.empty(); ++i) {
-    LATENTE_ASSERT(i < pages.size());
+  for (size_t i = 0; !tokens.empty() && i < pages.size(); ++i) {
     const auto piece = tokens.first(std::min(tokens.size(), static_cast<size_t>(page_size_ + ahead_)));
     tokens = tokens.subspan(std::min(tokens.size(), static_cast<size_t>(page_size_)));
     auto [child, same] = closest(*node, piece, 0);

@@ -2,7 +2,9 @@
 #include <gtest/gtest.h>
 
 #include <map>
+#include <string>
 
+#include "base/file.h"
 #include "infer/support.h"
 
 namespace latente {
@@ -203,6 +205,78 @@ TEST(Scheduler, AnErrorInACallbackEndsThatSequenceOnly) {
   }
   Engine alone(backend(), model, {.context = 64, .page_size = 4, .chunk = 16});
   EXPECT_EQ(other, generated(alone, std::vector<int32_t>{4, 5, 6}, options).tokens);
+}
+
+// A saved cache gives the text of the engine that saved it, and reads nothing again that it holds.
+TEST(Engine, SavedCachesGoOn) {
+  const std::string path = testing::TempDir() + "saved_cache.safetensors";
+  int64_t reused = 0, read = 0;
+  for (uint64_t seed = 1; seed <= 24; ++seed) {
+    Random random(seed, 7);
+    Tiny tiny;
+    tiny.mtp = random.between(0, 2);
+    if (random.chance(0.2)) tiny.family = "llama", tiny.mtp = 0;
+    Transformer model = made(tiny, seed, 0.3);
+    RunnerOptions how{.context = 120, .page_size = random.between(1, 20), .chunk = 8};
+    const DType types[] = {DType::f32, DType::bf16, DType::u8};
+    how.cache_type = types[random.below(tiny.family == "llama" ? 2 : 3)];
+    std::vector<int32_t> text = random_tokens(random, random.between(1, 40), 64);
+    GenerationOptions options;
+    options.max_tokens = 20;
+    options.draft = random.between(-1, 2);
+    Engine first(backend(), model, how), second(backend(), model, how);
+    for (int32_t id : generated(first, text, options).tokens) text.push_back(id);
+    const int64_t positions = first.save(path, text, {{"who", "me"}});
+    EXPECT_GE(positions, static_cast<int64_t>(text.size()) - 4);
+    std::map<std::string, std::string> notes;
+    EXPECT_EQ(second.load(path, &notes), positions);
+    EXPECT_EQ(notes["who"], "me");
+    EXPECT_EQ(second.pages().available(), second.pages().pages());
+    text.push_back(5);
+    GenerationStats stats;
+    EXPECT_EQ(generated(second, text, options, &stats), generated(first, text, options)) << "seed " << seed;
+    reused += stats.reused_tokens, read += stats.prompt_tokens;
+  }
+  EXPECT_GT(reused, read * 8 / 10);
+}
+
+TEST(Engine, RefusesSavedCachesThatAreNotItsOwn) {
+  const std::string path = testing::TempDir() + "saved_cache.safetensors";
+  Transformer model = made({.mtp = 1}, 3, 0.3), other = made({.mtp = 1}, 4, 0.3);
+  RunnerOptions how{.context = 64, .page_size = 8, .chunk = 8};
+  Engine engine(backend(), model, how);
+  std::vector<int32_t> text(40, 3);
+  GenerationOptions options;
+  options.max_tokens = 4;
+  generated(engine, text, options);
+  engine.save(path, text);
+  auto refused = [&](const Transformer& by, const RunnerOptions& options_, const std::string& why,
+                     const std::string& from) {
+    Engine there(backend(), by, options_);
+    try {
+      there.load(from);
+      ADD_FAILURE() << "accepted, though " << why;
+    } catch (const Error& error) {
+      EXPECT_NE(std::string(error.what()).find(why), std::string::npos) << error.what();
+    }
+    EXPECT_EQ(there.pages().available(), there.pages().pages());
+    EXPECT_EQ(there.pages().remembered(), 0);
+  };
+  RunnerOptions changed = how;
+  changed.cache_type = DType::bf16;
+  refused(model, changed, "another --kv-cache-dtype", path);
+  changed = how, changed.page_size = 4;
+  refused(model, changed, "pages of 8 tokens", path);
+  changed = how, changed.context = 16;
+  refused(model, changed, "room for 16", path);
+  refused(other, how, "another model", path);
+  refused(model, how, "No such file", path + ".missing");
+  const std::string whole = read_file(path);
+  for (size_t size : {size_t{0}, size_t{7}, size_t{200}, whole.size() / 2, whole.size() - 1}) {
+    write_file_atomically(path + ".cut", whole.substr(0, size));
+    refused(model, how, ".cut", path + ".cut");
+  }
+  engine.load(path);
 }
 
 TEST(Drafter, LooksUpWhatFollowedBefore) {
