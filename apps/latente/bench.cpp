@@ -55,7 +55,7 @@ class Bench {
     RunnerOptions runner;
     runner.context = *std::max_element(options.depths.begin(), options.depths.end()) +
                      std::max(options.prompt, options.generate) + 1;
-    runner.cache_type = *dtype_from_name(options.cache);
+    runner.cache_type = cache_type_from_name(options.cache);
     runner_ = std::make_unique<SequenceRunner>(backend_, *model_, runner);
 
     bandwidth_ = measure_read_bandwidth(backend_.threads());
@@ -129,8 +129,9 @@ class Bench {
       for (int64_t i = 0; i < options_.generate; ++i) runner_->forward(tokens(1), depth + i, 1);
     });
     const int64_t context = depth + options_.generate / 2;  // on average
-    const int64_t cache =
-        context * cache_figures(model_->config()).own * size_of(*dtype_from_name(options_.cache));
+    const int64_t layers = model_->config().num_hidden_layers;
+    const int64_t cache = context * runner_->runner().cache_bytes_per_token() * layers /
+                          (layers + model_->config().num_mtp_layers);
     row.bound = row.per_second * (active_bytes() + static_cast<double>(cache)) / bandwidth_;
     return row;
   }
@@ -216,9 +217,9 @@ void add_bench(CLI::App& app) {
   command->add_option("--group", options->group, "Elements that share a scale, of int8 and int4")
       ->capture_default_str()
       ->check(CLI::IsMember({32, 64, 128, 256}));
-  command->add_option("--kv-cache-dtype", options->cache, "f32 or bf16")
+  command->add_option("--kv-cache-dtype", options->cache, "f32, bf16, or for MLA int8 or fp8")
       ->capture_default_str()
-      ->check(CLI::IsMember({"f32", "bf16"}));
+      ->check(CLI::IsMember({"f32", "bf16", "int8", "fp8"}));
   command->add_option("--threads", options->threads, "0 = all cores")->capture_default_str();
   command->add_option("--repeat", options->repeat, "Runs of each; the median is shown")
       ->capture_default_str()

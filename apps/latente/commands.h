@@ -11,6 +11,7 @@ void add_train(CLI::App& app);
 void add_generate(CLI::App& app);
 void add_chat(CLI::App& app);
 void add_tokenizer(CLI::App& app);
+void add_batch(CLI::App& app);
 void add_bench(CLI::App& app);
 
 }  // namespace latente

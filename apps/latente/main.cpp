@@ -13,6 +13,7 @@ int main(int argc, char** argv) {
   latente::add_train(app);
   latente::add_generate(app);
   latente::add_chat(app);
+  latente::add_batch(app);
   latente::add_inspect(app);
   latente::add_parity(app);
   latente::add_bench(app);

@@ -23,21 +23,6 @@ namespace {
 
 std::atomic<bool> stop_requested = false;
 
-// Ctrl-C ends the reply rather than the program, while one is being written.
-class InterruptGuard {
- public:
-  InterruptGuard() {
-    stop_requested = false;
-    struct sigaction action {};
-    action.sa_handler = [](int) { stop_requested = true; };
-    sigaction(SIGINT, &action, &before_);
-  }
-  ~InterruptGuard() { sigaction(SIGINT, &before_, nullptr); }
-
- private:
-  struct sigaction before_ {};
-};
-
 std::pair<int32_t, double> read_bias(const std::string& text) {
   const char* const end = text.data() + text.size();
   int32_t id = -1;
@@ -53,6 +38,22 @@ std::pair<int32_t, double> read_bias(const std::string& text) {
 }  // namespace
 
 bool interrupted() { return stop_requested; }
+
+CatchInterrupts::CatchInterrupts() {
+  stop_requested = false;
+  struct sigaction action {};
+  action.sa_handler = [](int) { stop_requested = true; };
+  sigaction(SIGINT, &action, &before_);
+}
+
+CatchInterrupts::~CatchInterrupts() { sigaction(SIGINT, &before_, nullptr); }
+
+std::string ReplyText::finish() {
+  std::string rest;
+  if (!stopped()) rest = add(stops_.push(decoder_.finish()));
+  if (!stopped()) rest += add(stops_.finish());
+  return rest;
+}
 
 Tokenizer load_tokenizer(const std::string& model) {
   if (!is_gguf(model)) return Tokenizer::load(model);
@@ -92,7 +93,8 @@ void add_session_options(CLI::App& command, SessionOptions& options) {
   command.add_flag("--plain", options.plain, "Decode without drafting (same as --draft 0)");
   command.add_flag("--stats", options.stats, "Print speed, acceptance and cache size at the end");
   command.add_option("--ctx-size", options.context, "Tokens the cache holds [the model's, at most 4096]");
-  command.add_option("--kv-cache-dtype", options.cache, "f32 or bf16")->capture_default_str();
+  command.add_option("--kv-cache-dtype", options.cache, "f32, bf16, or for MLA int8 or fp8")
+      ->capture_default_str();
   command
       .add_option("--dtype", options.dtype, "Weights in memory: auto (as stored), f32, bf16, f64, int8, int4")
       ->capture_default_str();
@@ -116,10 +118,10 @@ Session::Session(const SessionOptions& options)
   RunnerOptions runner;
   runner.context = options.context > 0 ? options.context
                                        : std::min<int64_t>(model_->config().max_position_embeddings, 4096);
-  std::optional<DType> cache = dtype_from_name(options.cache);
-  if (cache != DType::f32 && cache != DType::bf16)
-    fail("--kv-cache-dtype: expected f32 or bf16, found {}", options.cache);
-  runner.cache_type = *cache;
+  runner.cache_type = cache_type_from_name(options.cache);
+  runner.sequences = options.parallel;
+  if (options.cache_tokens < 0) fail("--cache-tokens: expected 0 or more, found {}", options.cache_tokens);
+  runner.pages = (options.cache_tokens + runner.page_size - 1) / runner.page_size;
   engine_ = std::make_unique<Engine>(backend_, *model_, runner);
 
   generation_.max_tokens = options.max_tokens;
@@ -198,23 +200,18 @@ void Session::read_gguf_defaults() {
 
 std::string Session::reply(std::span<const int32_t> prompt, const std::function<void(std::string_view)>& show,
                            GenerationStats& stats) {
-  InterruptGuard guard;
-  StreamDecoder decoder(tokenizer_, true);
-  StopStrings stops(options_.stop);
-  std::string text;
+  const CatchInterrupts guard;
+  ReplyText text(tokenizer_, options_.stop);
   auto pass = [&](const std::string& piece) {
-    if (piece.empty()) return;
-    text += piece;
-    show(piece);
+    if (!piece.empty()) show(piece);
   };
   stats = engine_->generate(prompt, generation_, [&](GeneratedToken token) {
-    pass(stops.push(decoder.push(token.id)));
-    return !stops.stopped() && !interrupted();
+    pass(text.push(token.id));
+    return !text.stopped() && !interrupted();
   });
-  if (!stops.stopped()) pass(stops.push(decoder.finish()));
-  if (!stops.stopped()) pass(stops.finish());
+  pass(text.finish());
   ++generation_.sampling.seed;  // the next reply draws anew
-  return text;
+  return text.text();
 }
 
 std::string Session::describe(const GenerationStats& stats) const {

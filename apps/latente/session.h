@@ -3,6 +3,7 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <csignal>
 #include <memory>
 #include <optional>
 #include <string>
@@ -20,6 +21,7 @@ namespace latente {
 struct SessionOptions {
   std::string model, dtype = "auto", cache = "f32";
   int64_t context = 0;
+  int64_t parallel = 1, cache_tokens = 0;  // sequences at a time; tokens of all of them, 0 = context for each
   int threads = 0;
   int64_t max_tokens = 256;
   // Not given = the model's own default; the seed is then from the clock.
@@ -37,12 +39,37 @@ void add_session_options(CLI::App& command, SessionOptions& options);
 // Of a model directory or a GGUF file.
 Tokenizer load_tokenizer(const std::string& model);
 
+// The text of a reply as its tokens come, up to a stop string.
+class ReplyText {
+ public:
+  ReplyText(const Tokenizer& tokenizer, const std::vector<std::string>& stops)
+      : decoder_(tokenizer, true), stops_(stops) {}
+
+  // Returns what may be shown.
+  std::string push(int32_t token) { return add(stops_.push(decoder_.push(token))); }
+  std::string finish();
+  bool stopped() const { return stops_.stopped(); }
+  const std::string& text() const { return text_; }
+
+ private:
+  std::string add(std::string piece) {
+    text_ += piece;
+    return piece;
+  }
+
+  StreamDecoder decoder_;
+  StopStrings stops_;
+  std::string text_;
+};
+
 class Session {
  public:
   explicit Session(const SessionOptions& options);
 
   const Tokenizer& tokenizer() const { return tokenizer_; }
   const Config& config() const { return model_->config(); }
+  Engine& engine() { return *engine_; }
+  const GenerationOptions& generation() const { return generation_; }
 
   // Decodes on from `prompt`, handing text to `show` as it becomes final. Ctrl-C ends the reply. Returns the
   // whole text.
@@ -66,7 +93,16 @@ class Session {
   double load_seconds_ = 0;
 };
 
-// Set by Ctrl-C while a Session replies; cleared when the next reply starts.
+// While it lives, Ctrl-C is noted rather than the program's end.
+class CatchInterrupts {
+ public:
+  CatchInterrupts();
+  ~CatchInterrupts();
+
+ private:
+  struct sigaction before_ {};
+};
+// Set by Ctrl-C while interrupts are caught; cleared when they begin to be.
 bool interrupted();
 
 }  // namespace latente
