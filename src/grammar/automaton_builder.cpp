@@ -16,7 +16,7 @@ constexpr uint64_t largest_written_out = 64;
 uint64_t size_of(const Expression& expression) {
   switch (expression.kind) {
     case Kind::text:
-      return expression.text.size();
+      return std::max<uint64_t>(expression.text.size(), 1);
     case Kind::characters:
     case Kind::rule:
       return 1;

@@ -52,7 +52,7 @@ TEST(Matcher, MatchesWhatTheGrammarSays) {
 // others; and every admitted place can be left or ended.
 TEST(Matcher, MasksAreWhatTryingTokensFinds) {
   int64_t masks = 0, ends = 0;
-  for (uint64_t seed = 1; seed <= 600; ++seed) {
+  for (uint64_t seed = 1; seed <= 2000; ++seed) {
     Random random(seed, 7);
     const Grammar grammar = RandomGrammar(random).make();
     std::shared_ptr<const Automaton> automaton;
