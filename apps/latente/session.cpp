@@ -14,6 +14,9 @@
 
 #include "base/file.h"
 #include "checkpoint/gguf_tokenizer.h"
+#include "grammar/gbnf.h"
+#include "grammar/json_schema.h"
+#include "infer/grammar_constraint.h"
 #include "model/figures.h"
 #include "model/gguf.h"
 #include "model/run_weights.h"
@@ -88,6 +91,15 @@ void add_session_options(CLI::App& command, SessionOptions& options) {
       ->take_all();
   command.add_option("--seed", options.seed, "Of the sampler [from the clock]");
   command.add_option("--stop", options.stop, "Stop at this text (may be repeated)")->expected(1)->take_all();
+  CLI::Option* grammar =
+      command.add_option("--grammar", options.grammar, "The reply matches this grammar: a file in GBNF")
+          ->check(CLI::ExistingFile);
+  CLI::Option* schema = command
+                            .add_option("--json-schema", options.json_schema,
+                                        "The reply is JSON that is valid against this schema: a file, or the "
+                                        "schema itself if it begins with {")
+                            ->excludes(grammar);
+  command.add_flag("--json", options.json, "The reply is a JSON object")->excludes(grammar)->excludes(schema);
   command.add_option("--draft", options.draft,
                      "Tokens the MTP modules draft each pass, 0 to 7 [up to one a module, while it pays]");
   command.add_flag("--plain", options.plain, "Decode without drafting (same as --draft 0)");
@@ -129,6 +141,7 @@ Session::Session(const SessionOptions& options)
   for (int64_t id : model_->config().eos_token_ids)
     generation_.stop_tokens.push_back(static_cast<int32_t>(id));
   if (tokenizer_.eos_id()) generation_.stop_tokens.push_back(*tokenizer_.eos_id());
+  read_grammar();
   load_seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
@@ -196,6 +209,32 @@ void Session::read_gguf_defaults() {
   number("general.sampling.penalty_repeat", sampling.repetition_penalty);
   sampling.top_k = file.integer("general.sampling.top_k").value_or(sampling.top_k);
   sampling.penalty_window = file.integer("general.sampling.penalty_last_n").value_or(sampling.penalty_window);
+}
+
+void Session::read_grammar() {
+  constexpr int64_t most_bytes = 4 << 20;
+  std::optional<grammar::Grammar> rules;
+  if (!options_.grammar.empty()) {
+    rules = grammar::parse_gbnf(read_file(options_.grammar, most_bytes), options_.grammar);
+  } else if (options_.json_schema.starts_with('{')) {
+    rules = grammar::parse_json_schema(options_.json_schema, "--json-schema");
+  } else if (!options_.json_schema.empty()) {
+    rules = grammar::parse_json_schema(read_file(options_.json_schema, most_bytes), options_.json_schema);
+  } else if (options_.json) {
+    rules = grammar::json_object_grammar();
+  } else {
+    return;
+  }
+  const auto size = static_cast<size_t>(model_->config().vocab_size);
+  std::vector<std::string> texts(size);
+  for (size_t i = 0; i < size; ++i) {
+    const auto id = static_cast<int32_t>(i);
+    if (tokenizer_.has(id) && !tokenizer_.is_special(id)) texts[i] = tokenizer_.token_bytes(id);
+  }
+  std::vector<int32_t> stops = generation_.stop_tokens;
+  std::erase_if(stops, [&](int32_t id) { return id < 0 || static_cast<size_t>(id) >= size; });
+  generation_.constraint = std::make_shared<GrammarConstraint>(std::make_shared<grammar::TokenGrammar>(
+      std::make_shared<grammar::Automaton>(*rules), std::make_shared<grammar::Vocabulary>(texts, stops)));
 }
 
 std::string Session::reply(std::span<const int32_t> prompt, const std::function<void(std::string_view)>& show,

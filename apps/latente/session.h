@@ -32,6 +32,8 @@ struct SessionOptions {
   int64_t draft = -1;
   bool plain = false, stats = false;
   std::vector<std::string> stop;
+  std::string grammar, json_schema;  // file; the schema also itself, from its { on
+  bool json = false;
 };
 // The flags of SessionOptions.
 void add_session_options(CLI::App& command, SessionOptions& options);
@@ -82,6 +84,7 @@ class Session {
   void read_generation_defaults();
   void read_sampling_flags();
   void read_gguf_defaults();
+  void read_grammar();
 
   SessionOptions options_;
   GenerationOptions generation_;

@@ -74,12 +74,16 @@ void Drafter::draft(std::span<Sequence* const> sequences, std::span<const int64_
     std::span<float> logits =
         runner_->predict(module, j < modules ? j : modules, rows_, Runner::Form::absorbed);
     for (Sequence* s : drafting) {
+      if (j == 0) s->draft_from_here();
       const SamplingOptions& sampling = s->request.options.sampling;
       sequence = s->tokens;
       for (const Sequence::Draft& draft : s->drafts) sequence.push_back(draft.token);
       Distribution distribution =
-          distribution_of(logits.first(vocabulary), {sequence, static_cast<size_t>(s->prompt)}, sampling);
+          distribution_of(logits.first(vocabulary), {sequence, static_cast<size_t>(s->prompt)}, sampling,
+                          admitted_by(s->ahead.get()));
       const int32_t token = sample(distribution, s->random);
+      // Drafts behind an end will not be looked at.
+      if (s->ahead && s->ahead->accept(token) && s->ahead->finished()) s->ahead.reset();
       s->drafts.push_back({token, std::move(distribution)});
       logits = logits.subspan(vocabulary);
     }

@@ -17,6 +17,10 @@ RunnerOptions with_states(RunnerOptions options, const Transformer& model) {
   return options;
 }
 
+Distribution next_of(Sequence& s, std::span<float> logits) {
+  return distribution_of(logits, s.history(), s.request.options.sampling, admitted_by(s.constraint.get()));
+}
+
 }  // namespace
 
 Engine::Engine(Backend& backend, const Transformer& model, const RunnerOptions& options)
@@ -59,6 +63,7 @@ uint64_t Engine::submit(Request request) {
   s->depth = runner_.modules() == 0 ? 0 : options.draft < 0 ? runner_.modules() : options.draft;
   s->adaptive = options.draft < 0 && (options.sampling.greedy() || !options.repeatable);
   s->predicted.assign(static_cast<size_t>(runner_.modules()), 0);
+  if (options.constraint) s->constraint = options.constraint->fork();
   s->submitted = Sequence::Clock::now();
   s->request = std::move(request);
   waiting_.push_back(std::move(s));
@@ -98,7 +103,9 @@ void Engine::remember(Sequence& s, int64_t tokens) {
 // What was cancelled, and what asks for nothing.
 void Engine::drop() {
   for (const Pointer& s : waiting_) {
-    if (s->cancelled || s->request.options.max_tokens > 0) continue;
+    const bool complete = s->constraint && s->constraint->finished();
+    if (s->cancelled || (s->request.options.max_tokens > 0 && !complete)) continue;
+    if (complete) s->stats.finish = Finish::complete;
     s->cancelled = true;
     if (s->request.on_finish) s->request.on_finish(s->stats);
   }
@@ -258,7 +265,7 @@ void Engine::read() {
     next.emplace_back();
     if (!piece.samples) continue;
     const size_t vocabulary = static_cast<size_t>(config_->vocab_size);
-    next.back() = distribution_of(logits.first(vocabulary), s.history(), s.request.options.sampling);
+    next.back() = next_of(s, logits.first(vocabulary));
     logits = logits.subspan(vocabulary);
   }
   for (size_t i = 0; i < pieces.size(); ++i) {
@@ -299,9 +306,11 @@ void Engine::propose(std::span<Sequence* const> sequences) {
         1;
     if (s->adaptive && room > 0) {
       const std::vector<int32_t> found = Drafter::look_up(s->tokens, std::min(room, most_looked_up));
+      s->draft_from_here();
       if (!found.empty() && by_look_up < 0) by_look_up = lengths.looked_up.choose();
       for (int64_t i = 0; i < std::min(by_look_up, static_cast<int64_t>(found.size())); ++i) {
         const int32_t token = found[static_cast<size_t>(i)];
+        if (s->ahead && !s->ahead->accept(token)) break;
         s->drafts.push_back({token, {{token, 1.0}}});
       }
       s->looked_up = !s->drafts.empty();
@@ -394,7 +403,6 @@ void Engine::learn(std::span<Sequence* const> sequences, std::span<const int64_t
 }
 
 int64_t Engine::conclude(Sequence& s, std::span<float> logits) {
-  const SamplingOptions& sampling = s.request.options.sampling;
   const size_t vocabulary = static_cast<size_t>(config_->vocab_size);
   const int64_t rows = 1 + static_cast<int64_t>(s.drafts.size());
   ++s.stats.passes;
@@ -402,7 +410,7 @@ int64_t Engine::conclude(Sequence& s, std::span<float> logits) {
   int64_t right = 0;
   bool going = true, rejected = false;
   for (const Sequence::Draft& draft : s.drafts) {
-    const Distribution next = distribution_of(logits.first(vocabulary), s.history(), sampling);
+    const Distribution next = next_of(s, logits.first(vocabulary));
     logits = logits.subspan(vocabulary);
     const Verdict verdict = verify(next, draft.distribution, draft.token, s.random);
     rejected = !verdict.accepted;
@@ -411,7 +419,7 @@ int64_t Engine::conclude(Sequence& s, std::span<float> logits) {
     if (rejected || !going) break;
   }
   if (going && !rejected) {
-    const Distribution next = distribution_of(logits.first(vocabulary), s.history(), sampling);
+    const Distribution next = next_of(s, logits.first(vocabulary));
     going = emit(s, sample(next, s.random), false);
   }
   s.stats.accepted += right;
@@ -433,6 +441,8 @@ bool Engine::emit(Sequence& s, int32_t token, bool drafted) {
     s.stats.finish = Finish::interrupted;
     return false;
   }
+  s.stats.finish = Finish::complete;
+  if (s.constraint && s.constraint->accept(token) && s.constraint->finished()) return false;
   s.stats.finish = Finish::length;
   if (s.stats.generated_tokens >= options.max_tokens) return false;
   s.stats.finish = Finish::context_full;

@@ -3,9 +3,11 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include "infer/sampler.h"
+#include "infer/token_constraint.h"
 
 namespace latente {
 
@@ -19,9 +21,13 @@ struct GenerationOptions {
   // Sampled text depends on the seed alone; then -1 means one for each module, whether it pays or not.
   // (Greedy text depends on nothing anyway.)
   bool repeatable = true;
+  // What the reply must look like, as it is before the first token; null = anything. It must know the stop
+  // tokens. Drafts obey it too, so that greedy text does not depend on them.
+  std::shared_ptr<const TokenConstraint> constraint;
 };
 
-enum class Finish : uint8_t { length, stop_token, context_full, interrupted };
+// complete: the constraint lets nothing more follow.
+enum class Finish : uint8_t { length, stop_token, context_full, interrupted, complete };
 
 struct GenerationStats {
   int64_t prompt_tokens = 0, reused_tokens = 0, generated_tokens = 0;

@@ -21,6 +21,8 @@ struct Sequence {
   std::vector<int64_t> predicted;  // by module: positions run with known tokens
   int64_t depth = 0;               // drafts of modules a pass, at most
   bool adaptive = false;           // as many as pay
+  // Behind the last token, and behind the last draft; null = anything may follow.
+  std::unique_ptr<TokenConstraint> constraint, ahead;
 
   int32_t place = -1;          // in the runner; -1 = waiting
   std::vector<int32_t> pages;  // held
@@ -41,6 +43,7 @@ struct Sequence {
   Clock::time_point submitted, started, first_token;
 
   bool reading() const { return processed < unread; }
+  void draft_from_here() { ahead = constraint ? constraint->fork() : nullptr; }
   History history() const { return {tokens, static_cast<size_t>(prompt)}; }
   int64_t length() const { return static_cast<int64_t>(tokens.size()); }
   // Tokens the modules in use are behind the main model.

@@ -1,0 +1,49 @@
+// Schemas without $ref, allOf, anyOf and oneOf beside other keywords: what such a schema means.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+namespace latente::grammar {
+
+using Json = nlohmann::ordered_json;
+
+class SchemaMerge {
+ public:
+  static constexpr size_t most_alternatives = 1000;
+
+  // name: of the schema, for messages. The root must outlive this.
+  SchemaMerge(const Json& root, std::string name) : root_(root), name_(std::move(name)) {}
+
+  const Json& root() const { return root_; }
+
+  // The schemas, free of references and combinators at the top, of which a document satisfies one if and only
+  // if it satisfies `schema`. Annotations are left out.
+  std::vector<Json> alternatives(const Json& schema, const std::string& path) const;
+
+  // The part of the root that a $ref names.
+  const Json& target(const Json& reference, const std::string& path) const;
+
+  [[noreturn]] void broken(const std::string& path, const std::string& what) const;
+
+ private:
+  void check(const std::string& key, const Json& value, const std::string& path) const;
+  std::vector<Json> expand(const Json& schema, const std::string& path, int depth) const;
+  std::vector<Json> combine(const std::vector<Json>& a, const std::vector<Json>& b,
+                            const std::string& path) const;
+  Json merge(const Json& a, const Json& b, const std::string& path) const;
+  Json merged_values(const std::string& key, const Json& a, const Json& b, const std::string& path) const;
+
+  const Json& root_;
+  std::string name_;
+};
+
+// "#/a/b", of "#/a" and "b".
+std::string path_to(const std::string& path, const std::string& key);
+// The types that a schema without combinators admits: those of `type`, else those that its keywords speak of,
+// else all.
+std::vector<std::string> types_of(const Json& schema);
+bool has_type(const Json& value, const std::string& type);
+
+}  // namespace latente::grammar
