@@ -95,5 +95,139 @@ TEST(Matcher, MasksAreWhatTryingTokensFinds) {
   EXPECT_GT(ends, 300);
 }
 
+// A text that goes on for long does not make what is known of it larger.
+struct Long {
+  const char* grammar;
+  std::string piece;  // repeated
+};
+
+TEST(Matcher, WorkAndMemoryAreBounded) {
+  const Long cases[] = {
+      {"root ::= (\"a\" | \"a\")*", "a"},
+      {"root ::= ((\"a\"? \"a\"?)* (\"a\"* \"a\"*)*)*", "a"},
+      {"root ::= x x x x\nx ::= y*\ny ::= z z?\nz ::= \"a\" | \"aa\" | \"a\" z", "a"},
+      {"root ::= \"a\" root | \"\"", "a"},
+      {"root ::= item*\nitem ::= \"(\" [^()]* \")\" | \"(\" [a-z]* \")\"", "(abc)"},
+      {"root ::= \"a\"{0,100000} \"b\"?", "a"},
+      {"root ::= (\"a\" | \"aa\"){0,100000} (\"a\"{0,1000}){0,1000}", "a"},
+      {"root ::= ((\"a\"{0,100}){0,100}){0,100}", "a"},
+      {"root ::= s*\ns ::= t | t s\nt ::= \"a\" | \"a\" t", "a"},
+      {"root ::= (.* \"x\" .*)*", "ax"},
+  };
+  for (const Long& one : cases) {
+    auto all = std::make_shared<Configurations>(compiled(one.grammar), 16);
+    uint32_t at = all->start();
+    size_t items = 0;
+    for (int i = 0; i < 20000; ++i) {
+      for (const char c : one.piece) {
+        if (all->full()) all->collect(std::span(&at, 1));
+        at = all->step(at, static_cast<uint8_t>(c));
+        ASSERT_NE(at, Configurations::none) << one.grammar << " " << i;
+      }
+      items = std::max(items, all->items(at).size());
+    }
+    EXPECT_LT(items, 40U) << one.grammar;
+    EXPECT_LT(all->work(), 20000U * one.piece.size() * 200) << one.grammar;
+    EXPECT_LT(all->memory_bytes(), size_t{100} << 20) << one.grammar;
+  }
+}
+
+// Repetitions with huge bounds: the same masks at every place far from them.
+TEST(Matcher, CountsFarFromTheirBoundsAreAlike) {
+  Configurations all(compiled("root ::= [ab]{5000,100000}"), 20);
+  std::set<uint32_t> canonical;
+  uint32_t at = all.start();
+  for (int i = 0; i < 100000; ++i) {
+    if (all.full()) {
+      all.collect(std::span(&at, 1));
+      canonical.clear();
+    }
+    canonical.insert(all.canonical(at));
+    at = all.step(at, 'a');
+    ASSERT_NE(at, Configurations::none);
+    ASSERT_EQ(all.can_end(at), i + 1 >= 5000);
+    ASSERT_LT(canonical.size(), 60U);
+  }
+  EXPECT_EQ(all.step(at, 'a'), Configurations::none);
+}
+
+// Nesting beyond the limit is not admitted; before it, all is as without.
+TEST(Matcher, NestingIsLimited) {
+  Configurations::Limits limits;
+  limits.depth = 50;
+  Configurations all(compiled("root ::= \"(\" root \")\" | \"x\""), 8, limits);
+  uint32_t at = all.start();
+  int depth = 0;
+  for (uint32_t next = at; (next = all.step(at, '(')) != Configurations::none && !all.items(next).empty();
+       ++depth)
+    at = next;
+  EXPECT_GT(depth, 45);
+  EXPECT_LT(depth, 52);
+  at = all.step(at, 'x');
+  for (int i = 0; i < depth; ++i) {
+    ASSERT_NE(at, Configurations::none);
+    ASSERT_FALSE(all.can_end(at));
+    at = all.step(at, ')');
+  }
+  EXPECT_TRUE(all.can_end(at));
+}
+
+// A grammar for which bounded work cannot do says so.
+TEST(Matcher, TooAmbiguousIsAnError) {
+  Configurations::Limits limits;
+  limits.depth = 1 << 20;
+  limits.step = 1 << 13;
+  Configurations all(compiled("root ::= \"a\" root \"a\" | \"b\" root \"b\" | \"a\" | \"b\""), 8, limits);
+  uint32_t at = all.start();
+  try {
+    for (int i = 0; i < 100000; ++i) {
+      if (all.full()) all.collect(std::span(&at, 1));
+      at = all.step(at, 'a');
+      ASSERT_NE(at, Configurations::none);
+    }
+    FAIL() << "palindromes of any length";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("too ambiguous: more than 8192 ways"), std::string::npos)
+        << error.what();
+  }
+}
+
+// Little memory: everything is dropped now and then, and nothing changes.
+TEST(Matcher, CollectingChangesNothing) {
+  Configurations::Limits small;
+  small.configurations = 12;
+  int64_t collections = 0, steps = 0;
+  for (uint64_t seed = 1; seed <= 300; ++seed) {
+    Random random(seed, 3);
+    const Grammar grammar = RandomGrammar(random).make();
+    std::shared_ptr<const Automaton> automaton;
+    try {
+      automaton = compiled(grammar);
+    } catch (const Error&) {
+      continue;
+    }
+    Configurations large(automaton, 8), little(automaton, 8, small);
+    uint32_t a = large.start(), b = little.start();
+    for (int i = 0; i < 40; ++i) {
+      if (little.full()) little.collect(std::span(&b, 1));
+      std::vector<uint8_t> bytes;
+      for (int byte = 0; byte < 256; ++byte) {
+        if (large.step(a, static_cast<uint8_t>(byte)) != Configurations::none)
+          bytes.push_back(static_cast<uint8_t>(byte));
+      }
+      if (bytes.empty()) break;
+      const uint8_t byte = bytes[random.below(bytes.size())];
+      a = large.step(a, byte), b = little.step(b, byte);
+      ASSERT_NE(b, Configurations::none);
+      ASSERT_EQ(large.can_end(a), little.can_end(b));
+      ASSERT_EQ(large.items(a).size(), little.items(b).size());
+      ++steps;
+    }
+    collections += static_cast<int64_t>(little.collections());
+  }
+  EXPECT_GT(collections, 100);
+  EXPECT_GT(steps, 1000);
+}
+
 }  // namespace
 }  // namespace latente::grammar

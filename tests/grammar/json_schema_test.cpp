@@ -1,0 +1,217 @@
+#include "grammar/json_schema.h"
+
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "grammar/support.h"
+
+namespace latente::grammar {
+namespace {
+
+using namespace test;
+using Json = nlohmann::ordered_json;
+
+std::shared_ptr<const Automaton> of_schema(std::string_view schema) {
+  return compiled(parse_json_schema(schema));
+}
+
+// Random schemas and documents: what the Python package jsonschema says of them (record_cases.py).
+TEST(JsonSchema, AgreesWithRecordedValidity) {
+  std::ifstream file(LATENTE_TEST_DATA "/grammar/recorded/schemas.json");
+  const Json cases = Json::parse(file);
+  int64_t valid = 0, invalid = 0;
+  for (const Json& one : cases) {
+    const auto automaton = of_schema(one["schema"].get<std::string>());
+    for (const Json& document : one["documents"]) {
+      const bool want = document[1].get<bool>();
+      EXPECT_EQ(matches(automaton, document[0].get<std::string>()), want)
+          << one["schema"].get<std::string>() << "\n"
+          << document[0].get<std::string>();
+      (want ? valid : invalid) += 1;
+    }
+  }
+  EXPECT_GT(valid, 800);
+  EXPECT_GT(invalid, 1500);
+}
+
+struct Case {
+  const char* schema;
+  std::vector<std::string> valid, invalid;
+};
+
+TEST(JsonSchema, Keywords) {
+  const std::vector<Case> cases = {
+      {"{}",
+       {"null", "[1, {\"a\":\"\\u00e9\\n\"}]", "-1.5e+3", "{}"},
+       {"", " 1", "01", "1.", "[1,]", "\"\\ud800\"", "\"\n\""}},
+      {"true", {"[]"}, {"[ \n\n]", "[  ]", "[1,  2]"}},
+      {"{\"type\":\"array\"}", {"[ ]", "[\n  1,\n  2\n]", "[1,2]"}, {"[\n                      1]", "{}"}},
+      {R"({"type":"object","properties":{"a":{"type":"integer"},"b":{},"c":{"type":"null"}},"required":["b"]})",
+       {R"({"b":1})", R"({"a":1,"b":2,"c":null})", R"({"a": 1, "b": [], "c": null})", R"({ "b":"" })"},
+       {R"({})", R"({"a":1})", R"({"b":1,"a":1})", R"({"b":1,})", R"({,"b":1})", R"({"b":1 ,"c":null})",
+        R"({"b":1,"d":1})"}},
+      {R"({"properties":{"ab":{"type":"integer"},"ac":false},"additionalProperties":{"type":"string"}})",
+       {R"({"ab":1,"x":"","a":"","abc":"","":"","\\":"","\n":""})", "{}"},
+       {R"({"x":"","ab":1})", R"({"ab":""})", R"({"a\u0062":""})", R"({"ac":""})", R"({"x":1})"}},
+      {R"({"type":"integer","minimum":-12,"exclusiveMaximum":105})",
+       {"-12", "-1", "0", "9", "99", "100", "104"},
+       {"-13", "105", "007", "-0", "1.0", "1000"}},
+      {R"({"type":"integer","minimum":5})", {"5", "10", "123456789"}, {"4", "-5", "0"}},
+      {R"({"type":"integer","maximum":-3})", {"-3", "-10", "-99999"}, {"-2", "0", "3"}},
+      {R"({"type":"integer","minimum":2.5,"maximum":3.5})", {"3"}, {"2", "4"}},
+      {R"({"type":"number","minimum":0,"maximum":1})",
+       {"0", "1", "0.5", "1.000", "0.000"},
+       {"1.01", "-0.1", "2", "1e0"}},
+      {R"({"type":"number","exclusiveMinimum":-0.25,"exclusiveMaximum":1.5})",
+       {"-0.24999", "-0.0001", "0", "1.4999", "1"},
+       {"-0.25", "-0.250", "1.5", "1.50", "-0.3", "2"}},
+      {R"({"minimum":3,"exclusiveMinimum":true,"type":"integer"})", {"4"}, {"3"}},
+      {R"({"type":"string","minLength":1,"maxLength":2})",
+       {"\"a\"", "\"é😀\"", R"("\n\u00e9")", R"("\ud83d\ude00x")"},
+       {"\"\"", "\"abc\"", R"("\ud83dab")"}},
+      {R"({"type":"string","pattern":"^a.c$"})",
+       {"\"abc\"", R"("a\"c")", R"("a\\c")"},
+       {"\"ac\"", "\"xabc\"", R"("a\nc")", "\"a\"c\""}},
+      {R"({"type":"string","pattern":"b"})", {"\"b\"", R"("\u0041b\n")"}, {"\"\"", "\"a\""}},
+      {R"({"type":"string","pattern":"^[\\d\\s]+$"})", {"\"1 2\\t\""}, {"\"a\""}},
+      {R"({"format":"date"})",
+       {"\"2024-02-29\"", "\"2000-02-29\"", "\"1999-12-31\""},
+       {"\"2023-02-29\"", "\"1900-02-29\"", "\"2024-13-01\"", "\"0000-01-01\"", "\"2024-04-31\""}},
+      {R"({"format":"time"})", {"\"23:59:59Z\"", "\"00:00:00.25+01:30\""}, {"\"24:00:00Z\"", "\"12:00:00\""}},
+      {R"({"format":"date-time"})",
+       {"\"2024-02-29T12:00:00Z\""},
+       {"\"2024-02-29\"", "\"2024-02-29 12:00:00Z\""}},
+      {R"({"format":"email"})",
+       {"\"a.b+c@example.org\""},
+       {"\"a@b\"", "\"@example.org\"", "\"a b@example.org\""}},
+      {R"({"enum":[1,"a",null,{"k":[1,2]}]})",
+       {"1", "\"a\"", "null", R"({"k": [1, 2]})", R"({"k":[1,2]})"},
+       {"2", "\"b\"", R"({"k":[1]})"}},
+      {R"({"type":"string","enum":["a","bb",3],"maxLength":1})", {"\"a\""}, {"\"bb\"", "3"}},
+      {R"({"const":"é\"\n"})", {R"("é\"\n")"}, {"\"é\""}},
+      {R"({"type":["integer","null"]})", {"1", "null"}, {"1.5", "\"\""}},
+      {R"({"prefixItems":[{"type":"integer"},{"type":"string"}],"items":false})",
+       {"[]", "[1]", "[1,\"\"]"},
+       {"[\"\"]", "[1,\"\",1]"}},
+      {R"({"items":[{"type":"integer"}],"additionalItems":{"type":"null"},"minItems":2})",
+       {"[1,null]", "[1,null,null]"},
+       {"[1]", "[1,1]"}},
+      {R"({"type":"array","items":{"const":0},"minItems":2,"maxItems":3})",
+       {"[0,0]", "[0,0,0]"},
+       {"[]", "[0]", "[0,0,0,0]"}},
+      {R"({"type":"array","maxItems":0})", {"[]"}, {"[1]"}},
+      {R"({"anyOf":[{"type":"integer"},{"$ref":"#/$defs/t"}],"$defs":{"t":{"type":"array","items":{"$ref":"#"}}}})",
+       {"1", "[]", "[1,[[2]]]"},
+       {"[null]", "null"}},
+      {R"({"allOf":[{"properties":{"a":{"type":"integer"}}},{"properties":{"a":{"minimum":3},"b":{"const":1}},"required":["a"]}]})",
+       {R"({"a":3})", R"({"a":4,"b":1})"},
+       {R"({"a":2})", R"({"b":1})", "{}"}},
+      {R"({"type":"object","properties":{"k":{"enum":["x","y"]}},"required":["k"],"anyOf":[{"properties":{"k":{"const":"x"},"x":{}},"required":["x"]},{"properties":{"k":{"const":"y"}}}]})",
+       {R"({"k":"x","x":1})", R"({"k":"y"})"},
+       {R"({"k":"x"})", R"({"k":"y","x":1})"}},
+      {R"({"$ref":"#/definitions/a~1b%25","definitions":{"a/b%":{"type":"null"}}})", {"null"}, {"1"}},
+      {R"({"type":"object","maxProperties":2,"minProperties":1})",
+       {R"({"a":1})", R"({"a":1,"b":2})"},
+       {"{}", R"({"a":1,"b":2,"c":3})"}},
+      {R"({"type":"object","required":["z"]})", {R"({"z":1,"y":2})", R"({"z":[]})"}, {R"({"y":2})", "{}"}},
+  };
+  for (const Case& one : cases) {
+    const auto automaton = of_schema(one.schema);
+    for (const std::string& text : one.valid)
+      EXPECT_TRUE(matches(automaton, text)) << one.schema << "\n" << text;
+    for (const std::string& text : one.invalid)
+      EXPECT_FALSE(matches(automaton, text)) << one.schema << "\n" << text;
+  }
+}
+
+TEST(JsonSchema, ErrorsNameThePath) {
+  const std::vector<std::pair<std::string, std::string>> cases = {
+      {"{", "s: not JSON: "},
+      {"[]", "s#: expected a schema: an object, true or false"},
+      {R"({"properties":{"a":{"not":{}}}})", "s#/properties/a/not: this keyword cannot be honoured"},
+      {R"({"type":"array","uniqueItems":true})", "s#/uniqueItems: this keyword cannot be honoured"},
+      {R"({"patternProperties":{}})", "s#/patternProperties: this keyword cannot be honoured"},
+      {R"({"type":"strnig"})", "s#/type: expected the name of a type or a list of such, found \"strnig\""},
+      {R"({"minLength":-1})", "s#/minLength: expected a whole number"},
+      {R"({"properties":[]})", "s#/properties: expected an object"},
+      {R"({"items":{"type":"string","minLength":2,"pattern":"a"}})",
+       "s#/items: minLength and maxLength, pattern and format"},
+      {R"({"format":"uri"})", "s#/format: expected one of date, time"},
+      {R"({"type":"integer","multipleOf":3})", "s#/multipleOf: only 1 can be honoured"},
+      {R"({"$ref":"#/$defs/x"})", "s#/$ref: the schema has no #/$defs/x"},
+      {R"({"$ref":"http://example.org/x"})", "s#/$ref: only references into the schema itself"},
+      {R"({"allOf":[{"$ref":"#"}]})", "s#/allOf/0/$ref"},
+      {R"s({"properties":{"a/b":{"pattern":"(?=x)"}}})s",
+       "s#/properties/a~1b/pattern: at character 3 of the pattern: look-around"},
+      {R"({"pattern":"(a"})", "s#/pattern: at character 3 of the pattern: a ( without its )"},
+      {R"({"pattern":"a\\1"})", "s#/pattern: at character 3 of the pattern: back references"},
+      {R"s({"pattern":"(^a)"})s", "s#/pattern: at character 2 of the pattern: ^ is understood"},
+      {R"({"required":["a"],"additionalProperties":false})",
+       "s#/required: additionalProperties forbids \"a\""},
+      {R"({"properties":{"a":{}},"minProperties":1})", "s#/minProperties: cannot be honoured here"},
+      {std::string(500, '['), "s: nests deeper than 128"},
+  };
+  for (const auto& [schema, message] : cases) {
+    try {
+      compiled(parse_json_schema(schema, "s"));
+      ADD_FAILURE() << schema << " is accepted";
+    } catch (const Error& error) {
+      const std::string what = error.what();
+      EXPECT_TRUE(what.starts_with(message) ||
+                  (message.ends_with("$ref") && what.find("circles") != what.npos))
+          << what;
+    }
+  }
+  EXPECT_THROW(of_schema("false"), Error);
+  EXPECT_THROW(of_schema(R"({"$ref":"#"})"), Error);
+  EXPECT_THROW(of_schema(R"({"enum":[]})"), Error);
+}
+
+// Walks through documents by admitted tokens alone: whatever is written parses, and every prefix goes on.
+TEST(JsonSchema, WhatIsWrittenParses) {
+  std::vector<std::string> tokens{""};
+  for (int c = 1; c < 256; ++c) tokens.push_back(std::string(1, static_cast<char>(c)));
+  for (const char* text : {"{\"",  "\":", "\",",  "\"}",   "},{",       "}}", "]]",   "[[",    "true",
+                           "null", ": ",  ", \"", "\\u00", "12",        "-1", "\n  ", "\":\"", "abc",
+                           "\\\"", "é",   "中文", "name",  "\"name\":", "0.", "e+"})
+    tokens.emplace_back(text);
+  const auto vocabulary = std::make_shared<Vocabulary>(tokens, std::vector<int32_t>{0});
+  const char* const schemas[] = {
+      "{}", R"({"type":"object"})",
+      R"({"type":"object","properties":{"name":{"type":"string","maxLength":5},"n":{"type":"array","items":{"type":"integer","minimum":0,"maximum":120}}},"required":["name"]})",
+      R"({"properties":{"next":{"$ref":"#"},"v":{"type":"number"}},"required":["v"],"additionalProperties":{"type":"boolean"}})"};
+  int64_t ended = 0;
+  for (const char* schema : schemas) {
+    const auto grammar = std::make_shared<TokenGrammar>(of_schema(schema), vocabulary);
+    for (uint64_t seed = 0; seed < 40; ++seed) {
+      Random random(seed);
+      Matcher matcher(grammar);
+      std::vector<uint64_t> mask(vocabulary->words());
+      std::string text;
+      for (int step = 0; step < 400 && !matcher.finished(); ++step) {
+        matcher.admitted(mask);
+        std::vector<int32_t> next;
+        for (int32_t token = 0; token < static_cast<int32_t>(tokens.size()); ++token) {
+          if (!admits(mask, token)) continue;
+          // Closing is likely, so that walks end.
+          const std::string& piece = tokens[static_cast<size_t>(token)];
+          next.insert(next.end(), token == 0 || piece.find_first_of("}]\"") != piece.npos ? 12 : 1, token);
+        }
+        ASSERT_FALSE(next.empty()) << schema << "\n" << text;
+        const int32_t token = next[random.below(next.size())];
+        ASSERT_TRUE(matcher.accept(token));
+        text += tokens[static_cast<size_t>(token)];
+      }
+      if (!matcher.finished()) continue;
+      ++ended;
+      EXPECT_FALSE(Json::parse(text, nullptr, false).is_discarded()) << text;
+    }
+  }
+  EXPECT_GT(ended, 60);
+}
+
+}  // namespace
+}  // namespace latente::grammar
