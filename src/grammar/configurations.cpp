@@ -1,6 +1,7 @@
 #include "grammar/configurations.h"
 
 #include <algorithm>
+#include <limits>
 #include <tuple>
 
 #include "base/error.h"
@@ -52,7 +53,7 @@ void Configurations::spend(uint64_t work) {
 uint32_t Configurations::canonical_count(const Frame& frame) const {
   if (frame.state >= end_frame) return frame.count;
   const Automaton::Repetition* repetition = automaton_->repetition(frame.state);
-  if (repetition == nullptr) return frame.count;
+  if (repetition == nullptr || frame.count >= unreached) return frame.count;
   if (frame.count < repetition->min) return repetition->min - frame.count > horizon_ ? 0 : frame.count;
   return repetition->max - frame.count > horizon_ ? repetition->min : frame.count;
 }
@@ -73,7 +74,7 @@ uint32_t Configurations::node_of(std::vector<Frame>& frames) {
     }
     if (frame.state < end_frame) {
       const Automaton::Repetition* repetition = automaton_->repetition(frame.state);
-      covered = repetition != nullptr && frame.count >= repetition->min;
+      covered = repetition != nullptr && may_leave(*repetition, frame.count);
     }
     frames[kept++] = frame;
   }
@@ -201,25 +202,36 @@ uint32_t Configurations::canonical(uint32_t configuration) {
 }
 
 Configurations::Beginning Configurations::beginning(const Item& item, int more) const {
-  Beginning out{{item.state}, item.node};
+  Beginning out{{item.state}, item.node, {item.state}, std::numeric_limits<size_t>::max()};
   for (int repetitions = most_repetitions;;) {
     const std::span<const Frame> only = frames(out.below);
     if (only.size() != 1 || only[0].state >= end_frame) break;
-    if (--(automaton_->repetition(only[0].state) != nullptr ? repetitions : more) < 0) break;
-    out.key.push_back(only[0].state);
-    out.key.push_back(only[0].count);
-    out.below = only[0].parent;
+    const Frame& frame = only[0];
+    const Automaton::Repetition* repetition = automaton_->repetition(frame.state);
+    if (--(repetition != nullptr ? repetitions : more) < 0) break;
+    uint32_t free_count = frame.count;
+    if (repetition != nullptr && repetition->max != Expression::unlimited) {
+      // `count` turns will have been taken when this one ends, and each takes a byte.
+      const bool low = frame.count < repetition->min;
+      free_count = low ? unreached : unbounded;
+      out.same_until =
+          std::min<size_t>(out.same_until, (low ? repetition->min : repetition->max) - frame.count);
+    }
+    for (auto* key : {&out.key, &out.free_key}) key->push_back(frame.state);
+    out.key.push_back(frame.count);
+    out.free_key.push_back(free_count);
+    out.below = frame.parent;
   }
   return out;
 }
 
-uint32_t Configurations::of_beginning(const Beginning& beginning) {
+uint32_t Configurations::of_beginning(std::span<const uint32_t> key) {
   uint32_t node = unknown_below;
-  for (size_t i = beginning.key.size(); i > 1; i -= 2) {
-    scratch_.assign(1, {beginning.key[i - 2], beginning.key[i - 1], node});
+  for (size_t i = key.size(); i > 1; i -= 2) {
+    scratch_.assign(1, {key[i - 2], key[i - 1], node});
     node = node_of(scratch_);
   }
-  std::vector<Item> items{{beginning.key[0], node}};
+  std::vector<Item> items{{key[0], node}};
   return configuration_of(items, false, false);
 }
 
@@ -271,14 +283,14 @@ void Configurations::pass(const Frame& at) {
     if (automaton_->rules()[to.rule].nullable) reach(to.next, 0, node);
   }
   if (const Automaton::Repetition* repetition = automaton_->repetition(state)) {
-    if (count < repetition->max) {
-      uint32_t next = count + 1;
+    if (count >= unreached || count < repetition->max) {
+      uint32_t next = count >= unreached ? count : count + 1;
       // Without an upper bound, all counts from the lower one on are alike.
       if (repetition->max == Expression::unlimited) next = std::min(next, repetition->min);
-      const bool done = next == repetition->max;
+      const bool done = next == repetition->max && next != unbounded;
       call(repetition->rule, done ? Frame{repetition->next, 0, node} : Frame{state, next, node}, node);
     }
-    if (count >= repetition->min) reach(repetition->next, 0, node);
+    if (may_leave(*repetition, count)) reach(repetition->next, 0, node);
   }
 }
 

@@ -71,9 +71,13 @@ class Configurations {
   struct Beginning {
     std::vector<uint32_t> key;  // equal keys, equal beginnings
     uint32_t below;             // node
+    // The same with repetitions whose bounds are never met: for texts of up to this many bytes there is no
+    // difference.
+    std::vector<uint32_t> free_key;
+    size_t same_until;
   };
   Beginning beginning(const Item& item, int more = 0) const;
-  uint32_t of_beginning(const Beginning& beginning);
+  uint32_t of_beginning(std::span<const uint32_t> key);
   bool leaves(uint32_t configuration) const { return configurations_[configuration].leaves; }
   // What follows when a rule with this node is left.
   uint32_t after(uint32_t node);
@@ -105,7 +109,9 @@ class Configurations {
   static constexpr uint32_t unknown = 0xFFFFFFFE;
   static constexpr uint32_t pending_bit = 0x80000000;  // of a node that is still being made: | its rule
   static constexpr uint32_t end_frame = 0xFFFFFFF0, leave_frame = 0xFFFFFFF1;  // states of bottom frames
-  static constexpr uint32_t bottom = 0, unknown_below = 1;                     // nodes
+  // Counts of repetitions in a free_key: that never reach the upper bound, or not even the lower one.
+  static constexpr uint32_t unbounded = 0xFFFFFFFF, unreached = 0xFFFFFFFE;
+  static constexpr uint32_t bottom = 0, unknown_below = 1;  // nodes
 
   struct Node {
     uint32_t first, size;  // frames
@@ -129,6 +135,9 @@ class Configurations {
   void add_fixed_nodes();
   uint32_t node_of(std::vector<Frame>& frames);
   uint32_t find_or_add_node(std::span<const Frame> frames);
+  static bool may_leave(const Automaton::Repetition& repetition, uint32_t count) {
+    return count == unbounded || (count != unreached && count >= repetition.min);
+  }
   uint32_t canonical_count(const Frame& frame) const;
   uint32_t configuration_of(std::vector<Item>& items, bool can_end, bool leaves);
   uint32_t compute_step(uint32_t configuration, uint32_t byte_class);

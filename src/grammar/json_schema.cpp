@@ -380,7 +380,8 @@ class Builder {
   std::map<std::string, uint32_t> known_;  // schema's text → rule
   std::deque<Job> jobs_;
   uint32_t any_character_ = 0;
-  Expression any_characters_, rest_of_string_, space_, string_, integer_, number_, value_, any_object_, colon_;
+  Expression any_characters_, rest_of_string_, space_, string_, integer_, number_, value_, any_object_,
+      colon_;
 };
 
 }  // namespace

@@ -54,13 +54,20 @@ class TokenGrammar {
     uint64_t below_exits = 0;     // how many
     size_t memory_bytes() const { return inside.memory_bytes() + exits.capacity() * sizeof(uint32_t) + 128; }
   };
+  struct Part {         // of the tree
+    size_t begin, end;  // nodes
+    size_t depth = 0;   // of the node above
+    size_t beyond = 0;  // only those that texts of more bytes begin with
+  };
   template <class Visit>
-  void walk(Configurations& all, std::vector<uint32_t>& path, size_t begin, size_t end, uint32_t depth,
-            Visit visit) const;
+  void walk(Configurations& all, std::vector<uint32_t>& path, const Part& part, Visit visit) const;
   void add_tokens(size_t node, std::span<uint64_t> mask) const;
-  // Null when memory was collected meanwhile.
+  // same, same_until: a top that this one equals for texts of up to as many bytes; or null. The result is
+  // null when memory was collected meanwhile.
   std::shared_ptr<const Top> top(Configurations& all, uint32_t& configuration,
-                                 const Configurations::Beginning& beginning) const;
+                                 const std::vector<uint32_t>& key, const Top* same, size_t same_until) const;
+  std::shared_ptr<const Top> known_top(const std::vector<uint32_t>& key) const;
+  void keep_top(const std::vector<uint32_t>& key, const std::shared_ptr<const Top>& made) const;
   std::shared_ptr<const Top> small_top(Configurations& all, uint32_t& configuration, const Item& item,
                                        uint32_t& below) const;
 

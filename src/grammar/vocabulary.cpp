@@ -24,6 +24,8 @@ Vocabulary::Vocabulary(const std::vector<std::string>& texts, std::vector<int32_
   for (size_t i = 0; i < size_; ++i) {
     text_begin_.push_back(static_cast<uint32_t>(bytes_.size()));
     if (stops(static_cast<int32_t>(i))) continue;
+    if (texts[i].size() > std::numeric_limits<uint16_t>::max())
+      fail("token {} is too long: {} bytes", i, texts[i].size());
     bytes_ += texts[i];
     longest_ = std::max(longest_, texts[i].size());
     if (!texts[i].empty()) tokens_.push_back(static_cast<int32_t>(i));
@@ -40,19 +42,39 @@ Vocabulary::Vocabulary(const std::vector<std::string>& texts, std::vector<int32_
     const std::string_view now = text(tokens_[t]);
     const auto common = static_cast<size_t>(
         std::mismatch(before.begin(), before.end(), now.begin(), now.end()).first - before.begin());
-    for (size_t depth = common; depth < path.size(); ++depth)
-      nodes_[path[depth]].end = static_cast<uint32_t>(nodes_.size());
-    path.resize(common);
+    close(path, common);
     for (size_t depth = common; depth < now.size(); ++depth) {
       path.push_back(nodes_.size());
       // Shorter texts come first, so that only the last of the new nodes has tokens, this and its equals.
-      nodes_.push_back(
-          {0, static_cast<uint32_t>(t), static_cast<uint32_t>(depth + 1), static_cast<uint8_t>(now[depth])});
+      const auto length = static_cast<uint16_t>(depth + 1);
+      nodes_.push_back({0, static_cast<uint32_t>(t), length, length, static_cast<uint8_t>(now[depth])});
     }
     before = now;
   }
-  for (size_t node : path) nodes_[node].end = static_cast<uint32_t>(nodes_.size());
-  nodes_.push_back({0, static_cast<uint32_t>(tokens_.size()), 0, 0});
+  close(path, 0);
+  nodes_.push_back({0, static_cast<uint32_t>(tokens_.size()), 0, 0, 0});
+
+  by_length_ = tokens_;
+  std::stable_sort(by_length_.begin(), by_length_.end(),
+                   [&](int32_t a, int32_t b) { return text(a).size() > text(b).size(); });
+}
+
+// Leaves the nodes of the path beyond a depth: nothing more comes below them.
+void Vocabulary::close(std::vector<size_t>& path, size_t depth) {
+  for (; path.size() > depth; path.pop_back()) {
+    Node& node = nodes_[path.back()];
+    node.end = static_cast<uint32_t>(nodes_.size());
+    if (path.size() > 1) {
+      Node& parent = nodes_[path[path.size() - 2]];
+      parent.reach = std::max(parent.reach, node.reach);
+    }
+  }
+}
+
+std::span<const int32_t> Vocabulary::longer_than(size_t bytes) const {
+  const auto end = std::partition_point(by_length_.begin(), by_length_.end(),
+                                        [&](int32_t token) { return text(token).size() > bytes; });
+  return {by_length_.begin(), end};
 }
 
 bool Vocabulary::stops(int32_t token) const {

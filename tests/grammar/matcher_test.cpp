@@ -2,7 +2,7 @@
 
 #include <gtest/gtest.h>
 
-#include <chrono>
+#include <cstring>
 
 #include "base/error.h"
 #include "grammar/support.h"
@@ -93,6 +93,43 @@ TEST(Matcher, MasksAreWhatTryingTokensFinds) {
   }
   EXPECT_GT(masks, 3000);
   EXPECT_GT(ends, 300);
+}
+
+// Around the bounds of counted repetitions, too, at every place.
+TEST(Matcher, MasksNearBoundsAreWhatTryingTokensFinds) {
+  const std::pair<const char*, const char*> cases[] = {
+      {"root ::= [ab]{66,70} \"b\"?", "ab"},
+      {"root ::= ([ab] | \"c\" \"a\"?){65,80} \"ab\"", "acb"},
+      {"root ::= x{0,70} y{70,}\nx ::= \"a\" | \"é\" | \"bb\"\ny ::= [ab]", "aéb"},
+      {"root ::= (\"a\"{0,66} \"b\"){3,65} \"c\"*", "aab"},
+      {"root ::= (\"ab\"{33,34} \"a\"?)*", "ab"},
+      {"root ::= \"c\" ([a-c]{68} | \"a\"{67}) end\nend ::= \"b\" | \"\"", "a"},
+  };
+  int64_t masks = 0;
+  for (const auto& [grammar, piece] : cases) {
+    Random random(5);
+    std::vector<std::string> tokens = random_tokens(random, 300);
+    for (int64_t i = 0; i < 60; ++i) {
+      std::string text;
+      for (int64_t j = random.between(1, 12); j > 0; --j) text += random.chance(0.8) ? "a" : "b";
+      tokens.push_back(text);
+    }
+    const auto vocabulary = std::make_shared<Vocabulary>(tokens, std::vector<int32_t>{});
+    Matcher matcher(std::make_shared<TokenGrammar>(compiled(std::string_view(grammar)), vocabulary));
+    std::vector<uint64_t> mask(vocabulary->words());
+    matcher.accept_text("c");
+    for (size_t i = 0;
+         i < 150 && matcher.accept_text(std::string_view(piece).substr(i % std::strlen(piece), 1)); ++i) {
+      matcher.admitted(mask);
+      ++masks;
+      for (int32_t token = 0; token < static_cast<int32_t>(tokens.size()); ++token) {
+        Matcher copy = matcher;
+        ASSERT_EQ(admits(mask, token), copy.accept(token))
+            << grammar << ", after " << i << ", token " << tokens[static_cast<size_t>(token)];
+      }
+    }
+  }
+  EXPECT_GT(masks, 400);
 }
 
 // A text that goes on for long does not make what is known of it larger.

@@ -10,7 +10,7 @@
               "", "a", "ab", "abc", "hello world", "é", "中文", 'say "hi"', "tab\tend", "line\nend", "\\",
               "/", "\u0001", "😀😀", "2024-02-29"
             ] PATTERNS = {
-              #pattern->texts that match "^[a-z]+$" : [ "abc", "z" ],
+#pattern->texts that match "^[a-z]+$" : ["abc", "z"],
               "^(foo|bar)-\\d{2,3}$" : [ "foo-12", "bar-999" ],
               "^\\w+\\s?$" : [ "abc_1", "x " ],
               "b.d" : [ "bad", "xxbodyy", "b\"d" ],
