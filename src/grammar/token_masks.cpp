@@ -40,6 +40,10 @@ TokenGrammar::TokenGrammar(std::shared_ptr<const Automaton> automaton,
                            std::shared_ptr<const Vocabulary> vocabulary)
     : automaton_(std::move(automaton)), vocabulary_(std::move(vocabulary)) {}
 
+void TokenGrammar::too_ambiguous() {
+  fail("the grammar is too ambiguous: more than {} steps to find the tokens that may come next", most_work);
+}
+
 void TokenGrammar::add_tokens(size_t node, std::span<uint64_t> mask) const {
   for (int32_t token : vocabulary_->tokens_at(node)) set(mask, token);
 }
@@ -159,7 +163,9 @@ void TokenGrammar::add_readable(Configurations& all, uint32_t& configuration,
   const uint64_t collections = all.collections();
   uint64_t below_exits = 0;
   std::vector<std::pair<std::shared_ptr<const Top>, uint32_t>> tops;
+  const uint64_t work_end = all.work() + most_work;  // of all walks; each is limited by itself, too
   for (const Item& item : items) {
+    if (all.work() > work_end) too_ambiguous();
     uint32_t below = 0;
     tops.emplace_back(small_top(all, configuration, item, below), 0);
     if (tops.back().first == nullptr) return walk_all(all, configuration, mask);
@@ -172,6 +178,7 @@ void TokenGrammar::add_readable(Configurations& all, uint32_t& configuration,
     if (top->exits.empty()) continue;
     std::vector<uint32_t> path{configuration, all.after(below)};
     for (uint32_t exit : top->exits) {
+      if (all.work() > work_end) too_ambiguous();
       walk(all, path, {exit + 1, nodes[exit].end, nodes[exit].depth},
            [&](size_t node, uint32_t) { add_tokens(node, mask); });
     }

@@ -61,6 +61,7 @@ class TokenGrammar {
   };
   template <class Visit>
   void walk(Configurations& all, std::vector<uint32_t>& path, const Part& part, Visit visit) const;
+  [[noreturn]] static void too_ambiguous();
   void add_tokens(size_t node, std::span<uint64_t> mask) const;
   // same, same_until: a top that this one equals for texts of up to as many bytes; or null. The result is
   // null when memory was collected meanwhile.
