@@ -21,7 +21,7 @@ uint32_t read(Configurations& all, uint32_t from, std::string_view bytes) {
 }  // namespace
 
 struct Matcher::Masks {
-  static constexpr size_t most_memory = size_t{16} << 20;
+  static constexpr size_t most_memory = size_t{4} << 20;
 
   void clear() {
     known.clear();
@@ -46,6 +46,8 @@ void Matcher::admitted(std::span<uint64_t> mask) {
   std::fill(mask.begin(), mask.end(), 0);
   if (ended_) return;
   Configurations& all = at_.home();
+  if (all.items(at_.get()).empty() && !can_end())
+    fail("the text nests deeper than {} rules of the grammar", Configurations::Limits{}.depth);
   if (all.full()) all.collect();
   uint32_t canonical = all.canonical(at_.get());
   if (masks_->collections != all.collections()) masks_->clear();
@@ -86,7 +88,7 @@ bool Matcher::accept_text(std::string_view bytes) {
 
 bool Matcher::can_end() const { return !ended_ && at_.home().can_end(at_.get()); }
 
-bool Matcher::finished() const { return ended_ || at_.home().items(at_.get()).empty(); }
+bool Matcher::finished() const { return ended_ || (can_end() && at_.home().items(at_.get()).empty()); }
 
 bool matches(std::shared_ptr<const Automaton> automaton, std::string_view text) {
   Configurations all(std::move(automaton), 0);

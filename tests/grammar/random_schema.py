@@ -1,32 +1,33 @@
-""
-    "Random JSON schemas, documents that they admit in the form that src/grammar writes (json_schema.h), and changed ones.
-    ""
-    "
+"""Random JSON schemas, documents that they admit in the form that src/grammar writes (json_schema.h), and changed ones.
+"""
 
-    import copy import json import random
+import copy
+import json
+import random
 
-        KEYS = [ "a", "b", "ab", "name", "é", "中文", 'q"uote', "back\\slash", "", "a b", "x1" ] TEXTS =
-            [
-              "", "a", "ab", "abc", "hello world", "é", "中文", 'say "hi"', "tab\tend", "line\nend", "\\",
-              "/", "\u0001", "😀😀", "2024-02-29"
-            ] PATTERNS = {
-#pattern->texts that match "^[a-z]+$" : ["abc", "z"],
-              "^(foo|bar)-\\d{2,3}$" : [ "foo-12", "bar-999" ],
-              "^\\w+\\s?$" : [ "abc_1", "x " ],
-              "b.d" : [ "bad", "xxbodyy", "b\"d" ],
-              "^[^a-c\"]*$" : [ "xyz", "d\n" ],
-              "^(?:[A-Z][a-z]*,)*end$" : [ "end", "Ab,C,end" ],
-              "x$|^y" : [ "ax", "yb" ],
-              "^\\u00e9{1,3}\\x41?$" : [ "éé", "éA" ],
-            } FORMATS = {
-              "date" : [ "2024-02-29", "1999-12-31", "2000-02-29" ],
-              "uuid" : ["123e4567-e89b-12d3-a456-426614174000"],
-              "ipv4" : [ "127.0.0.1", "255.255.255.255" ],
-            }
+KEYS = ["a", "b", "ab", "name", "é", "中文", 'q"uote', "back\\slash", "", "a b", "x1"]
+TEXTS = ["", "a", "ab", "abc", "hello world", "é", "中文", 'say "hi"', "tab\tend", "line\nend", "\\", "/", "\u0001", "😀😀", "2024-02-29"]
+PATTERNS = {  # pattern -> texts that match
+    "^[a-z]+$": ["abc", "z"],
+    "^(foo|bar)-\\d{2,3}$": ["foo-12", "bar-999"],
+    "^\\w+\\s?$": ["abc_1", "x "],
+    "b.d": ["bad", "xxbodyy", "b\"d"],
+    "^[^a-c\"]*$": ["xyz", "d\n"],
+    "^(?:[A-Z][a-z]*,)*end$": ["end", "Ab,C,end"],
+    "x$|^y": ["ax", "yb"],
+    "^\\u00e9{1,3}\\x41?$": ["éé", "éA"],
+}
+FORMATS = {
+    "date": ["2024-02-29", "1999-12-31", "2000-02-29"],
+    "uuid": ["123e4567-e89b-12d3-a456-426614174000"],
+    "ipv4": ["127.0.0.1", "255.255.255.255"],
+}
 
-                        class RandomSchema : def
-                                             __init__(self, rng)
-    : self.rng = rng self.definitions = {}
+
+class RandomSchema:
+    def __init__(self, rng):
+        self.rng = rng
+        self.definitions = {}
 
     def pick(self, values):
         return self.rng.choice(list(values))
@@ -44,31 +45,23 @@
     def guarded(self, depth):
         """A schema that a reference may lead back to: an object or a list in which everything can be left out."""
         if self.rng.random() < 0.5:
-            return {
-  "type" : "object", "properties" : {
-  key: self.schema(depth) for key in self.rng.sample(KEYS, 2)
-  }
-}
-return {"type" : "array", "items" : self.schema(depth)}
+            return {"type": "object", "properties": {key: self.schema(depth) for key in self.rng.sample(KEYS, 2)}}
+        return {"type": "array", "items": self.schema(depth)}
 
-       def
-       schema(self, depth)
-    : kind = self.rng.random() if depth > 0 and
-             kind < 0.45
-    : return self.pick([ self.object, self.array, self.either, self.all ])(depth - 1) if kind < 0.52 and
-             self.definitions : return {
-  "$ref" : "#/$defs/" + self.pick(self.definitions).replace("/", "~1")
-}
-if kind
-  < 0.55 : return self.pick([ True, {}, {"description" : "anything"} ]) if kind < 0.62 : return {"enum": [self.value(1) for _ in range(self.rng.randint(1, 6))]
-  }
-if kind
-  < 0.65 : return { "const" : self.value(1) }
-if kind
-  < 0.7 : return {
-    "type" : self.rng.sample([ "string", "integer", "null", "boolean", "object", "array", "number" ],
-                             self.rng.randint(1, 3))
-  }
+    def schema(self, depth):
+        kind = self.rng.random()
+        if depth > 0 and kind < 0.45:
+            return self.pick([self.object, self.array, self.either, self.all])(depth - 1)
+        if kind < 0.52 and self.definitions:
+            return {"$ref": "#/$defs/" + self.pick(self.definitions).replace("/", "~1")}
+        if kind < 0.55:
+            return self.pick([True, {}, {"description": "anything"}])
+        if kind < 0.62:
+            return {"enum": [self.value(1) for _ in range(self.rng.randint(1, 6))]}
+        if kind < 0.65:
+            return {"const": self.value(1)}
+        if kind < 0.7:
+            return {"type": self.rng.sample(["string", "integer", "null", "boolean", "object", "array", "number"], self.rng.randint(1, 3))}
         return self.pick([self.string, self.integer, self.number, lambda: {"type": self.pick(["boolean", "null"])}])()
 
     def string(self):
@@ -135,11 +128,10 @@ if kind
         first = {"type": "object", "properties": {"a": self.schema(depth), "b": self.string()}}
         second = {"properties": {"x1": self.integer()}, "required": self.rng.sample(["a", "x1"], self.rng.randint(0, 2))}
         if self.rng.random() < 0.4:
-            return {
-          **first, "anyOf" : [ second, {"required" : ["b"]} ]
-        }
+            return {**first, "anyOf": [second, {"required": ["b"]}]}
         return {"allOf": [first, second]}
-#Documents
+
+    # Documents
 
     def value(self, depth):
         kind = self.rng.randint(0, 8 if depth > 0 else 6)
@@ -153,9 +145,7 @@ if kind
             return self.pick(TEXTS)
         if kind == 7:
             return [self.value(depth - 1) for _ in range(self.rng.randint(0, 3))]
-        return {
-        key: self.value(depth - 1) for key in self.rng.sample(KEYS, self.rng.randint(0, 3))
-        }
+        return {key: self.value(depth - 1) for key in self.rng.sample(KEYS, self.rng.randint(0, 3))}
 
     def document(self, schema, depth=6):
         """Tries to satisfy the schema; the caller checks."""
