@@ -4,7 +4,10 @@
 #include <atomic>
 #include <csignal>
 #include <cstdio>
+#include <filesystem>
 #include <iostream>
+#include <map>
+#include <nlohmann/json.hpp>
 
 #include "commands.h"
 #include "session.h"
@@ -20,6 +23,7 @@ std::atomic<bool> interrupted_at_prompt = false;
 struct ChatOptions {
   SessionOptions session;
   std::string system;
+  std::string session_file;
 };
 
 class Chat {
@@ -27,9 +31,16 @@ class Chat {
   explicit Chat(const ChatOptions& options)
       : options_(options), session_(options.session), template_(source()) {
     clear();
+    if (!options_.session_file.empty() && std::filesystem::exists(options_.session_file)) restore();
   }
 
   void run() {
+    converse();
+    if (!options_.session_file.empty()) save();
+  }
+
+ private:
+  void converse() {
     if (isatty(STDIN_FILENO) == 0) {
       for (std::string line; std::getline(std::cin, line);) {
         if (!take(line)) return;
@@ -49,7 +60,34 @@ class Chat {
     std::fputs("\n", stdout);
   }
 
- private:
+  void save() {
+    nlohmann::json messages = nlohmann::json::array();
+    for (const ChatMessage& message : messages_) {
+      messages.push_back({{"role", message.role}, {"content", message.content}});
+    }
+    const std::string text = messages.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+    const int64_t tokens =
+        session_.engine().save(options_.session_file, session_.tokens(), {{"messages", text}});
+    std::fprintf(stderr, "%s: the conversation, with %lld tokens of cache\n", options_.session_file.c_str(),
+                 static_cast<long long>(tokens));
+  }
+
+  void restore() {
+    std::map<std::string, std::string> notes;
+    const int64_t tokens = session_.engine().load(options_.session_file, &notes);
+    const nlohmann::json messages = nlohmann::json::parse(notes["messages"], nullptr, false);
+    std::vector<ChatMessage> restored;
+    for (const nlohmann::json& message : messages.is_array() ? messages : nlohmann::json::array({nullptr})) {
+      if (!message.is_object() || !message.contains("role") || !message["role"].is_string() ||
+          !message.contains("content") || !message["content"].is_string())
+        fail("{}: has no conversation", options_.session_file);
+      restored.push_back({message["role"].get<std::string>(), message["content"].get<std::string>()});
+    }
+    messages_ = std::move(restored);
+    std::fprintf(stderr, "%s: %zu messages, %lld tokens of cache\n", options_.session_file.c_str(),
+                 messages_.size(), static_cast<long long>(tokens));
+  }
+
   std::string source() const {
     if (session_.tokenizer().chat_template().empty()) {
       fail("{}: has no chat template (tokenizer_config.json or chat_template.jinja); use generate",
@@ -102,12 +140,20 @@ class Chat {
     if (line == "/clear") {
       clear();
       std::fputs("the conversation is empty\n", stderr);
+    } else if (line == "/save") {
+      if (options_.session_file.empty()) {
+        std::fputs("there is no --session FILE to save to\n", stderr);
+      } else {
+        save();
+      }
     } else if (line == "/stats") {
       std::fprintf(stderr, "%s\n", session_.describe(stats_).c_str());
     } else {
       if (line != "/help") std::fprintf(stderr, "no command is named %s\n", line.c_str());
-      std::fputs("/clear   forget the conversation\n/stats   speed of the last reply\n/quit    leave\n",
-                 stderr);
+      std::fputs(
+          "/clear   forget the conversation\n/save    write it to the file of --session (leaving does, too)\n"
+          "/stats   speed of the last reply\n/quit    leave\n",
+          stderr);
     }
     return true;
   }
@@ -148,6 +194,8 @@ void add_chat(CLI::App& app) {
   CLI::App* command = app.add_subcommand("chat", "Talk to a model through its chat template");
   add_session_options(*command, options->session);
   command->add_option("--system", options->system, "System message");
+  command->add_option("--session", options->session_file,
+                      "Keep the conversation and its cache in this file, and go on with what it has");
   command->callback([options] { Chat(*options).run(); });
 }
 

@@ -241,10 +241,12 @@ std::string Session::reply(std::span<const int32_t> prompt, const std::function<
                            GenerationStats& stats) {
   const CatchInterrupts guard;
   ReplyText text(tokenizer_, options_.stop);
+  tokens_.assign(prompt.begin(), prompt.end());
   auto pass = [&](const std::string& piece) {
     if (!piece.empty()) show(piece);
   };
   stats = engine_->generate(prompt, generation_, [&](GeneratedToken token) {
+    tokens_.push_back(token.id);
     pass(text.push(token.id));
     return !text.stopped() && !interrupted();
   });

@@ -77,6 +77,8 @@ class Session {
   // whole text.
   std::string reply(std::span<const int32_t> prompt, const std::function<void(std::string_view)>& show,
                     GenerationStats& stats);
+  // Prompt and reply of the last time.
+  const std::vector<int32_t>& tokens() const { return tokens_; }
   // The lines of --stats.
   std::string describe(const GenerationStats& stats) const;
 
@@ -93,6 +95,7 @@ class Session {
   std::unique_ptr<Transformer> model_;
   Tokenizer tokenizer_;
   std::unique_ptr<Engine> engine_;
+  std::vector<int32_t> tokens_;
   double load_seconds_ = 0;
 };
 

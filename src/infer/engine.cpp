@@ -306,7 +306,7 @@ void Engine::propose(std::span<Sequence* const> sequences) {
         1;
     if (s->adaptive && room > 0) {
       const std::vector<int32_t> found = Drafter::look_up(s->tokens, std::min(room, most_looked_up));
-      s->draft_from_here();
+      if (!found.empty()) s->draft_from_here();
       if (!found.empty() && by_look_up < 0) by_look_up = lengths.looked_up.choose();
       for (int64_t i = 0; i < std::min(by_look_up, static_cast<int64_t>(found.size())); ++i) {
         const int32_t token = found[static_cast<size_t>(i)];

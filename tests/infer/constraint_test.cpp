@@ -7,6 +7,7 @@
 #include "grammar/json_schema.h"
 #include "infer/engine.h"
 #include "infer/grammar_constraint.h"
+#include "infer/sequence_runner.h"
 #include "infer/support.h"
 
 namespace latente {
@@ -58,7 +59,7 @@ const char* const grammars[] = {
 // masks.
 Text tried(const Transformer& model, const RunnerOptions& how, std::span<const int32_t> prompt,
            const GenerationOptions& options, const Grammar& grammar) {
-  Runner runner(backend(), model, how);
+  SequenceRunner runner(backend(), model, how);
   grammar::Matcher matcher(grammar.tokens);
   std::vector<int32_t> sequence(prompt.begin(), prompt.end());
   std::vector<float> logits = copy_of(runner.forward(prompt, 0, 1));

@@ -241,7 +241,7 @@ TEST(Engine, SavedCachesGoOn) {
 }
 
 TEST(Engine, RefusesSavedCachesThatAreNotItsOwn) {
-  const std::string path = testing::TempDir() + "saved_cache.safetensors";
+  const std::string path = testing::TempDir() + "refused_cache.safetensors";
   Transformer model = made({.mtp = 1}, 3, 0.3), other = made({.mtp = 1}, 4, 0.3);
   RunnerOptions how{.context = 64, .page_size = 8, .chunk = 8};
   Engine engine(backend(), model, how);
