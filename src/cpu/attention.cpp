@@ -305,7 +305,11 @@ void load_narrow(DType type, const std::byte* entry, int64_t rank, int64_t rope,
     const f8e4m3* codes = reinterpret_cast<const f8e4m3*>(entry);
     for (int64_t i = 0; i < rank; ++i) latent[i] = static_cast<T>(scale * static_cast<float>(codes[i]));
   }
-  convert(DType::bf16, entry + rank, dtype_of<T>, rotary, rope);
+  for (int64_t i = 0; i < rope; ++i) {
+    bf16 value;
+    std::memcpy(&value, entry + rank + 2 * i, sizeof value);  // it may lie at an odd address
+    rotary[i] = static_cast<T>(static_cast<float>(value));
+  }
 }
 
 // Rounds a latent to codes; returns their scale, not finite if a value is not.
@@ -518,7 +522,11 @@ void CpuBackend::cache_store_narrow(View latent, View rotary, View slots, View c
         static_cast<std::byte*>(cache.data) + at / page * cache.stride(0) + at % page * cache.stride(1);
     const float scale =
         attention::round_latent(cache.dtype, latent.as<float>() + t * latent.stride(0), rank, entry);
-    convert(DType::f32, rotary.as<float>() + t * rotary.stride(0), DType::bf16, entry + rank, rope);
+    const float* from = rotary.as<float>() + t * rotary.stride(0);
+    for (int64_t i = 0; i < rope; ++i) {
+      const bf16 value(from[i]);
+      std::memcpy(entry + rank + 2 * i, &value, sizeof value);
+    }
     std::memcpy(entry + rank + 2 * rope, &scale, sizeof scale);
   }
 }
