@@ -17,13 +17,15 @@
 #include "model/gguf.h"
 #include "model/model_source.h"
 #include "model/run_weights.h"
+#include "session.h"
 
 namespace latente {
 namespace {
 
 struct BenchOptions {
-  std::string model, weights = "auto", cache = "f32";
-  int64_t prompt = 512, generate = 128, repeat = 3, group = 64;
+  std::string model, cache = "f32";
+  RunWeights weights;
+  int64_t prompt = 512, generate = 128, repeat = 3;
   std::vector<int64_t> depths = {0};
   int threads = 0;
   bool json = false;
@@ -47,9 +49,9 @@ class Bench {
     const bool random = !std::filesystem::is_directory(options.model) && !is_gguf(options.model);
     const ModelSource source =
         random ? ModelSource{Config::from_file(options.model), nullptr} : open_model(options.model);
-    const RunWeights weights{options.weights, options.group};
-    model_ = load_for_running(source, weights, backend_);
-    weights_ = weights.quantised() ? options.weights : std::string(name_of(model_->weights()));
+    model_ = load_for_running(source, options.weights, backend_);
+    const std::optional<DType> quantised = quantised_type(source, options.weights);
+    weights_ = !quantised ? name_of(model_->weights()) : *quantised == DType::q8 ? "int8" : "int4";
     load_seconds_ = seconds_since(start);
 
     RunnerOptions runner;
@@ -59,8 +61,7 @@ class Bench {
     runner_ = std::make_unique<SequenceRunner>(backend_, *model_, runner);
 
     bandwidth_ = measure_read_bandwidth(backend_.threads());
-    peak_ = weights.quantised() ? measure_peak_of_bytes(backend_.threads())
-                                : measure_peak_flops(backend_.threads());
+    peak_ = quantised ? measure_peak_of_bytes(backend_.threads()) : measure_peak_flops(backend_.threads());
   }
 
   void run() {
@@ -211,12 +212,7 @@ void add_bench(CLI::App& app) {
       ->capture_default_str()
       ->delimiter(',')
       ->check(CLI::Range(0, 1 << 22));
-  command->add_option("--weights", options->weights, "In memory: auto (as stored), f32, bf16, int8 or int4")
-      ->capture_default_str()
-      ->check(CLI::IsMember({"auto", "f32", "bf16", "int8", "int4"}));
-  command->add_option("--group", options->group, "Elements that share a scale, of int8 and int4")
-      ->capture_default_str()
-      ->check(CLI::IsMember({32, 64, 128, 256}));
+  add_weight_options(*command, options->weights);
   command->add_option("--kv-cache-dtype", options->cache, "f32, bf16, or for MLA int8 or fp8")
       ->capture_default_str()
       ->check(CLI::IsMember({"f32", "bf16", "int8", "fp8"}));

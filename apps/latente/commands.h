@@ -13,5 +13,7 @@ void add_chat(CLI::App& app);
 void add_tokenizer(CLI::App& app);
 void add_batch(CLI::App& app);
 void add_bench(CLI::App& app);
+void add_perplexity(CLI::App& app);
+void add_convert(CLI::App& app);
 
 }  // namespace latente

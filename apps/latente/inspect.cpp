@@ -1,10 +1,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <map>
+#include <set>
 
 #include "base/memory.h"
+#include "checkpoint/checkpoint.h"
 #include "commands.h"
+#include "model/converted.h"
 #include "model/figures.h"
 #include "model/gguf.h"
 #include "model/model_source.h"
@@ -15,7 +19,7 @@ namespace {
 struct InspectOptions {
   std::string model;
   int64_t context = 4096, batch = 1;
-  std::string weights = "bf16", cache = "bf16";
+  std::string weights, cache = "bf16";
 };
 
 std::string grouped(int64_t value) {
@@ -56,26 +60,71 @@ void print_experts(const Config& config) {
   fmt::print("\n");
 }
 
-// What a GGUF file holds: a line for each type of elements, those with the most bytes first.
-void print_gguf(const GgufCheckpoint& checkpoint) {
+// What a file or a directory of weights holds, by type of elements.
+struct Stored {
   struct Sum {
     int64_t tensors = 0, bytes = 0;
   };
-  std::map<std::string_view, Sum> types;
-  int64_t total = 0;
-  for (const auto& file : checkpoint.files()) {
-    for (const GgufTensor& tensor : file->tensors()) {
-      const int64_t bytes = static_cast<int64_t>(tensor.data.size());
-      Sum& sum = types[name_of(tensor.type)];
-      ++sum.tensors, sum.bytes += bytes, total += bytes;
-    }
+  std::string form;
+  std::map<std::string, Sum> types;
+  int64_t bytes = 0;
+  size_t files = 0;
+
+  void add(std::string_view type, int64_t size) {
+    Sum& sum = types[std::string(type)];
+    ++sum.tensors, sum.bytes += size, bytes += size;
   }
-  std::vector<std::pair<std::string_view, Sum>> sorted(types.begin(), types.end());
+};
+
+Stored stored_in(const GgufCheckpoint& checkpoint) {
+  Stored stored{fmt::format("GGUF {}", checkpoint.file().version()), {}, 0, checkpoint.files().size()};
+  for (const auto& file : checkpoint.files()) {
+    for (const GgufTensor& tensor : file->tensors())
+      stored.add(name_of(tensor.type), static_cast<int64_t>(tensor.data.size()));
+  }
+  return stored;
+}
+
+Stored stored_in(const Checkpoint& checkpoint, const ConvertedConfig& converted) {
+  Stored stored{converted
+                    ? fmt::format("safetensors, int{} in groups of {}", converted.bits, converted.group_size)
+                    : "safetensors",
+                {},
+                0,
+                0};
+  std::set<std::string> files;
+  for (const std::string& name : checkpoint.names()) {
+    const SafetensorsEntry& entry = checkpoint.entry(name);
+    stored.add(name.ends_with(panels_suffix) ? "panels" : entry.dtype_name, entry.bytes);
+    if (const auto scales = checkpoint.scale_name(name)) {
+      const SafetensorsEntry& scale = checkpoint.entry(*scales);
+      stored.add(scale.dtype_name, scale.bytes);
+    }
+    files.insert(checkpoint.file_of(name));
+  }
+  stored.files = files.size();
+  return stored;
+}
+
+// Nothing for a config alone.
+std::optional<Stored> stored_in(const std::string& model, const Config& config) {
+  if (is_gguf(model)) return stored_in(GgufCheckpoint(model));
+  for (const char* weights : {"/model.safetensors", "/model.safetensors.index.json"}) {
+    std::error_code error;
+    if (std::filesystem::exists(model + weights, error))
+      return stored_in(Checkpoint(model), config.converted);
+  }
+  return std::nullopt;
+}
+
+// A line for each type of elements, those with the most bytes first.
+void print_stored(const Stored& stored, int64_t parameters) {
+  std::vector<std::pair<std::string, Stored::Sum>> sorted(stored.types.begin(), stored.types.end());
   std::stable_sort(sorted.begin(), sorted.end(),
                    [](const auto& a, const auto& b) { return a.second.bytes > b.second.bytes; });
-  fmt::print("\nstored         GGUF {}, {} in {} file{}\n", checkpoint.file().version(),
-             bytes_text(static_cast<double>(total)), checkpoint.files().size(),
-             checkpoint.files().size() == 1 ? "" : "s");
+  fmt::print("\nstored         {}, {} in {} file{}: {:.2f} bits a weight\n", stored.form,
+             bytes_text(static_cast<double>(stored.bytes)), stored.files, stored.files == 1 ? "" : "s",
+             8 * static_cast<double>(stored.bytes) / static_cast<double>(parameters));
   for (const auto& [type, sum] : sorted)
     fmt::print("  {:<20}{:>22}{:>15} tensors\n", type, bytes_text(static_cast<double>(sum.bytes)),
                sum.tensors);
@@ -122,10 +171,18 @@ void inspect(const InspectOptions& options) {
   row(config.num_attention_heads >= 8 ? "GQA, 8 heads" : "GQA", cache.gqa8);
   row("MQA", cache.mqa);
 
-  double weight_bytes = static_cast<double>(type_bytes(options.weights));
-  double model_bytes = static_cast<double>(count.total + count.mtp_own) * weight_bytes;
+  const int64_t parameters = count.total + count.mtp_own;
+  const std::optional<Stored> stored = stored_in(options.model, config);
+  // A converted model runs as it is stored.
+  const bool as_stored = options.weights.empty() && stored && config.converted;
+  const std::string weights = as_stored                 ? fmt::format("int{}", config.converted.bits)
+                              : options.weights.empty() ? "bf16"
+                                                        : options.weights;
+  double weight_bytes = as_stored ? static_cast<double>(stored->bytes) / static_cast<double>(parameters)
+                                  : static_cast<double>(type_bytes(weights));
+  double model_bytes = static_cast<double>(parameters) * weight_bytes;
   double held = static_cast<double>(cache.own * cache_bytes * options.context * options.batch);
-  fmt::print("\nmemory         weights {} ({}) + cache {} = {}\n", bytes_text(model_bytes), options.weights,
+  fmt::print("\nmemory         weights {} ({}) + cache {} = {}\n", bytes_text(model_bytes), weights,
              bytes_text(held), bytes_text(model_bytes + held));
   fmt::print(
       "decode         reads {} a token at context {}\n",
@@ -136,7 +193,7 @@ void inspect(const InspectOptions& options) {
       "context {}\n",
       forward_flops(config, options.context / 2, false) / 1e9, options.context / 2,
       forward_flops(config, options.context, true) / 1e9, options.context);
-  if (is_gguf(options.model)) print_gguf(GgufCheckpoint(options.model));
+  if (stored) print_stored(*stored, parameters);
 }
 
 }  // namespace
@@ -152,7 +209,8 @@ void add_inspect(CLI::App& app) {
   command->add_option("--batch", options->batch, "Sequences held at once")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
-  command->add_option("--weights", options->weights, "Type of the weights in memory")->capture_default_str();
+  command->add_option("--weights", options->weights,
+                      "Type of the weights in memory [bf16; of a converted model as it is stored]");
   command->add_option("--cache", options->cache, "Type of the cache")->capture_default_str();
   command->callback([options] { inspect(*options); });
 }

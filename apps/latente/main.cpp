@@ -17,6 +17,8 @@ int main(int argc, char** argv) {
   latente::add_inspect(app);
   latente::add_parity(app);
   latente::add_bench(app);
+  latente::add_perplexity(app);
+  latente::add_convert(app);
   latente::add_tokenizer(app);
   try {
     app.parse(argc, argv);

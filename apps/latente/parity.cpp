@@ -5,7 +5,7 @@
 
 #include "commands.h"
 #include "cpu/cpu_backend.h"
-#include "model/model_source.h"
+#include "model/converted_source.h"
 #include "model/weights.h"
 
 namespace latente {
@@ -21,11 +21,11 @@ bool run(const Options& options) {
   std::optional<DType> type = dtype_from_name(options.dtype);
   if (type != DType::f32 && type != DType::f64 && type != DType::bf16)
     fail("--dtype: expected f32, f64 or bf16, found {}", options.dtype);
-  ModelSource source = open_model(options.model);
+  CpuBackend backend(options.threads);
+  ModelSource source = open_decoded(options.model, backend);
   Transformer model(source.config, *type);
   load_parameters(model, *source.tensors);
   SafetensorsFile reference(options.reference);
-  CpuBackend backend(options.threads);
   std::vector<ParityRow> rows = compare_with_reference(backend, model, reference, options.tolerances);
 
   int64_t failed = 0;
@@ -45,7 +45,9 @@ void add_parity(CLI::App& app) {
   auto options = std::make_shared<Options>();
   CLI::App* command =
       app.add_subcommand("parity", "Compare the model with recorded outputs of another implementation");
-  command->add_option("model", options->model, "Model directory or GGUF file")
+  command
+      ->add_option("model", options->model,
+                   "Model directory or GGUF file; of a converted one, what its codes say")
       ->required()
       ->check(CLI::ExistingPath);
   command

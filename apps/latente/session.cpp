@@ -19,7 +19,6 @@
 #include "infer/grammar_constraint.h"
 #include "model/figures.h"
 #include "model/gguf.h"
-#include "model/run_weights.h"
 
 namespace latente {
 namespace {
@@ -62,6 +61,17 @@ Tokenizer load_tokenizer(const std::string& model) {
   if (!is_gguf(model)) return Tokenizer::load(model);
   GgufTokenizer texts = gguf_tokenizer(GgufFile(model));
   return Tokenizer::from_json(texts.tokenizer_json, texts.config_json, model);
+}
+
+void add_weight_options(CLI::App& command, RunWeights& weights) {
+  command
+      .add_option("--dtype,--weights", weights.type,
+                  "Weights in memory: auto (as stored), f32, bf16, f64, int8, int4")
+      ->capture_default_str();
+  command
+      .add_option("--group", weights.group,
+                  "Elements that share a scale, of int8 and int4: 32, 64, 128 or 256 [64, or as stored]")
+      ->check(CLI::IsMember({32, 64, 128, 256}));
 }
 
 void add_session_options(CLI::App& command, SessionOptions& options) {
@@ -107,9 +117,7 @@ void add_session_options(CLI::App& command, SessionOptions& options) {
   command.add_option("--ctx-size", options.context, "Tokens the cache holds [the model's, at most 4096]");
   command.add_option("--kv-cache-dtype", options.cache, "f32, bf16, or for MLA int8 or fp8")
       ->capture_default_str();
-  command
-      .add_option("--dtype", options.dtype, "Weights in memory: auto (as stored), f32, bf16, f64, int8, int4")
-      ->capture_default_str();
+  add_weight_options(command, options.weights);
   command.add_option("--threads", options.threads, "0 = all cores")->capture_default_str();
 }
 
@@ -123,9 +131,7 @@ Session::Session(const SessionOptions& options)
     if (id >= source_.config.vocab_size)
       fail("--logit-bias: token {} lies outside the vocabulary of {}", id, source_.config.vocab_size);
   }
-  RunWeights weights;
-  weights.type = options.dtype;
-  model_ = load_for_running(source_, weights, backend_);
+  model_ = load_for_running(source_, options.weights, backend_);
 
   RunnerOptions runner;
   runner.context = options.context > 0 ? options.context

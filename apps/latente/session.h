@@ -12,6 +12,7 @@
 #include "cpu/cpu_backend.h"
 #include "infer/engine.h"
 #include "model/model_source.h"
+#include "model/run_weights.h"
 #include "model/weights.h"
 #include "tokenizer/stop_strings.h"
 #include "tokenizer/tokenizer.h"
@@ -19,7 +20,8 @@
 namespace latente {
 
 struct SessionOptions {
-  std::string model, dtype = "auto", cache = "f32";
+  std::string model, cache = "f32";
+  RunWeights weights;
   int64_t context = 0;
   int64_t parallel = 1, cache_tokens = 0;  // sequences at a time; tokens of all of them, 0 = context for each
   int threads = 0;
@@ -37,6 +39,9 @@ struct SessionOptions {
 };
 // The flags of SessionOptions.
 void add_session_options(CLI::App& command, SessionOptions& options);
+
+// The flags of RunWeights.
+void add_weight_options(CLI::App& command, RunWeights& weights);
 
 // Of a model directory or a GGUF file.
 Tokenizer load_tokenizer(const std::string& model);

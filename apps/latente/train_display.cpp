@@ -1,39 +1,17 @@
 #include "train_display.h"
 
 #include <fmt/format.h>
-#include <sys/ioctl.h>
-#include <unistd.h>
-
-#include <cmath>
-#include <cstdio>
 
 #include "base/memory.h"
 
 namespace latente {
 namespace {
 
-bool is_terminal() {
-  static const bool terminal = isatty(STDERR_FILENO) != 0;
-  return terminal;
-}
-
-size_t width_of_terminal() {
-  winsize size{};
-  return ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 20 ? size.ws_col - 1u : 119u;
-}
-
 std::string count_text(double count) {
   const char* units[] = {"", "K", "M", "G", "T"};
   int unit = 0;
   while (count >= 1000 && unit < 4) count /= 1000, ++unit;
   return fmt::format("{:.{}f}{}", count, unit > 0 && count < 100 ? 1 : 0, units[unit]);
-}
-
-std::string time_text(double seconds) {
-  const int64_t whole = std::llround(seconds);
-  if (whole < 60) return fmt::format("{}s", whole);
-  if (whole < 3600) return fmt::format("{}m{:02}s", whole / 60, whole % 60);
-  return fmt::format("{}h{:02}m", whole / 3600, whole % 3600 / 60);
 }
 
 std::string losses_text(const LossSums& losses) {
@@ -46,40 +24,16 @@ std::string losses_text(const LossSums& losses) {
 
 }  // namespace
 
-void TrainDisplay::clear() {
-  if (shown_) std::fputs("\r\x1b[2K", stderr);
-  shown_ = false;
-}
-
-void TrainDisplay::note(const std::string& text) {
-  clear();
-  std::fprintf(stderr, "%s\n", text.c_str());
-}
-
-void TrainDisplay::live(const std::string& text, bool last) {
-  auto now = std::chrono::steady_clock::now();
-  if (!is_terminal()) {
-    if (!last && now - printed_ < std::chrono::seconds(10)) return;
-    printed_ = now;
-    std::fprintf(stderr, "%s\n", text.c_str());
-    return;
-  }
-  if (!last && now - printed_ < std::chrono::milliseconds(100)) return;
-  printed_ = now;
-  clear();
-  std::fputs(text.substr(0, width_of_terminal()).c_str(), stderr);
-  std::fflush(stderr);
-  shown_ = true;
-}
+void TrainDisplay::note(const std::string& text) { line_.note(text); }
 
 void TrainDisplay::corpus(const CorpusProgress& progress) {
   bool last = progress.bytes >= progress.total_bytes;
   const char* what = progress.stage == CorpusProgress::Stage::checking ? "checking" : "tokenising";
-  live(fmt::format("{} {} of {}, {} documents, {} tokens", what,
-                   bytes_text(static_cast<double>(progress.bytes)),
-                   bytes_text(static_cast<double>(progress.total_bytes)), progress.documents,
-                   count_text(static_cast<double>(progress.tokens))),
-       last);
+  line_.show(fmt::format("{} {} of {}, {} documents, {} tokens", what,
+                         bytes_text(static_cast<double>(progress.bytes)),
+                         bytes_text(static_cast<double>(progress.total_bytes)), progress.documents,
+                         count_text(static_cast<double>(progress.tokens))),
+             last);
 }
 
 void TrainDisplay::facts(const RunFacts& facts, const TrainOptions& options) {
@@ -115,8 +69,8 @@ void TrainDisplay::step(const StepReport& report, int64_t steps) {
   }
   if (report.losses.compared > 0) text += fmt::format("  accept {:.0f} %", 100 * report.losses.acceptance());
   text += "  " + time_text(report.seconds_left) + " left";
-  live(text, report.step == steps);
-  if (report.step == steps && is_terminal()) std::fputs("\n", stderr), shown_ = false;
+  line_.show(text, report.step == steps);
+  if (report.step == steps) line_.end();
 }
 
 void TrainDisplay::validation(const ValidationReport& report) {

@@ -1,9 +1,9 @@
-// What a training run shows in the terminal: one live line where there is a terminal, plain lines elsewhere.
+// What a training run shows in the terminal.
 #pragma once
 
-#include <chrono>
 #include <string>
 
+#include "status_line.h"
 #include "train/trainer.h"
 
 namespace latente {
@@ -21,13 +21,8 @@ class TrainDisplay {
   void note(const std::string& text);
 
  private:
-  // Replaced by the next one; without a terminal printed every ten seconds at most, unless it is the last.
-  void live(const std::string& text, bool last);
-  void clear();
-
+  StatusLine line_;
   double peak_flops_ = 0;
-  bool shown_ = false;
-  std::chrono::steady_clock::time_point printed_{};
 };
 
 }  // namespace latente

@@ -6,6 +6,7 @@
 
 #include "checkpoint/copy.h"
 #include "checkpoint/json.h"
+#include "checkpoint/resumable.h"
 
 namespace latente {
 
@@ -51,6 +52,7 @@ Checkpoint::Checkpoint(std::string directory) : directory_(std::move(directory))
   std::error_code error;
   if (!fs::is_directory(directory_, error))
     fail("{}: expected a checkpoint directory, found none", directory_);
+  check_finished(directory_);
   read_config();
   std::string single = join(directory_, single_name), index_path = join(directory_, index_name);
   if (fs::exists(single, error)) {
@@ -181,35 +183,54 @@ void Checkpoint::release(std::string_view name) const {
               static_cast<size_t>(found.bytes));
 }
 
+std::optional<std::string> Checkpoint::scales_of(const SafetensorsEntry& codes) const {
+  if (codes.dtype != DType::f8e4m3) return std::nullopt;
+  const std::string& name = codes.name;
+  if (std::optional<std::string> scales = scale_name(name)) return scales;
+  if (contains(name + "_scale"))
+    fail("{}: FP8 with {}_scale is not supported: expected {}_scale_inv", file_of(name), name, name);
+  if (quantized_ && name.ends_with(".weight"))
+    fail("{}: no {}_scale_inv for an FP8 weight", file_of(name), name);
+  return std::nullopt;
+}
+
 void Checkpoint::read(const std::string& name, const View& target) const {
   const SafetensorsEntry& found = entry(name);
-  if (found.dtype == DType::f8e4m3) {
-    if (std::optional<std::string> scales = scale_name(name)) return read_scaled(found, *scales, target);
-    if (contains(name + "_scale"))
-      fail("{}: FP8 with {}_scale is not supported: expected {}_scale_inv", file_of(name), name, name);
-    if (quantized_ && name.ends_with(".weight"))
-      fail("{}: no {}_scale_inv for an FP8 weight", file_of(name), name);
+  if (const auto scales = scales_of(found)) {
+    check_shape(found, target.shape, file_of(name));
+    return read_scaled(found, *scales, target[0], 0, target);
   }
   files_[files_of_.at(name)]->read(name, target);
 }
 
-void Checkpoint::read_scaled(const SafetensorsEntry& codes, const std::string& scales,
-                             const View& target) const {
-  const std::string& file = file_of(codes.name);
-  check_shape(codes, target.shape, file);
+void Checkpoint::read_rows(const std::string& name, int64_t rows, int64_t first, const View& target) const {
+  LATENTE_ASSERT(target.shape.rank() == 2 && first >= 0 && first + target[0] <= rows);
+  const SafetensorsEntry& found = entry(name);
+  check_shape(found, {rows, target[1]}, file_of(name));
+  if (const auto scales = scales_of(found)) return read_scaled(found, *scales, rows, first, target);
+  if (!found.dtype) fail("{}: {}: cannot use elements of type {}", file_of(name), name, found.dtype_name);
+  copy_into(*found.dtype, found.data + first * target[1] * size_of(*found.dtype), target, name);
+}
+
+void Checkpoint::read_scaled(const SafetensorsEntry& codes, const std::string& scales, int64_t rows,
+                             int64_t first, const View& target) const {
   if (codes.extents.size() != 2)
     fail("{}: expected 2 axes for FP8 with block scales, found {}", codes.name, codes.extents.size());
   if (!is_floating(target.dtype) || target.dtype == DType::f8e4m3)
     fail("{}: cannot multiply out FP8 with block scales into {}", codes.name, name_of(target.dtype));
   auto [block_rows, block_columns] = block_size();
-  Shape blocks{(target[0] + block_rows - 1) / block_rows, (target[1] + block_columns - 1) / block_columns};
+  Shape blocks{(rows + block_rows - 1) / block_rows, (target[1] + block_columns - 1) / block_columns};
   const SafetensorsEntry& found = entry(scales);
   check_shape(found, blocks, file_of(scales));
   if (found.dtype != DType::f32 && found.dtype != DType::bf16)
     fail("{}: expected scales in F32 or BF16, found {}", scales, found.dtype_name);
-  std::vector<float> values(static_cast<size_t>(blocks.count()));
-  copy_into(*found.dtype, found.data, View(values.data(), blocks, DType::f32), scales);
-  dequantize_into(codes.data, {values, block_rows, block_columns}, target);
+  const int64_t begin = first / block_rows,
+                end = std::max(begin, (first + target[0] + block_rows - 1) / block_rows);
+  std::vector<float> values(static_cast<size_t>((end - begin) * blocks[1]));
+  copy_into(*found.dtype, found.data + begin * blocks[1] * size_of(*found.dtype),
+            View(values.data(), {end - begin, blocks[1]}, DType::f32), scales);
+  dequantize_into(codes.data + first * target[1],
+                  {values, block_rows, block_columns, first - begin * block_rows}, target);
 }
 
 CheckpointWriter::CheckpointWriter(const std::string& directory, std::vector<TensorSpec> specs,

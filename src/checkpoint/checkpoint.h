@@ -39,6 +39,7 @@ class Checkpoint final : public TensorSource {
   // other. FP8 weights with block scales are multiplied out (report, section 3.3.2); their codes are read
   // with map(). Error when shapes differ: "NAME: expected [2, 3], found [3, 2] in FILE".
   void read(const std::string& name, const View& target) const override;
+  void read_rows(const std::string& name, int64_t rows, int64_t first, const View& target) const override;
 
   // The stored elements without a copy; nothing when the type is not ours, the data is not aligned, or the
   // rank is above 4. For an FP8 weight these are the codes, whose scales are map(*scale_name(name)).
@@ -55,7 +56,11 @@ class Checkpoint final : public TensorSource {
  private:
   void add(std::shared_ptr<const SafetensorsFile> file);
   void read_config();
-  void read_scaled(const SafetensorsEntry& codes, const std::string& scales, const View& target) const;
+  // The scales' name of FP8 codes that have some; Error for codes that lack theirs.
+  std::optional<std::string> scales_of(const SafetensorsEntry& codes) const;
+  // Rows [first, first + target[0]) of `rows`.
+  void read_scaled(const SafetensorsEntry& codes, const std::string& scales, int64_t rows, int64_t first,
+                   const View& target) const;
 
   std::string directory_;
   std::vector<std::shared_ptr<const SafetensorsFile>> files_;

@@ -148,7 +148,7 @@ void dequantize_into(const std::byte* codes, const BlockScales& scales, const Vi
   std::vector<float> row(static_cast<size_t>(columns));
   for (int64_t r = 0; r < rows; ++r) {
     const std::byte* from = codes + r * columns;
-    const float* scale = scales.values.data() + r / scales.block_rows * blocks_a_row;
+    const float* scale = scales.values.data() + (scales.first_row + r) / scales.block_rows * blocks_a_row;
     for (int64_t begin = 0; begin < columns; begin += scales.block_columns, ++scale) {
       int64_t end = std::min(columns, begin + scales.block_columns);
       for (int64_t c = begin; c < end; ++c)

@@ -25,10 +25,10 @@ void copy_out(const View& source, DType to, const std::string& name,
               const std::function<void(std::span<const std::byte>)>& sink);
 
 // FP8 codes [R, C] times one scale per block of block_rows x block_columns, into a floating view [R, C]. The
-// scales are row-major [ceil(R / block_rows), ceil(C / block_columns)].
+// scales are row-major [., ceil(C / block_columns)]; the first row is the block's row `first_row`.
 struct BlockScales {
   std::span<const float> values;
-  int64_t block_rows = 128, block_columns = 128;
+  int64_t block_rows = 128, block_columns = 128, first_row = 0;
 };
 void dequantize_into(const std::byte* codes, const BlockScales& scales, const View& target);
 

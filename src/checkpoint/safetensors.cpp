@@ -144,12 +144,13 @@ void SafetensorsFile::read(std::string_view name, const View& target) const {
 }
 
 SafetensorsWriter::SafetensorsWriter(const std::string& path, std::vector<TensorSpec> specs,
-                                     const Metadata& metadata)
+                                     const Metadata& metadata, SafetensorsOrder layout)
     : specs_(std::move(specs)), file_(path), remaining_(specs_.size()) {
   std::vector<size_t> order(specs_.size());
   for (size_t i = 0; i < order.size(); ++i) order[i] = i;
-  std::stable_sort(order.begin(), order.end(),
-                   [&](size_t a, size_t b) { return size_of(specs_[a].dtype) > size_of(specs_[b].dtype); });
+  if (layout == SafetensorsOrder::by_element)
+    std::stable_sort(order.begin(), order.end(),
+                     [&](size_t a, size_t b) { return size_of(specs_[a].dtype) > size_of(specs_[b].dtype); });
 
   std::string text = "{";
   if (!metadata.empty())
@@ -162,7 +163,7 @@ SafetensorsWriter::SafetensorsWriter(const std::string& path, std::vector<Tensor
       fail("{}: tensor name {} has a control character", path, printable(spec.name));
     if (spec.name == safetensors_metadata_key)
       fail("{}: {} cannot name a tensor", path, safetensors_metadata_key);
-    if (!slots_.emplace(spec.name, Slot{offset, i, false}).second)
+    if (!slots_.emplace(spec.name, Slot{offset, i, spec.bytes(), false}).second)
       fail("{}: duplicate tensor {}", path, spec.name);
     std::string extents;
     for (int axis = 0; axis < spec.shape.rank(); ++axis)
@@ -185,12 +186,16 @@ SafetensorsWriter::SafetensorsWriter(const std::string& path, std::vector<Tensor
   file_.write(text);
 }
 
-void SafetensorsWriter::write(const std::string& name, const View& view) {
+SafetensorsWriter::Slot& SafetensorsWriter::slot_of(const std::string& name) {
   auto found = slots_.find(name);
   if (found == slots_.end()) fail("{}: tensor {} was not declared", file_.path(), printable(name));
-  Slot& slot = found->second;
+  if (found->second.written) fail("{}: tensor {} is written twice", file_.path(), name);
+  return found->second;
+}
+
+void SafetensorsWriter::write(const std::string& name, const View& view) {
+  Slot& slot = slot_of(name);
   const TensorSpec& spec = specs_[slot.spec];
-  if (slot.written) fail("{}: tensor {} is written twice", file_.path(), name);
   if (view.shape != spec.shape)
     fail("{}: {}: expected {}, found {}", file_.path(), name, spec.shape.str(), view.shape.str());
   int64_t offset = slot.offset;
@@ -198,6 +203,20 @@ void SafetensorsWriter::write(const std::string& name, const View& view) {
     file_.write_at(offset, bytes);
     offset += static_cast<int64_t>(bytes.size());
   });
+  slot.written = true;
+  --remaining_;
+}
+
+void SafetensorsWriter::write_part(const std::string& name, int64_t offset,
+                                   std::span<const std::byte> bytes) {
+  Slot& slot = slot_of(name);
+  const int64_t size = static_cast<int64_t>(bytes.size()), all = specs_[slot.spec].bytes();
+  if (offset < 0 || size > slot.missing || offset > all - size)
+    fail("{}: {}: expected {} bytes in all, found {} at byte {} with {} missing", file_.path(), name, all,
+         size, offset, slot.missing);
+  file_.write_at(slot.offset + offset, bytes);
+  slot.missing -= size;
+  if (slot.missing > 0) return;
   slot.written = true;
   --remaining_;
 }

@@ -79,19 +79,25 @@ struct TensorSpec {
   int64_t bytes() const { return shape.count() * size_of(dtype); }
 };
 
-// Writes one file, tensor by tensor in any order; the target only changes at commit(). Data is laid out by
-// falling element size, then in the order of the specs, so that every tensor is aligned; it begins on a
+// by_element: by falling element size, then as given, so that every tensor is aligned.
+enum class SafetensorsOrder { by_element, as_given };
+
+// Writes one file, tensor by tensor in any order; the target only changes at commit(). Data begins on a
 // 64-byte boundary.
 class SafetensorsWriter {
  public:
   using Metadata = std::map<std::string, std::string>;
 
   SafetensorsWriter(const std::string& path, std::vector<TensorSpec> specs,
-                    const Metadata& metadata = {{"format", "pt"}});
+                    const Metadata& metadata = {{"format", "pt"}},
+                    SafetensorsOrder order = SafetensorsOrder::by_element);
 
   // The view, of any strides, converted to the declared type. Error when the name is not declared, already
   // written, or the shapes differ.
   void write(const std::string& name, const View& view);
+  // Bytes of the tensor as the file holds them, from byte `offset` of it on. Parts may come in any order,
+  // each byte once. Error when they are more than the tensor has.
+  void write_part(const std::string& name, int64_t offset, std::span<const std::byte> bytes);
   bool written(const std::string& name) const;
   bool complete() const { return remaining_ == 0; }
   // Error when a declared tensor was not written.
@@ -101,8 +107,10 @@ class SafetensorsWriter {
   struct Slot {
     int64_t offset = 0;
     size_t spec = 0;
+    int64_t missing = 0;  // bytes
     bool written = false;
   };
+  Slot& slot_of(const std::string& name);  // Error when it is not declared, or written
 
   std::vector<TensorSpec> specs_;
   FileWriter file_;

@@ -41,6 +41,8 @@ class TensorSource {
   // Copies a tensor's value into the target's type. Error when shapes differ: "NAME: expected [2, 3], found
   // [3, 2] in FILE".
   virtual void read(const std::string& name, const View& target) const = 0;
+  // The same for rows [first, first + target[0]) of a matrix of `rows` in all; target [., columns].
+  virtual void read_rows(const std::string& name, int64_t rows, int64_t first, const View& target) const = 0;
   // The stored elements without a copy; nothing when their type is not ours or they do not lie as one
   // aligned tensor of rank 4 at most.
   virtual std::optional<MappedTensor> map(std::string_view name) const = 0;

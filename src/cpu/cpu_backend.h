@@ -42,6 +42,8 @@ class CpuBackend final : public Backend {
   std::optional<Packed> quantised(Shape shape, DType type, int64_t group) const override;
   void pack_quantised(const int8_t* codes, const float* scales, View to, int64_t index, int64_t row,
                       int64_t rows) override;
+  bool quantise(const float* values, const float* importance, View to, int64_t index, int64_t row,
+                int64_t rows) override;
   void head_linear(View x, View w, bool transpose, View out) override;
   void route(View logits, View bias, View token_mask, const Routing& routing, View scores, View weights,
              View experts, View load, View balance_loss) override;

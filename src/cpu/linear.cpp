@@ -123,6 +123,12 @@ void by_head(ThreadPool& pool, const View& x, const View& w, bool transpose, con
   gemm::multiply<T, S>(pool, heads);
 }
 
+std::byte* panels_of(const View& to, int64_t index, int64_t row) {
+  LATENTE_ASSERT(to.layout == Layout::panels && row % quantised::panel_rows == 0);
+  return static_cast<std::byte*>(to.data) + index * to.stride(0) +
+         row / quantised::panel_rows * quantised::panel_bytes(quantised::form_of(to), to[-1]);
+}
+
 void by_head_quantised(ThreadPool& pool, const View& x, const View& w, const View& out) {
   thread_local std::vector<quantised::Problem> heads;
   heads.clear();
@@ -244,11 +250,13 @@ std::optional<Backend::Packed> CpuBackend::quantised(Shape shape, DType type, in
 
 void CpuBackend::pack_quantised(const int8_t* codes, const float* scales, View to, int64_t index, int64_t row,
                                 int64_t rows) {
-  LATENTE_ASSERT(to.layout == Layout::panels && row % quantised::panel_rows == 0);
-  const quantised::Form form = quantised::form_of(to);
-  std::byte* panels = static_cast<std::byte*>(to.data) + index * to.stride(0);
-  quantised::pack(pool_, form, codes, scales, rows, to[-1],
-                  panels + row / quantised::panel_rows * quantised::panel_bytes(form, to[-1]));
+  quantised::pack(pool_, quantised::form_of(to), codes, scales, rows, to[-1], panels_of(to, index, row));
+}
+
+bool CpuBackend::quantise(const float* values, const float* importance, View to, int64_t index, int64_t row,
+                          int64_t rows) {
+  return quantised::quantise(pool_, quantised::form_of(to), values, importance, rows, to[-1],
+                             panels_of(to, index, row));
 }
 
 void CpuBackend::head_linear(View x, View w, bool transpose, View out) {

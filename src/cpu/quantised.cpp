@@ -1,10 +1,12 @@
 #include "cpu/quantised.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <vector>
 
 #include "cpu/gemm_tasks.h"
+#include "cpu/quantise_kernels.h"
 #include "cpu/quantised_kernels.h"
 #include "cpu/scratch.h"
 #include "tensor/dtype.h"
@@ -17,8 +19,6 @@ using gemm::divide_up, gemm::Task, gemm::Tasks;
 
 constexpr int64_t panels_at_once = 24;  // of rows
 constexpr int64_t usual_depth = 512;  // of a block of k: two panels of columns stay in the first-level cache
-
-constexpr int64_t cache_line = 64;
 
 void compute(Form form, const Problem& p, const Task& task) {
   const int64_t groups = groups_of(p.k, form.group), tile = tile_rows();
@@ -96,17 +96,6 @@ void pack_panel(Form form, const int8_t* codes, const float* scales, int64_t row
 
 }  // namespace
 
-int64_t scale_bytes(Form form, int64_t k) {
-  const int64_t bytes = groups_of(k, form.group) * panel_rows * static_cast<int64_t>(sizeof(f16));
-  return divide_up(bytes, cache_line) * cache_line;
-}
-
-int64_t panel_bytes(Form form, int64_t k) {
-  return scale_bytes(form, k) + groups_of(k, form.group) * form.group * panel_rows * form.bits / 8;
-}
-
-int64_t bytes(Form form, int64_t n, int64_t k) { return divide_up(n, panel_rows) * panel_bytes(form, k); }
-
 void pack(ThreadPool& pool, Form form, const int8_t* codes, const float* scales, int64_t n, int64_t k,
           std::byte* panels) {
   const int64_t groups = groups_of(k, form.group);
@@ -117,6 +106,20 @@ void pack(ThreadPool& pool, Form form, const int8_t* codes, const float* scales,
                  panels + i * panel_bytes(form, k));
     }
   });
+}
+
+bool quantise(ThreadPool& pool, Form form, const float* values, const float* importance, int64_t n, int64_t k,
+              std::byte* panels) {
+  std::atomic<bool> finite{true};
+  pool.parallel_for(divide_up(n, panel_rows), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t row = i * panel_rows;
+      if (!quantise_panel(form, values + row * k, std::min(panel_rows, n - row), k, importance,
+                          panels + i * panel_bytes(form, k)))
+        finite.store(false, std::memory_order_relaxed);
+    }
+  });
+  return finite.load();
 }
 
 void multiply(ThreadPool& pool, Form form, std::span<const Problem> problems) {

@@ -136,6 +136,23 @@ double yarn_mscale(double factor, double mscale) {
   return factor <= 1 ? 1.0 : 0.1 * mscale * std::log(factor) + 1.0;
 }
 
+void read_converted(const Reader& reader, const std::string& source, Config& config) {
+  const auto expect = [&](bool good, const char* key, const char* what, int64_t found) {
+    if (!good) fail("{}: quantization_config: {}: expected {}, found {}", source, key, what, found);
+  };
+  int64_t version = 0;
+  ConvertedConfig& converted = config.converted;
+  reader.require("version", version);
+  expect(version == converted_version, "version", "1, the one this program knows", version);
+  reader.require("bits", converted.bits);
+  reader.require("mtp_bits", converted.mtp_bits);
+  reader.require("group_size", converted.group_size);
+  expect(converted.bits == 8 || converted.bits == 4, "bits", "8 or 4", converted.bits);
+  expect(converted.mtp_bits == 8 || converted.mtp_bits == 4, "mtp_bits", "8 or 4", converted.mtp_bits);
+  expect(converted.group_size % 32 == 0 && converted.group_size >= 32 && converted.group_size <= 256,
+         "group_size", "a multiple of 32 from 32 to 256", converted.group_size);
+}
+
 }  // namespace
 
 Config Config::from_json(const Json& json, const std::string& source) {
@@ -194,10 +211,15 @@ Config Config::from_json(const Json& json, const std::string& source) {
     Reader inner(*quantization, source + ": quantization_config");
     std::string method;
     inner.read("quant_method", method);
-    if (method != "fp8") fail("{}: quant_method {} is not supported (fp8)", source, printable(method));
-    config.weight_block_size = {128, 128};
-    inner.read_list("weight_block_size", config.weight_block_size);
-    if (config.weight_block_size.size() != 2) fail("{}: weight_block_size: expected two sizes", source);
+    if (method == "latente") {
+      read_converted(inner, source, config);
+    } else {
+      if (method != "fp8")
+        fail("{}: quant_method {} is not supported (fp8, latente)", source, printable(method));
+      config.weight_block_size = {128, 128};
+      inner.read_list("weight_block_size", config.weight_block_size);
+      if (config.weight_block_size.size() != 2) fail("{}: weight_block_size: expected two sizes", source);
+    }
   }
   config.validate(source);
   return config;

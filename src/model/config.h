@@ -22,6 +22,14 @@ struct RopeConfig {
   bool interleaved = true;  // pairs (2i, 2i+1), as released; false: (i, i + d/2)
 };
 
+// What `latente convert` made of the weights (model/converted.h).
+struct ConvertedConfig {
+  int64_t bits = 0;  // 8 or 4; 0 = weights are as others store them
+  int64_t mtp_bits = 0, group_size = 0;
+  explicit operator bool() const { return bits > 0; }
+};
+inline constexpr int64_t converted_version = 1;
+
 struct Config {
   std::string model_type = "deepseek_v3";  // deepseek_v3, deepseek_v2, or llama for MHA/GQA/MQA
   int64_t vocab_size = 0, hidden_size = 0, intermediate_size = 0;
@@ -46,6 +54,7 @@ struct Config {
   int64_t bos_token_id = -1, pad_token_id = -1;
   std::vector<int64_t> eos_token_ids;
   std::vector<int64_t> weight_block_size;  // quantization_config: {128, 128} for FP8, empty otherwise
+  ConvertedConfig converted;               // quantization_config of quant_method "latente"
 
   // Errors name `source` and the key.
   static Config from_json(const nlohmann::json& json, const std::string& source);

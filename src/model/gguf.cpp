@@ -229,29 +229,62 @@ std::optional<MappedTensor> GgufCheckpoint::map(std::string_view name) const {
   return MappedTensor{View(const_cast<std::byte*>(found->bytes.data()), found->shape, *type), found->owner};
 }
 
-void GgufCheckpoint::read(const std::string& name, const View& target) const {
+void GgufCheckpoint::release(std::string_view name) const {
+  const Part& found = part(name);
+  const auto give_back = [&](const Stored& stored, int64_t first_row, int64_t rows) {
+    const MappedFile& file = files_[stored.file]->file();
+    const GgufTensor& tensor = *stored.tensor;
+    if (file.size() == 0) return;  // bytes of the caller's
+    file.advise(
+        MappedFile::Advice::dont_need,
+        static_cast<size_t>(tensor.data.data() - file.bytes().data() + first_row * tensor.row_bytes()),
+        static_cast<size_t>(rows * tensor.row_bytes()));
+  };
+  if (!found.values.tensor)
+    return give_back(found.stored, found.first_row, found.shape.count() / found.stored.tensor->columns());
+  give_back(found.stored, 0, found.stored.tensor->rows());
+  give_back(found.values, 0, found.values.tensor->rows());
+}
+
+const GgufCheckpoint::Part& GgufCheckpoint::part_of_shape(const std::string& name, const Shape& shape) const {
   const Part& found = part(name);
   const std::string& path = files_[found.stored.file]->path();
-  if (!same_but_ones(found.shape, target.shape))
-    fail("{}: expected {}, found {} in {} ({})", name, target.shape.str(), found.shape.str(), path,
+  if (!same_but_ones(found.shape, shape))
+    fail("{}: expected {}, found {} in {} ({})", name, shape.str(), found.shape.str(), path,
          found.stored.tensor->name);
   for (const Stored& stored : {found.stored, found.values}) {
     if (stored.tensor && !can_decode(stored.tensor->type))
       fail("{}: {}: cannot decode elements of type {}", path, stored.tensor->name,
            name_of(stored.tensor->type));
   }
-  if (found.values.tensor) return read_latent(found, target);
-  read_rows(found, target, name);
+  return found;
 }
 
-void GgufCheckpoint::read_rows(const Part& found, const View& target, const std::string& name) const {
+void GgufCheckpoint::read(const std::string& name, const View& target) const {
+  const Part& found = part_of_shape(name, target.shape);
+  if (found.values.tensor) return decode_latent(found, 0, target);
+  decode_rows(found, 0, target, name);
+}
+
+void GgufCheckpoint::read_rows(const std::string& name, int64_t rows, int64_t first,
+                               const View& target) const {
+  LATENTE_ASSERT(target.shape.rank() == 2 && first >= 0 && first + target[0] <= rows);
+  const Part& found = part_of_shape(name, {rows, target[1]});
+  if (found.values.tensor) return decode_latent(found, first, target);
+  decode_rows(found, first, target, name);
+}
+
+void GgufCheckpoint::decode_rows(const Part& found, int64_t first, const View& target,
+                                 const std::string& name) const {
   constexpr int64_t piece = 1 << 16;  // values decoded at a time
   const GgufTensor& tensor = *found.stored.tensor;
   const int64_t columns = tensor.columns();
   if (target.count() == 0) return;
   const int64_t rows = target.count() / columns, at_once = std::clamp<int64_t>(piece / columns, 1, rows);
+  const std::byte* from = tensor.data.data() + (found.first_row + first) * tensor.row_bytes();
+  if (target.dtype == DType::f32 && target.contiguous())
+    return decode(tensor.type, from, target.count(), target.as<float>());
   std::vector<float> values(static_cast<size_t>(at_once * columns));
-  const std::byte* from = tensor.data.data() + found.first_row * tensor.row_bytes();
   const int64_t row_axis = target.shape.rank() - 2;  // -1: a vector
   LATENTE_ASSERT(row_axis < 1 || target.contiguous());
   for (int64_t row = 0; row < rows; row += at_once) {
@@ -265,23 +298,25 @@ void GgufCheckpoint::read_rows(const Part& found, const View& target, const std:
   }
 }
 
-void GgufCheckpoint::read_latent(const Part& found, const View& target) const {
-  const int64_t heads = config_.num_attention_heads, rank = config_.kv_lora_rank;
-  const int64_t nope = config_.qk_nope_head_dim, v = config_.v_head_dim;
+// Head by head: of those that the rows touch.
+void GgufCheckpoint::decode_latent(const Part& found, int64_t first, const View& target) const {
+  const int64_t rank = config_.kv_lora_rank, nope = config_.qk_nope_head_dim, v = config_.v_head_dim;
+  const int64_t height = nope + v, last = first + target[0];
   const GgufTensor &keys = *found.stored.tensor, &values = *found.values.tensor;
-  std::vector<float> transposed(static_cast<size_t>(rank * nope)),
-      both(static_cast<size_t>((nope + v) * rank));
-  for (int64_t h = 0; h < heads; ++h) {
+  std::vector<float> transposed(static_cast<size_t>(rank * nope)), both(static_cast<size_t>(height * rank));
+  for (int64_t h = first / height; h * height < last; ++h) {
     decode(keys.type, keys.data.data() + h * rank * keys.row_bytes(), rank * nope, transposed.data());
     for (int64_t i = 0; i < nope; ++i) {
       for (int64_t c = 0; c < rank; ++c)
         both[static_cast<size_t>(i * rank + c)] = transposed[static_cast<size_t>(c * nope + i)];
     }
     decode(values.type, values.data.data() + h * v * values.row_bytes(), v * rank, both.data() + nope * rank);
-    View to(static_cast<std::byte*>(target.data) + h * (nope + v) * target.stride(0) * size_of(target.dtype),
-            Shape{nope + v, rank}, target.dtype);
+    const int64_t begin = std::max(first, h * height), end = std::min(last, (h + 1) * height);
+    View to(static_cast<std::byte*>(target.data) + (begin - first) * target.stride(0) * size_of(target.dtype),
+            Shape{end - begin, rank}, target.dtype);
     to.strides = {target.stride(0), target.stride(1)};
-    copy_into(DType::f32, reinterpret_cast<const std::byte*>(both.data()), to, keys.name);
+    copy_into(DType::f32, reinterpret_cast<const std::byte*>(both.data() + (begin - h * height) * rank), to,
+              keys.name);
   }
 }
 

@@ -35,6 +35,8 @@ class GgufCheckpoint final : public TensorSource {
   const std::string& file_of(std::string_view name) const override;
   std::optional<DType> dtype_in_file(std::string_view name) const override;
   void read(const std::string& name, const View& target) const override;
+  void read_rows(const std::string& name, int64_t rows, int64_t first, const View& target) const override;
+  void release(std::string_view name) const override;
   std::optional<MappedTensor> map(std::string_view name) const override;
   std::optional<MappedBlocks> blocks(std::string_view name) const override;
 
@@ -59,8 +61,10 @@ class GgufCheckpoint final : public TensorSource {
   void name_experts(const std::string& stack, const Stored& stored);
   void name_latent_parts(const std::string& name, const Stored& keys, const Stored& values);
   const Part& part(std::string_view name) const;
-  void read_rows(const Part& part, const View& target, const std::string& name) const;
-  void read_latent(const Part& part, const View& target) const;
+  const Part& part_of_shape(const std::string& name, const Shape& shape) const;
+  // From row `first` of the part on.
+  void decode_rows(const Part& part, int64_t first, const View& target, const std::string& name) const;
+  void decode_latent(const Part& part, int64_t first, const View& target) const;
   [[noreturn]] void wrong_shape(const Stored& stored, const std::string& expected) const;
 
   std::vector<std::shared_ptr<GgufFile>> files_;

@@ -2,6 +2,7 @@
 
 #include <filesystem>
 
+#include "checkpoint/resumable.h"
 #include "model/gguf.h"
 #include "model/weights.h"
 
@@ -20,7 +21,9 @@ ModelSource open_model(const std::string& path) {
 
 Config config_of_model(const std::string& path) {
   if (is_gguf(path)) return GgufCheckpoint(path).config();
-  return Config::from_file(std::filesystem::is_directory(path) ? path + "/config.json" : path);
+  if (!std::filesystem::is_directory(path)) return Config::from_file(path);
+  check_finished(path);
+  return Config::from_file(path + "/config.json");
 }
 
 }  // namespace latente

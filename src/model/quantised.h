@@ -5,6 +5,7 @@
 
 #include "checkpoint/tensor_source.h"
 #include "model/transformer.h"
+#include "tensor/quantise.h"
 
 namespace latente {
 
@@ -13,13 +14,15 @@ namespace latente {
 // latent is laid down twice, as expanded and as absorbed attention read it. Embeddings, norms, routers and an
 // MTP module's eh_proj keep the model's type.
 struct QuantisedOptions {
-  DType type = DType::q8;  // or q4
-  int64_t group = 64;      // elements of a row that share a scale: a multiple of 32, at most 256
+  DType type = DType::q8;         // or q4
+  int64_t group = default_group;  // elements of a row that share a scale: a multiple of 32, at most 256
+  DType mtp = DType::q8;          // of MTP modules where type is q4
   // Called after each matrix with the number done and the total; may be empty.
-  std::function<void(int64_t done, int64_t total)> progress;
+  std::function<void(int64_t done, int64_t total)> progress{};
 };
 
-// Error where load_parameters has one, or when the backend does not know the form.
+// Error where load_parameters has one, when a value is not finite, or when the backend does not know the
+// form.
 void load_quantised(Transformer& model, const TensorSource& checkpoint, Backend& backend,
                     const QuantisedOptions& options = {});
 

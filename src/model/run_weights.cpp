@@ -1,37 +1,50 @@
 #include "model/run_weights.h"
 
 #include "base/memory.h"
+#include "model/converted.h"
 #include "model/quantised.h"
 #include "model/weights.h"
+#include "tensor/quantise.h"
 
 namespace latente {
-namespace {
 
-DType base_type(const RunWeights& weights, const TensorSource* tensors) {
-  const DType stored = tensors ? stored_type(*tensors) : DType::bf16;
-  if (weights.type == "auto") return stored;
+std::optional<DType> quantised_type(const ModelSource& source, const RunWeights& weights) {
+  std::optional<DType> asked;
+  if (weights.type == "int8") asked = DType::q8;
+  if (weights.type == "int4") asked = DType::q4;
+  const ConvertedConfig& converted = source.config.converted;
+  if (!converted) return asked;
+  const DType stored = converted.bits == 8 ? DType::q8 : DType::q4;
+  if (weights.type != "auto" && asked != stored)
+    fail("weights: the model was converted to int{} and cannot be run as {}", converted.bits, weights.type);
+  if (weights.group > 0 && weights.group != converted.group_size)
+    fail("weights: the model was converted with groups of {}, and {} are asked for", converted.group_size,
+         weights.group);
+  return stored;
+}
+
+DType base_type(const ModelSource& source, const RunWeights& weights) {
+  const DType stored = source.tensors ? stored_type(*source.tensors) : DType::bf16;
   // Activations that meet quantised weights are float32.
-  if (weights.quantised()) return stored == DType::f64 ? DType::f32 : stored;
+  if (quantised_type(source, weights)) return stored == DType::f64 ? DType::f32 : stored;
+  if (weights.type == "auto") return stored;
   const std::optional<DType> type = dtype_from_name(weights.type);
   if (type != DType::f32 && type != DType::bf16 && type != DType::f64)
     fail("weights: expected auto, f32, bf16, f64, int8 or int4, found {}", weights.type);
   return *type;
 }
 
-}  // namespace
-
-std::optional<DType> RunWeights::quantised() const {
-  if (type == "int8") return DType::q8;
-  if (type == "int4") return DType::q4;
-  return std::nullopt;
-}
-
 std::unique_ptr<Transformer> load_for_running(const ModelSource& source, const RunWeights& weights,
                                               Backend& backend) {
   constexpr uint64_t seed = 1;
-  auto model = std::make_unique<Transformer>(source.config, base_type(weights, source.tensors.get()));
-  if (const auto type = weights.quantised()) {
-    const QuantisedOptions how{.type = *type, .group = weights.group, .progress = {}};
+  auto model = std::make_unique<Transformer>(source.config, base_type(source, weights));
+  if (source.config.converted && source.tensors) {
+    load_converted(*model, *source.tensors, backend, {.most_copied = available_memory() / 2});
+    return model;
+  }
+  if (const auto type = quantised_type(source, weights)) {
+    const QuantisedOptions how{
+        .type = *type, .group = weights.group > 0 ? weights.group : default_group, .progress = {}};
     if (source.tensors) {
       load_quantised(*model, *source.tensors, backend, how);
     } else {

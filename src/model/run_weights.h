@@ -12,13 +12,18 @@ namespace latente {
 
 struct RunWeights {
   // "auto" (as stored; bf16 for random weights), "f32", "bf16", "f64"; "int8" and "int4" quantise (see
-  // model/quantised.h), and what they leave out is then as stored.
+  // model/quantised.h), and what they leave out is then as stored. A converted model (model/converted.h) only
+  // runs as it is stored.
   std::string type = "auto";
-  int64_t group = 64;  // of int8 and int4
-
-  // q8 or q4 for "int8" and "int4"; nothing for others.
-  std::optional<DType> quantised() const;
+  int64_t group = 0;  // of int8 and int4; 0 = as stored, else default_group
 };
+
+// The type that quantised weights will have: q8 or q4; nothing for weights that are not. Error where a
+// converted model is asked to be another.
+std::optional<DType> quantised_type(const ModelSource& source, const RunWeights& weights);
+
+// The type of what is not quantised.
+DType base_type(const ModelSource& source, const RunWeights& weights);
 
 // Without source.tensors the weights are random: to see how fast a model of this shape would be. Error for
 // other names of types, and where loading has one.

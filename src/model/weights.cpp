@@ -1,5 +1,6 @@
 #include "model/weights.h"
 
+#include <array>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -12,6 +13,9 @@ View expert_view(const View& stack, int64_t expert) {
       stack.data ? static_cast<char*>(stack.data) + expert * shape.count() * size_of(stack.dtype) : nullptr;
   return {data, shape, stack.dtype};
 }
+
+constexpr int64_t worth_threads = 1 << 18;   // elements
+constexpr int64_t piece_elements = 1 << 16;  // read at once
 
 uint64_t hash_of(const std::string& text) {  // FNV-1a
   uint64_t hash = 0xcbf29ce484222325ull;
@@ -37,6 +41,17 @@ bool of_unused_module(const Transformer& model, const TensorSource& checkpoint, 
   }
 }
 
+// Reads a matrix by all threads, a few rows at a time: what is stored in another type takes decoding.
+void read_by_all(ThreadPool& pool, const TensorSource& checkpoint, const std::string& name,
+                 const View& target) {
+  if (target.shape.rank() != 2 || target.count() < worth_threads) return checkpoint.read(name, target);
+  const int64_t columns = target[1], bytes = target.stride(0) * size_of(target.dtype);
+  pool.parallel_for(target[0], std::max<int64_t>(piece_elements / columns, 1), [&](int64_t row, int64_t end) {
+    const View rows(static_cast<char*>(target.data) + row * bytes, {end - row, columns}, target.dtype);
+    checkpoint.read_rows(name, target[0], row, rows);
+  });
+}
+
 }  // namespace
 
 void allocate_parameters(Transformer& model) {
@@ -48,17 +63,18 @@ void initialise_parameter(const std::string& path, const Tensor& tensor, double 
   View view = tensor.view();
   bool ones = is_norm(path);
   bool zeros = path.ends_with(".bias") || path.ends_with("e_score_correction_bias");
-  Random random(seed, hash_of(path));
   constexpr int64_t piece = 4096;
-  std::vector<double> values(static_cast<size_t>(piece));
-  for (int64_t at = 0; at < view.count(); at += piece) {
-    int64_t count = std::min(piece, view.count() - at);
-    for (int64_t i = 0; i < count; ++i) {
-      values[static_cast<size_t>(i)] = ones ? 1.0 : zeros ? 0.0 : deviation * random.normal();
-    }
-    convert(DType::f64, values.data(), view.dtype, static_cast<char*>(view.data) + at * size_of(view.dtype),
-            count);
-  }
+  const auto fill = [&](int64_t begin, int64_t end) {
+    std::array<double, piece> values;
+    Random random(seed, hash_of(path));
+    random.seek(static_cast<uint64_t>(begin) * 4);  // words a normal number takes
+    for (int64_t i = begin; i < end; ++i)
+      values[static_cast<size_t>(i - begin)] = ones ? 1.0 : zeros ? 0.0 : deviation * random.normal();
+    convert(DType::f64, values.data(), view.dtype,
+            static_cast<char*>(view.data) + begin * size_of(view.dtype), end - begin);
+  };
+  if (view.count() >= worth_threads) return ThreadPool().parallel_for(view.count(), piece, fill);
+  for (int64_t at = 0; at < view.count(); at += piece) fill(at, std::min(at + piece, view.count()));
 }
 
 void initialise(Transformer& model, uint64_t seed) {
@@ -80,6 +96,10 @@ void for_each_stored(Transformer& model, const std::function<void(const std::str
 }
 
 int64_t check_names(Transformer& model, const TensorSource& checkpoint) {
+  if (model.config().converted)
+    fail("{}: weights of {} bits can be run, and nothing else: expected the model that they were made of",
+         checkpoint.names().empty() ? "checkpoint" : checkpoint.file_of(checkpoint.names().front()),
+         model.config().converted.bits);
   std::set<std::string> expected;
   for_each_stored(model, [&](const std::string& name, const View&) { expected.insert(name); });
   for (const std::string& name : checkpoint.names()) {
@@ -93,19 +113,20 @@ int64_t check_names(Transformer& model, const TensorSource& checkpoint) {
 }
 
 void load_parameter(const std::string& path, const Tensor& tensor, const TensorSource& checkpoint,
-                    bool map_where_possible) {
+                    bool map_where_possible, ThreadPool& pool) {
   std::optional<MappedTensor> mapped;
   if (map_where_possible) mapped = checkpoint.map(path);
   if (mapped && mapped->view.dtype == tensor.dtype() && mapped->view.shape == tensor.shape()) {
     bind_memory(tensor, mapped->view.data, mapped->owner);
   } else {
     allocate(tensor);
-    checkpoint.read(path, tensor.view());
+    read_by_all(pool, checkpoint, path, tensor.view());
   }
 }
 
 void load_parameters(Transformer& model, const TensorSource& checkpoint, const LoadOptions& options) {
   int64_t total = check_names(model, checkpoint), done = 0;
+  ThreadPool pool;
   auto step = [&] {
     ++done;
     if (options.progress) options.progress(done, total);
@@ -114,12 +135,12 @@ void load_parameters(Transformer& model, const TensorSource& checkpoint, const L
     if (is_expert_stack(path)) {
       allocate(tensor);
       for (int64_t e = 0; e < tensor[0]; ++e) {
-        checkpoint.read(expert_path(path, e), expert_view(tensor.view(), e));
+        read_by_all(pool, checkpoint, expert_path(path, e), expert_view(tensor.view(), e));
         step();
       }
       return;
     }
-    load_parameter(path, tensor, checkpoint, options.map_where_possible);
+    load_parameter(path, tensor, checkpoint, options.map_where_possible, pool);
     step();
   });
   for (auto& [path, gate] : model.gates()) allocate(gate->load);

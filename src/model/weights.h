@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "base/random.h"
+#include "base/threads.h"
 #include "checkpoint/checkpoint.h"
 #include "model/transformer.h"
 
@@ -35,7 +36,7 @@ struct LoadOptions {
 void load_parameters(Transformer& model, const TensorSource& checkpoint, const LoadOptions& options = {});
 // One of them, which is no stack of experts.
 void load_parameter(const std::string& path, const Tensor& tensor, const TensorSource& checkpoint,
-                    bool map_where_possible);
+                    bool map_where_possible, ThreadPool& pool);
 
 // Packs the weights that only products read (Backend::pack), for running alone: they can be neither trained
 // nor saved afterwards. Returns the bytes that took; 0 where the backend has no such form, or where it would

@@ -127,9 +127,13 @@ class Backend {
   // by row and group by group.
   virtual std::optional<Packed> quantised(Shape shape, DType type, int64_t group) const = 0;
   // Packs the rows [row, row + rows) of a matrix, the `index`-th of a stack, given as codes [rows, K] and
-  // scales [rows, groups]; row is a multiple of 64.
+  // scales [rows, groups]; row is a multiple of 16.
   virtual void pack_quantised(const int8_t* codes, const float* scales, View to, int64_t index, int64_t row,
                               int64_t rows) = 0;
+  // The same from values [rows, K], quantised as quantise_rows does; importance [K] or null. False when a
+  // value or a scale is not finite. Both may be called for different rows from several threads at once.
+  virtual bool quantise(const float* values, const float* importance, View to, int64_t index, int64_t row,
+                        int64_t rows) = 0;
   // A matrix a head: out[t, h] = w[h] · x[t, h] (transpose false: w [H, N, K], x [T, H, K], out [T, H, N]),
   // or w[h]ᵀ · x[t, h] (transpose true: w [H, K, N]; not for packed weights). All may be strided on leading
   // axes.

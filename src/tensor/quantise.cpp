@@ -1,7 +1,6 @@
 #include "tensor/quantise.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 
 #include "base/error.h"
@@ -38,11 +37,12 @@ void round_group(const float* x, int64_t count, float scale, float low, float hi
 struct Fit {
   float scale, gain;
 };
-Fit fit(const float* x, int64_t count, float scale) {
+Fit fit(const float* x, const float* importance, int64_t count, float scale) {
   const float inverse = inverse_of(scale);
   float xq = 0, qq = 0;
   for (int64_t i = 0; i < count; ++i) {
-    const float q = std::clamp(round_to_integer(x[i] * inverse), -8.0f, 7.0f), weight = x[i] * x[i];
+    const float q = std::clamp(round_to_integer(x[i] * inverse), -8.0f, 7.0f);
+    const float weight = importance ? x[i] * x[i] * importance[i] : x[i] * x[i];
     xq += weight * x[i] * q;
     qq += weight * q * q;
   }
@@ -50,16 +50,14 @@ Fit fit(const float* x, int64_t count, float scale) {
   return {xq / qq, xq * xq / qq};
 }
 
-float best_scale_of_four_bits(const float* x, int64_t count) {
+float best_scale_of_four_bits(const float* x, const float* importance, int64_t count) {
   float extreme = 0;
   for (int64_t i = 0; i < count; ++i) {
     if (std::abs(x[i]) > std::abs(extreme)) extreme = x[i];
   }
-  // The extreme becomes -8, or nearly; a negative scale turns the range round.
-  constexpr std::array divisors = {-9.2f, -8.6f, -8.0f, -7.5f, -7.0f, -6.5f, 7.0f, 7.5f, 8.0f};
   Fit best{extreme / -8, -1};
-  for (float divisor : divisors) {
-    const Fit candidate = fit(x, count, extreme / divisor);
+  for (float divisor : four_bit_divisors) {
+    const Fit candidate = fit(x, importance, count, extreme / divisor);
     if (candidate.gain > best.gain) best = candidate;
   }
   return best.scale;
@@ -68,14 +66,15 @@ float best_scale_of_four_bits(const float* x, int64_t count) {
 }  // namespace
 
 void quantise_rows(const float* rows, int64_t n, int64_t k, int bits, int64_t group, int8_t* codes,
-                   float* scales) {
+                   float* scales, const float* importance) {
   LATENTE_ASSERT((bits == 8 || bits == 4) && group % 32 == 0 && group >= least_group && group <= most_group);
   for (int64_t r = 0; r < n; ++r) {
     for (int64_t at = 0; at < k; at += group) {
       const int64_t count = std::min(group, k - at);
       const float* x = rows + r * k + at;
-      const float scale =
-          rounded_scale(bits == 8 ? extent_of(x, count) / 127 : best_scale_of_four_bits(x, count));
+      const float scale = rounded_scale(
+          bits == 8 ? extent_of(x, count) / 127
+                    : best_scale_of_four_bits(x, importance ? importance + at : nullptr, count));
       round_group(x, count, scale, bits == 8 ? -127.0f : -8.0f, bits == 8 ? 127.0f : 7.0f,
                   codes + r * k + at);
       *scales++ = scale;

@@ -181,6 +181,18 @@ void check_fp8(std::mt19937& generator, int64_t rows, int64_t columns, int64_t b
       ASSERT_EQ(narrow[i].bits, bf16(expected).bits);
     }
   }
+  for (int round = 0; round < 4; ++round) {
+    const int64_t first = static_cast<int64_t>(generator() % static_cast<uint64_t>(rows));
+    const int64_t count = 1 + static_cast<int64_t>(generator() % static_cast<uint64_t>(rows - first));
+    std::vector<float> some(static_cast<size_t>(count * columns));
+    checkpoint.read_rows("l.weight", rows, first, view_of(some, {count, columns}));
+    ASSERT_TRUE(std::equal(some.begin(), some.end(), f32.begin() + first * columns))
+        << first << ", " << count;
+  }
+  expect_has(message_of([&] {
+               checkpoint.read_rows("l.weight", rows + 1, 0, View(f32.data(), {1, columns}, DType::f32));
+             }),
+             "l.weight: expected [");
   std::optional<MappedTensor> mapped = checkpoint.map("l.weight");
   ASSERT_TRUE(mapped);
   EXPECT_EQ(std::memcmp(mapped->view.data, codes.data(), codes.size()), 0);
@@ -236,6 +248,43 @@ TEST(CheckpointFp8, Errors) {
   expect_has(read(view), "FP8 with l.weight_scale is not supported");
   save("{}", std::nullopt);
   EXPECT_EQ(read(view), "no error");  // plain FP8
+}
+
+TEST(Checkpoint, RowsAreThoseOfTheWhole) {
+  TemporaryDirectory directory;
+  std::mt19937 generator = seeded();
+  constexpr int64_t rows = 37, columns = 11;
+  const std::vector<float> values = random_floats(generator, rows * columns);
+  for (DType stored : {DType::f64, DType::f32, DType::bf16, DType::f16}) {
+    std::vector<float> source = values, whole(values.size());
+    CheckpointWriter writer(directory.at("m"), {{"w", stored, {rows, columns}}, {"odd", DType::u8, {3}}});
+    std::vector<uint8_t> odd(3);
+    writer.write("w", view_of(source, {rows, columns}));
+    writer.write("odd", View(odd.data(), {3}, DType::u8));
+    writer.commit();
+    const Checkpoint checkpoint(directory.at("m"));
+    checkpoint.read("w", view_of(whole, {rows, columns}));
+    for (int64_t first = 0; first < rows; first += 5) {
+      const int64_t count = std::min<int64_t>(5, rows - first);
+      std::vector<bf16> narrow(static_cast<size_t>(count * columns));
+      std::vector<float> some(narrow.size());
+      checkpoint.read_rows("w", rows, first, view_of(some, {count, columns}));
+      checkpoint.read_rows("w", rows, first, view_of(narrow, {count, columns}));
+      for (size_t i = 0; i < some.size(); ++i) {
+        ASSERT_EQ(some[i], whole[static_cast<size_t>(first * columns) + i]);
+        ASSERT_EQ(narrow[i].bits, bf16(some[i]).bits);
+      }
+    }
+    std::vector<float> row(columns);
+    expect_has(message_of([&] {
+                 checkpoint.read_rows("w", rows - 1, 0, view_of(row, {1, columns}));
+               }),
+               "w: expected [36, 11], found [37, 11]");
+    expect_has(message_of([&] {
+                 checkpoint.read_rows("v", rows, 0, view_of(row, {1, columns}));
+               }),
+               "no tensor");
+  }
 }
 
 TEST(CheckpointWriter, RandomShardsRoundTrip) {

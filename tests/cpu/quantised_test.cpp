@@ -110,6 +110,42 @@ TEST_P(Quantised, LinearIsTheSumOfItsGroupsBitForBit) {
   }
 }
 
+// The definition and the kernels that fill panels agree to the bit, on every instruction set.
+TEST_P(Quantised, PanelsAreThoseOfTheDefinition) {
+  const Case c = GetParam();
+  const int bits = c.type == DType::q8 ? 8 : 4;
+  Random random(11);
+  std::vector<float> rows(static_cast<size_t>(c.n * c.k)), importance(static_cast<size_t>(c.k));
+  for (float& w : rows) w = static_cast<float>(random.normal() * std::exp(random.normal()));
+  for (float& each : importance) each = static_cast<float>(std::exp(random.normal()));
+  std::fill_n(rows.begin(), std::min<int64_t>(c.k, 40), 0.0f);
+  std::vector<int8_t> codes(rows.size());
+  std::vector<float> scales(static_cast<size_t>(c.n * groups_of(c.k, c.group)));
+  for (const float* weights :
+       {static_cast<const float*>(nullptr), static_cast<const float*>(importance.data())}) {
+    quantise_rows(rows.data(), c.n, c.k, bits, c.group, codes.data(), scales.data(), weights);
+    for (const int64_t target : targets()) {
+      const UseTarget use(target);
+      CpuBackend cpu(2);
+      Weight expected(cpu, {c.n, c.k}, c.type, c.group), found(cpu, {c.n, c.k}, c.type, c.group);
+      cpu.pack_quantised(codes.data(), scales.data(), expected.packed.view, 0, 0, c.n);
+      ASSERT_TRUE(cpu.quantise(rows.data(), weights, found.packed.view, 0, 0, c.n));
+      ASSERT_EQ(
+          std::memcmp(expected.memory.get(), found.memory.get(), static_cast<size_t>(expected.packed.bytes)),
+          0)
+          << "target " << target;
+      if (c.n <= 16) continue;
+      // A piece of the rows, where it belongs.
+      ASSERT_TRUE(cpu.quantise(rows.data(), weights, found.packed.view, 0, 0, 16));
+      ASSERT_TRUE(cpu.quantise(rows.data() + 16 * c.k, weights, found.packed.view, 0, 16,
+                               std::min<int64_t>(c.n - 16, 32)));
+      ASSERT_EQ(
+          std::memcmp(expected.memory.get(), found.memory.get(), static_cast<size_t>(expected.packed.bytes)),
+          0);
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Shapes, Quantised,
                          ::testing::Values(Case{DType::q8, 32, 1, 16, 32}, Case{DType::q8, 64, 1, 100, 256},
                                            Case{DType::q8, 128, 7, 33, 300},
@@ -149,6 +185,24 @@ TEST(Quantised, ExpertsHaveTheBitsOfSingleMatrices) {
         Array<float> alone(1, 1, n);
         cpu.linear(x.rows(order[static_cast<size_t>(r)], 1), single.packed.view, {}, {alone.matrix(), false});
         for (int64_t j = 0; j < n; ++j) ASSERT_EQ(alone(0, j), out(r, j)) << "row " << r << ", column " << j;
+      }
+    }
+  }
+}
+
+TEST(Quantised, WeightsThatAreNotFiniteAreRefused) {
+  CpuBackend cpu(1);
+  std::vector<float> rows(20 * 70, 0.5f);
+  for (DType type : {DType::q8, DType::q4}) {
+    Weight weight(cpu, {20, 70}, type, 32);
+    EXPECT_TRUE(cpu.quantise(rows.data(), nullptr, weight.packed.view, 0, 0, 20));
+    // The last is finite, and its scale is beyond float16.
+    for (float bad :
+         {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity(), 1e8f}) {
+      for (size_t at : {size_t{3}, size_t{19 * 70 + 69}}) {
+        std::vector<float> changed = rows;
+        changed[at] = bad;
+        EXPECT_FALSE(cpu.quantise(changed.data(), nullptr, weight.packed.view, 0, 0, 20)) << bad << at;
       }
     }
   }

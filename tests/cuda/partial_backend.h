@@ -46,6 +46,7 @@ class PartialCudaBackend final : public Backend {
   void pack(View, View) override { unreached(); }
   std::optional<Packed> quantised(Shape, DType, int64_t) const override { return {}; }
   void pack_quantised(const int8_t*, const float*, View, int64_t, int64_t, int64_t) override { unreached(); }
+  bool quantise(const float*, const float*, View, int64_t, int64_t, int64_t) override { unreached(); }
   void head_linear(View, View, bool, View) override { unreached(); }
   void route(View, View, View, const Routing&, View, View, View, View, View) override { unreached(); }
   void route_backward(View, View, View, View, View, const Routing&, Grad) override { unreached(); }

@@ -1,0 +1,50 @@
+// What `latente convert` writes, and loading it: a Hugging Face directory whose large matrices are stored as
+// products read them, so that starting is mapping.
+//
+// config.json has quantization_config: {"quant_method": "latente", "version": 1, "bits": 8 or 4,
+// "mtp_bits": 8 or 4 (of MTP modules), "group_size": 64}. Groups are shorter in rows that are shorter
+// (QuantisedOptions).
+//
+// A quantised matrix NAME [N, K] is the tensor NAME.panels, U8 [⌈N/16⌉, bytes of a panel]: the panels of
+// tensor/panels.h, one after another. The experts of a layer are one tensor, as they are one in memory:
+// model.layers.1.mlp.experts.gate_proj.panels [E, ⌈N/16⌉, bytes]. kv_b_proj is there once more in its two
+// halves as absorbed attention reads them, head by head: self_attn.w_uk.panels (transposed) and w_uv.panels.
+// What is not quantised has the name and the type that the model runs with. An MTP module's embedding and
+// head, which are the main model's, are left out.
+//
+// Why not rows of codes and, beside them, scales: every start would have to lay them out anew, moving the
+// whole model through memory twice, and a model larger than memory could not run from the disk at all. With
+// panels the file is the memory, shared by all processes that run it. The price is that other readers need
+// that description, and that another device's backend would lay them out as it needs them.
+#pragma once
+
+#include "model/quantised.h"
+
+namespace latente {
+
+inline constexpr std::string_view panels_suffix = ".panels";
+
+// The options that the config's conversion had; its `converted` must be true.
+QuantisedOptions options_of(const ConvertedConfig& converted);
+
+// A place's panels as they are stored: their shape, and where they lie. Error when they are not there, or
+// others.
+struct QuantisedPlace;
+struct QuantisedPlaces;
+Shape stored_shape(const QuantisedPlace& place, Backend& backend);
+MappedTensor mapped_panels(const QuantisedPlace& place, const TensorSource& checkpoint, Backend& backend);
+// Error when the checkpoint has a tensor that does not belong to them.
+void check_converted_names(const QuantisedPlaces& places, const TensorSource& checkpoint);
+
+// Loads a converted checkpoint of the model's config. Panels are used where they lie in the file, or copied
+// into large pages by all threads while that takes no more than `most_copied` bytes: reading all of them for
+// each token is faster then. Error where load_parameters has one, and for tensors that are not the panels
+// expected here.
+struct ConvertedOptions {
+  int64_t most_copied = 0;
+  std::function<void(int64_t done, int64_t total)> progress{};
+};
+void load_converted(Transformer& model, const TensorSource& checkpoint, Backend& backend,
+                    const ConvertedOptions& options = {});
+
+}  // namespace latente

@@ -1,0 +1,89 @@
+// Which parameters of a model are held in 8 or 4 bits, in which form, and how panels are made of them.
+#pragma once
+
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/threads.h"
+#include "checkpoint/tensor_source.h"
+#include "model/quantised.h"
+#include "model/transformer.h"
+
+namespace latente {
+
+// A matrix or a stack of them.
+struct QuantisedPlace {
+  std::string path;    // of the tensor
+  std::string source;  // the parameter it is made of: itself, or kv_b_proj of its absorbed halves
+  Tensor tensor;
+  View view;          // as panels, without data
+  int64_t bytes = 0;  // of them
+  // Of the absorbed halves: a head's rows in the source, and whether they are read transposed.
+  int64_t first = 0, stride = 0;
+  bool transposed = false;
+
+  int64_t matrices() const { return view.shape.rank() == 3 ? view[0] : 1; }
+  int64_t rows() const { return view[-2]; }
+  int64_t columns() const { return view[-1]; }
+  // The checkpoint's name of what matrix i is made of, and that matrix's rows.
+  std::string source_of(int64_t i) const;
+  int64_t source_rows() const { return stride > 0 ? matrices() * stride : rows(); }
+};
+
+struct QuantisedPlaces {
+  std::vector<QuantisedPlace> places;
+  std::vector<std::pair<std::string, Tensor>> kept;  // (path, tensor): parameters in the model's type
+};
+
+// Error for options without sense, or when the backend does not know the form.
+QuantisedPlaces quantised_places(Transformer& model, Backend& backend, const QuantisedOptions& options);
+
+// What is quantised at a time: some matrices whole, or some rows of one.
+struct QuantisedPiece {
+  int64_t matrix = 0, matrices = 1;
+  int64_t row = 0, rows = 0;
+};
+// In the order of their panels, which fill the place without gaps.
+std::vector<QuantisedPiece> pieces_of(const QuantisedPlace& place);
+
+// The panels of pieces of places, by all threads.
+class QuantisedPanels {
+ public:
+  explicit QuantisedPanels(Backend& backend) : backend_(backend) {}
+  virtual ~QuantisedPanels() = default;
+
+  int64_t bytes(const QuantisedPlace& place, const QuantisedPiece& piece) const;
+  void make(const QuantisedPlace& place, const QuantisedPiece& piece, void* panels);
+  // All of a place.
+  void make(const QuantisedPlace& place, void* panels);
+
+ protected:
+  // Rows [row, row + rows) of matrix `matrix`, to be matrix `index` of `to` from row `to_row` on. Called from
+  // several threads at once.
+  virtual void make_rows(const QuantisedPlace& place, int64_t matrix, int64_t row, int64_t rows,
+                         const View& to, int64_t index, int64_t to_row) = 0;
+  virtual void made(const QuantisedPlace&, const QuantisedPiece&) {}
+  Backend& backend() { return backend_; }
+
+ private:
+  Backend& backend_;
+  ThreadPool pool_;
+};
+
+// Of a checkpoint's values. Error naming the matrix when one is not finite.
+class CheckpointPanels final : public QuantisedPanels {
+ public:
+  CheckpointPanels(Backend& backend, const TensorSource& checkpoint)
+      : QuantisedPanels(backend), checkpoint_(checkpoint) {}
+
+ private:
+  void make_rows(const QuantisedPlace& place, int64_t matrix, int64_t row, int64_t rows, const View& to,
+                 int64_t index, int64_t to_row) override;
+  void made(const QuantisedPlace& place, const QuantisedPiece& piece) override;
+
+  const TensorSource& checkpoint_;
+};
+
+}  // namespace latente
