@@ -20,7 +20,11 @@ struct Options {
 
 DType type_named(const std::string& name) { return name == "int8" ? DType::q8 : DType::q4; }
 
-std::string gigabytes(int64_t bytes) { return fmt::format("{:.2f} GB", static_cast<double>(bytes) / 1e9); }
+// As --shard-size counts: in thousands.
+std::string size_text(int64_t bytes) {
+  const double size = static_cast<double>(bytes);
+  return size < 1e9 ? fmt::format("{:.1f} MB", size / 1e6) : fmt::format("{:.2f} GB", size / 1e9);
+}
 
 void convert(const Options& options) {
   CpuBackend backend(options.threads);
@@ -36,17 +40,17 @@ void convert(const Options& options) {
                          static_cast<double>(progress.total_bytes - progress.resumed_bytes);
     line.show(
         fmt::format("{} {:.1f} %  {} of {}  {} left", checking ? "checking" : "converting", 100 * share,
-                    gigabytes(progress.bytes), gigabytes(progress.total_bytes), time_text(pace.left(share))),
+                    size_text(progress.bytes), size_text(progress.total_bytes), time_text(pace.left(share))),
         progress.bytes == progress.total_bytes);
   };
   const ConvertReport report = convert_model(options.model, options.out, backend, how);
   line.end();
   fmt::print(
-      "{}: {} in {} file{}, {:.2f} bits a weight, {}{}\n", options.out, gigabytes(report.bytes),
+      "{}: {} in {} file{}, {:.2f} bits a weight, {}{}\n", options.out, size_text(report.bytes),
       report.shards, report.shards == 1 ? "" : "s",
       8 * static_cast<double>(report.bytes) / static_cast<double>(report.parameters),
       time_text(pace.seconds()),
-      report.resumed_bytes > 0 ? fmt::format(" ({} from before)", gigabytes(report.resumed_bytes)) : "");
+      report.resumed_bytes > 0 ? fmt::format(" ({} from before)", size_text(report.resumed_bytes)) : "");
 }
 
 }  // namespace

@@ -204,6 +204,7 @@ bool panel_here(Form form, const float* rows, int64_t count, int64_t k, const fl
                 std::byte* panel) {
   auto* scales = reinterpret_cast<uint16_t*>(panel);
   std::byte* codes = panel + scale_bytes(form, k);
+  std::fill(panel + groups_of(k, form.group) * panel_rows * 2, codes, std::byte{0});
   if (form.bits == 8) return eight_bits(form.group, rows, count, k, scales, codes);
   return four_bits(form.group, rows, count, k, importance, scales, reinterpret_cast<uint32_t*>(codes));
 }

@@ -78,6 +78,7 @@ void pack_panel(Form form, const int8_t* codes, const float* scales, int64_t row
       *to_scale++ = r < rows ? f16(scales[r * groups + g]).bits : uint16_t{0};
     }
   }
+  std::fill(reinterpret_cast<std::byte*>(to_scale), to + scale_bytes(form, k), std::byte{0});
   auto* word = reinterpret_cast<uint32_t*>(to + scale_bytes(form, k));
   const int64_t step = form.bits == 8 ? 4 : 8;
   for (int64_t at = 0; at < padded; at += step) {

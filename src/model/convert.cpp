@@ -160,9 +160,11 @@ class Converting {
   void copy_companions(const ResumableCheckpoint& result) const {
     if (is_gguf(path_)) {
       const GgufFile file(path_);
-      const GgufTokenizer texts = gguf_tokenizer(file);
-      result.write_file("tokenizer.json", texts.tokenizer_json);
-      if (!texts.config_json.empty()) result.write_file("tokenizer_config.json", texts.config_json);
+      if (file.find("tokenizer.ggml.model")) {
+        const GgufTokenizer texts = gguf_tokenizer(file);
+        result.write_file("tokenizer.json", texts.tokenizer_json);
+        if (!texts.config_json.empty()) result.write_file("tokenizer_config.json", texts.config_json);
+      }
       const Json generation = generation_config_of(file);
       if (!generation.is_null()) result.write_file("generation_config.json", generation.dump(2) + "\n");
       return;

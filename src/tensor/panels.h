@@ -10,9 +10,9 @@
 namespace latente::quantised {
 
 // A weight [n, k] lies in panels of 16 of its rows (the last padded with zeros): float16 scales [group, 16],
-// padded to whole cache lines, then codes. 8 bits: [k / 4, 16, 4], signed. 4 bits: [k / 8, 16, 4], plus 8; a
-// byte holds element i of the first four in its lower half, of the second four in the upper. k is padded to
-// whole groups.
+// padded with zeros to whole cache lines, then codes. 8 bits: [k / 4, 16, 4], signed. 4 bits: [k / 8, 16, 4],
+// plus 8; a byte holds element i of the first four in its lower half, of the second four in the upper. k is
+// padded to whole groups.
 inline constexpr int64_t panel_rows = 16;
 
 struct Form {

@@ -2,6 +2,8 @@
 #include "model/convert.h"
 
 #include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <csignal>
 #include <filesystem>
@@ -190,17 +192,25 @@ std::map<std::string, std::string> files_of(const std::string& path) {
 
 struct Killed {};
 
-// Converts, and dies when a later shard is begun than `shards` whole ones.
+// Converts in a process of its own, which is killed when it writes on after `shards` whole shards.
 void convert_and_die(const std::string& out, ConvertOptions options, int shards) {
-  options.progress = [&](const ConvertProgress& progress) {
-    int whole = 0;
-    for (const std::string& name : list_directory(out)) whole += name.ends_with(".safetensors");
-    if (whole == shards && progress.stage == ConvertProgress::Stage::writing) std::raise(SIGKILL);
-  };
-  convert_model(references + "v3-mtp1", out, backend(), options);
+  const pid_t child = fork();
+  if (child == 0) {
+    options.progress = [&](const ConvertProgress& progress) {
+      int whole = 0;
+      for (const std::string& name : list_directory(out)) whole += name.ends_with(".safetensors");
+      if (whole == shards && progress.stage == ConvertProgress::Stage::writing) std::raise(SIGKILL);
+    };
+    CpuBackend own(1);
+    convert_model(references + "v3-mtp1", out, own, options);
+    _exit(0);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL) << shards;
 }
 
-TEST(ConvertDeathTest, GoesOnAfterAKillInEachShard) {
+TEST(Convert, GoesOnAfterAKillInEachShard) {
   ConvertOptions options = options_for(DType::q4);
   options.max_shard_bytes = 30'000;
   const TemporaryDirectory directory;
@@ -210,7 +220,7 @@ TEST(ConvertDeathTest, GoesOnAfterAKillInEachShard) {
   const auto expected = files_of(directory.at("whole"));
   for (int shards = 0; shards < whole.shards; ++shards) {
     const std::string out = directory.at(fmt::format("killed-{}", shards));
-    EXPECT_EXIT(convert_and_die(out, options, shards), testing::KilledBySignal(SIGKILL), "");
+    convert_and_die(out, options, shards);
     expect_has(message_of([&] { open_model(out); }), "a conversion that is not finished");
     expect_has(message_of([&] { config_of_model(out); }), "a conversion that is not finished");
     const ConvertReport report = convert_model(references + "v3-mtp1", out, backend(), options);
@@ -220,8 +230,7 @@ TEST(ConvertDeathTest, GoesOnAfterAKillInEachShard) {
   }
   // Killed again and again.
   const std::string out = directory.at("again");
-  for (int shards = 0; shards < whole.shards; ++shards)
-    EXPECT_EXIT(convert_and_die(out, options, shards), testing::KilledBySignal(SIGKILL), "");
+  for (int shards = 0; shards < whole.shards; ++shards) convert_and_die(out, options, shards);
   convert_model(references + "v3-mtp1", out, backend(), options);
   EXPECT_TRUE(files_of(out) == expected);
 }
@@ -421,16 +430,16 @@ TEST_F(Finished, HostileTensorsAreErrors) {
 }
 
 TEST_F(Finished, HostileConfigsAreErrors) {
-  configure("group_size", 128);
-  expect_has(loaded(), "expected U8 [");
-  for (const nlohmann::json& bad : std::vector<nlohmann::json>{0, -64, 48, 512, "64", 64.0, nullptr}) {
+  for (const nlohmann::json& bad : std::vector<nlohmann::json>{0, -64, 48, 512, "64", 64.0}) {
     configure("group_size", bad);
     expect_has(loaded(), "group_size: ");
   }
+  configure("group_size", nullptr);
+  expect_has(loaded(), "missing key group_size");
   configure("group_size", 64);
   configure("bits", 8);
   expect_has(loaded(), "expected U8 [");
-  for (const nlohmann::json& bad : std::vector<nlohmann::json>{0, 5, "4", nullptr}) {
+  for (const nlohmann::json& bad : std::vector<nlohmann::json>{0, 5, "4"}) {
     configure("bits", bad);
     expect_has(loaded(), "bits: ");
   }
