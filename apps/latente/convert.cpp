@@ -3,18 +3,23 @@
 
 #include <fmt/format.h>
 
-#include "base/memory.h"
+#include <algorithm>
+
+#include "base/file.h"
 #include "commands.h"
 #include "cpu/cpu_backend.h"
+#include "infer/calibration.h"
+#include "model/run_weights.h"
+#include "session.h"
 #include "status_line.h"
 
 namespace latente {
 namespace {
 
 struct Options {
-  std::string model, out, weights, mtp_weights = "int8";
+  std::string model, out, weights, mtp_weights = "int8", calibration;
   uint64_t shard_bytes = 5'000'000'000;
-  int64_t group = default_group;
+  int64_t group = default_group, calibration_tokens = 16384;
   int threads = 0;
 };
 
@@ -26,11 +31,39 @@ std::string size_text(int64_t bytes) {
   return size < 1e9 ? fmt::format("{:.1f} MB", size / 1e6) : fmt::format("{:.2f} GB", size / 1e9);
 }
 
+// Runs the model as it is stored over the text.
+Importance calibrated(const Options& options, CpuBackend& backend) {
+  const Tokenizer tokenizer = load_tokenizer(options.model);
+  std::vector<int32_t> tokens = tokenizer.encode(read_file(options.calibration), {.add_special = false});
+  tokens.resize(std::min(tokens.size(), static_cast<size_t>(options.calibration_tokens)));
+  const ModelSource source = open_model(options.model);
+  for (int32_t id : tokens) {
+    if (id >= source.config.vocab_size)
+      fail("{}: token {} lies outside the model's vocabulary of {}", options.calibration, id,
+           source.config.vocab_size);
+  }
+  const auto model = load_for_running(source, {}, backend);
+  StatusLine line;
+  const Pace pace;
+  CalibrationOptions how;
+  how.progress = [&](int64_t done, int64_t total) {
+    const double share = static_cast<double>(done) / static_cast<double>(total);
+    line.show(fmt::format("calibrating  {} of {} tokens  {} left", done, total, time_text(pace.left(share))),
+              done == total);
+  };
+  Importance importance = calibrate(backend, *model, tokens, how);
+  line.end();
+  return importance;
+}
+
 void convert(const Options& options) {
   CpuBackend backend(options.threads);
+  Importance importance;
+  if (!options.calibration.empty()) importance = calibrated(options, backend);
   ConvertOptions how;
   how.weights = {
       .type = type_named(options.weights), .group = options.group, .mtp = type_named(options.mtp_weights)};
+  if (!options.calibration.empty()) how.importance = &importance;
   how.max_shard_bytes = static_cast<int64_t>(options.shard_bytes);
   StatusLine line;
   const Pace pace;
@@ -75,6 +108,14 @@ void add_convert(CLI::App& app) {
                    "Of MTP modules, with int4: drafts of 4 bits are hardly ever right")
       ->capture_default_str()
       ->check(CLI::IsMember({"int8", "int4"}));
+  command
+      ->add_option("--calibrate", options->calibration,
+                   "A text to run the model over first: weights that meet large activations are then kept "
+                   "closer, with int4")
+      ->check(CLI::ExistingFile);
+  command->add_option("--calibration-tokens", options->calibration_tokens, "Tokens of it to read at most")
+      ->capture_default_str()
+      ->check(CLI::Range(512, 1 << 24));
   command->add_option("--shard-size", options->shard_bytes, "Bytes a file at most: 5GB, 500MB [5GB]")
       ->transform(CLI::AsSizeValue(true))
       ->check(CLI::Range(uint64_t{1}, uint64_t{1} << 62));

@@ -54,8 +54,7 @@ HWY_INLINE void try_scales(const float* x, const float* importance, int64_t coun
   V xq0 = hn::Zero(d), xq1 = xq0, xq2 = xq0, qq0 = xq0, qq1 = xq0, qq2 = xq0;
   for (int64_t i = 0; i < count; ++i) {
     const V value = hn::Load(d, x + i * panel_rows);
-    V weight = hn::Mul(value, value);
-    if (importance) weight = hn::Mul(weight, hn::Set(d, importance[i]));
+    const V weight = importance ? hn::Set(d, importance[i]) : hn::Mul(value, value);
     const V weighted = hn::Mul(weight, value);
     const auto add = [&](V inverse, V& xq, V& qq) HWY_ATTR {
       const V q = code_of(value, inverse);

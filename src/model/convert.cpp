@@ -55,6 +55,15 @@ Json fingerprint_of(const std::string& path) {
   return {{"bytes", size}, {"sample", fmt::format("{:016x}", sum)}};
 }
 
+std::string fingerprint_of(const Importance& importance) {
+  uint64_t sum = 0;
+  for (const auto& [name, columns] : importance) {
+    sum = xxh64(std::as_bytes(std::span(name)), sum);
+    sum = xxh64(std::as_bytes(std::span(columns)), sum);
+  }
+  return fmt::format("{:016x}", sum);
+}
+
 std::vector<std::string> files_of(const std::string& path, const ModelSource& source) {
   std::vector<std::string> files;
   if (const auto* gguf = dynamic_cast<const GgufCheckpoint*>(source.tensors.get())) {
@@ -116,7 +125,7 @@ class Converting {
     }
     resumed_ = done_ = report.resumed_bytes;
     copy_companions(result);
-    CheckpointPanels panels(backend_, *source_.tensors);
+    CheckpointPanels panels(backend_, *source_.tensors, options_.importance);
     for (size_t i = 0; i < result.shards().size(); ++i) {
       const auto& shard = result.shards()[i];
       if (shard.done) continue;
@@ -145,13 +154,12 @@ class Converting {
     Json files = Json::object();
     for (const std::string& file : files_of(path_, source_))
       files[fs::path(file).filename().string()] = fingerprint_of(file);
-    return {{"format", converted_version},
-            {"source", files},
-            {"options",
-             {{"bits", bits_of(options_.weights.type)},
-              {"mtp_bits", bits_of(mtp_type())},
-              {"group_size", options_.weights.group},
-              {"max_shard_bytes", options_.max_shard_bytes}}}};
+    Json options = {{"bits", bits_of(options_.weights.type)},
+                    {"mtp_bits", bits_of(mtp_type())},
+                    {"group_size", options_.weights.group},
+                    {"max_shard_bytes", options_.max_shard_bytes}};
+    if (options_.importance) options["importance"] = fingerprint_of(*options_.importance);
+    return {{"format", converted_version}, {"source", files}, {"options", options}};
   }
 
   static int bits_of(DType type) { return type == DType::q8 ? 8 : 4; }

@@ -1,6 +1,7 @@
 // A checkpoint in 8 or 4 bits on disk (model/converted.h), made in little memory and resumable.
 #pragma once
 
+#include "model/importance.h"
 #include "model/model_source.h"
 #include "model/quantised.h"
 
@@ -15,6 +16,7 @@ struct ConvertProgress {
 struct ConvertOptions {
   QuantisedOptions weights;
   int64_t max_shard_bytes = 5'000'000'000;
+  const Importance* importance = nullptr;  // of columns, for 4 bits; null = alike
   std::function<void(const ConvertProgress&)> progress{};
 };
 

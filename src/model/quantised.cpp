@@ -1,49 +1,93 @@
 #include "model/quantised.h"
 
 #include <algorithm>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <tuple>
 
 #include "base/random.h"
 #include "model/quantised_places.h"
 #include "model/weights.h"
+#include "tensor/panels.h"
 
 namespace latente {
 namespace {
 
-// Codes drawn once and used again and again, from another place for each few rows.
+// Some rows drawn and packed once for each width and form, and used again and again, from another place each
+// time.
 class RandomPanels final : public QuantisedPanels {
  public:
   RandomPanels(Backend& backend, const Transformer& model, uint64_t seed)
-      : QuantisedPanels(backend), seed_(seed), deviation_(model.config().initializer_range), codes_(1 << 16) {
-    Random random(seed);
-    for (int8_t& code : codes_) code = static_cast<int8_t>(std::clamp(random.normal() * 40, -127.0, 127.0));
-    for (int8_t code : codes_) short_codes_.push_back(static_cast<int8_t>(code / 16));
-  }
+      : QuantisedPanels(backend), seed_(seed), deviation_(model.config().initializer_range) {}
 
  private:
+  static constexpr int64_t drawn_rows = 1024;
+
+  struct Drawn {
+    std::shared_ptr<void> panels;
+    int64_t row_bytes = 0;  // of 16 rows, by 16
+  };
+
+  const Drawn& drawn(const View& to) {
+    const std::lock_guard lock(mutex_);
+    Drawn& drawn = drawn_[{to[-1], to.dtype, to.group}];
+    if (drawn.panels) return drawn;
+    const int64_t k = to[-1];
+    const auto form = backend().quantised({drawn_rows, k}, to.dtype, to.group);
+    std::vector<int8_t> codes(static_cast<size_t>(drawn_rows * k));
+    Random random(seed_);
+    const double largest = to.dtype == DType::q8 ? 127 : 7, spread = largest / 3;
+    for (int8_t& code : codes)
+      code = static_cast<int8_t>(std::clamp(random.normal() * spread, -largest, largest));
+    const std::vector<float> scales(static_cast<size_t>(drawn_rows * groups_of(k, to.group)),
+                                    static_cast<float>(deviation_ / spread));
+    drawn.panels = backend().allocate(form->bytes);
+    drawn.row_bytes = form->bytes / drawn_rows;
+    View view = form->view;
+    view.data = drawn.panels.get();
+    backend().pack_quantised(codes.data(), scales.data(), view, 0, 0, drawn_rows);
+    return drawn;
+  }
+
   void make_rows(const QuantisedPlace& place, int64_t matrix, int64_t row, int64_t rows, const View& to,
                  int64_t index, int64_t to_row) override {
-    thread_local std::vector<int8_t> codes;
-    thread_local std::vector<float> scales;
-    const std::vector<int8_t>& drawn = to.dtype == DType::q8 ? codes_ : short_codes_;
-    const int64_t k = place.columns(), count = rows * k;
+    constexpr int64_t panel_rows = quantised::panel_rows;
+    const Drawn& from = drawn(to);
+    const int64_t matrix_rows = (to[-2] + panel_rows - 1) / panel_rows * panel_rows;
+    auto* at = static_cast<char*>(to.data) + (index * matrix_rows + to_row) * from.row_bytes;
     Random random(seed_, std::hash<std::string>()(place.path));
     random.seek(static_cast<uint64_t>(matrix * place.rows() + row) * 64);
-    codes.resize(static_cast<size_t>(count));
-    for (int64_t at = 0; at < count;) {
-      const int64_t begin = static_cast<int64_t>(random.below(1024));
-      const int64_t piece = std::min<int64_t>(count - at, static_cast<int64_t>(drawn.size()) - begin);
-      std::copy_n(drawn.begin() + begin, piece, codes.begin() + at);
-      at += piece;
+    for (int64_t done = 0; done < rows;) {
+      const int64_t first = static_cast<int64_t>(random.below(drawn_rows / panel_rows)) * panel_rows;
+      const int64_t count =
+          std::min(drawn_rows - first, (rows - done + panel_rows - 1) / panel_rows * panel_rows);
+      std::memcpy(at + done * from.row_bytes,
+                  static_cast<const char*>(from.panels.get()) + first * from.row_bytes,
+                  static_cast<size_t>(count * from.row_bytes));
+      done += count;
     }
-    const double step = deviation_ / 40 * (to.dtype == DType::q8 ? 1 : 16);
-    scales.assign(static_cast<size_t>(rows * groups_of(k, to.group)), static_cast<float>(step));
-    backend().pack_quantised(codes.data(), scales.data(), to, index, to_row, rows);
   }
 
   uint64_t seed_;
   double deviation_;
-  std::vector<int8_t> codes_, short_codes_;
+  std::mutex mutex_;
+  std::map<std::tuple<int64_t, DType, int32_t>, Drawn> drawn_;
 };
+
+// The same of an embedding's values.
+void fill_again_and_again(const View& view, uint64_t seed, double deviation) {
+  constexpr int64_t drawn = 1 << 18, piece = 1 << 14;
+  std::vector<float> values(drawn);
+  fill_normal(values, seed, 1, 0, 0, deviation);
+  ThreadPool().parallel_for(view.count(), piece, [&](int64_t begin, int64_t end) {
+    Random random(seed, 2);
+    random.seek(static_cast<uint64_t>(begin));
+    const auto first = static_cast<int64_t>(random.below(drawn - piece));
+    convert(DType::f32, values.data() + first, view.dtype,
+            static_cast<char*>(view.data) + begin * size_of(view.dtype), end - begin);
+  });
+}
 
 template <class Keep>
 void load(Transformer& model, Backend& backend, const QuantisedOptions& options, QuantisedPanels& panels,
@@ -94,6 +138,7 @@ void initialise_quantised(Transformer& model, uint64_t seed, Backend& backend,
   const double deviation = model.config().initializer_range;
   load(model, backend, options, panels, [&](const std::string& path, const Tensor& tensor) {
     allocate(tensor);
+    if (path.ends_with("embed_tokens.weight")) return fill_again_and_again(tensor.view(), seed, deviation);
     initialise_parameter(path, tensor, deviation, seed);
   });
 }

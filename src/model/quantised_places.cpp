@@ -171,7 +171,14 @@ void CheckpointPanels::make_rows(const QuantisedPlace& place, int64_t matrix, in
   } else {
     checkpoint_.read_rows(name, place.source_rows(), first + row, View(values.data(), {rows, k}, DType::f32));
   }
-  if (!backend().quantise(place.transposed ? turned.data() : values.data(), nullptr, to, index, to_row, rows))
+  const std::vector<float>* columns = nullptr;
+  if (importance_ && !place.transposed) {  // whose columns are another product's
+    const auto found = importance_->find(name);
+    if (found != importance_->end()) columns = &found->second;
+    LATENTE_ASSERT(!columns || static_cast<int64_t>(columns->size()) == k);
+  }
+  if (!backend().quantise(place.transposed ? turned.data() : values.data(),
+                          columns ? columns->data() : nullptr, to, index, to_row, rows))
     fail("{}: {}: expected finite values that 8 or 4 bits can hold", checkpoint_.file_of(name), name);
 }
 

@@ -8,6 +8,7 @@
 
 #include "base/threads.h"
 #include "checkpoint/tensor_source.h"
+#include "model/importance.h"
 #include "model/quantised.h"
 #include "model/transformer.h"
 
@@ -75,8 +76,8 @@ class QuantisedPanels {
 // Of a checkpoint's values. Error naming the matrix when one is not finite.
 class CheckpointPanels final : public QuantisedPanels {
  public:
-  CheckpointPanels(Backend& backend, const TensorSource& checkpoint)
-      : QuantisedPanels(backend), checkpoint_(checkpoint) {}
+  CheckpointPanels(Backend& backend, const TensorSource& checkpoint, const Importance* importance = nullptr)
+      : QuantisedPanels(backend), checkpoint_(checkpoint), importance_(importance) {}
 
  private:
   void make_rows(const QuantisedPlace& place, int64_t matrix, int64_t row, int64_t rows, const View& to,
@@ -84,6 +85,7 @@ class CheckpointPanels final : public QuantisedPanels {
   void made(const QuantisedPlace& place, const QuantisedPiece& piece) override;
 
   const TensorSource& checkpoint_;
+  const Importance* importance_;  // or null
 };
 
 }  // namespace latente

@@ -213,6 +213,15 @@ void Plan::run_checked() {
   }
 }
 
+void Plan::run_observed(const Observer& observe) {
+  LATENTE_ASSERT(arena_ != nullptr);
+  for (const Node& node : nodes_) {
+    if (node.replaced) continue;
+    observe(node.op, node.reads);
+    node.run(*backend_);
+  }
+}
+
 void Plan::run_profiled(std::map<std::string, double>& seconds) {
   LATENTE_ASSERT(arena_ != nullptr);
   using Clock = std::chrono::steady_clock;

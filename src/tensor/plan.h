@@ -66,6 +66,9 @@ class Plan {
   void run();
   // As run(), but throws Error naming the first op whose result is not finite, and the parameters it read.
   void run_checked();
+  // As run(), calling `observe` before each op with its name and what it reads.
+  using Observer = std::function<void(std::string_view op, std::span<const Tensor> reads)>;
+  void run_observed(const Observer& observe);
   // As run(), adding each op's wall time to `seconds` under its name.
   void run_profiled(std::map<std::string, double>& seconds);
 

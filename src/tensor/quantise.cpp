@@ -42,7 +42,7 @@ Fit fit(const float* x, const float* importance, int64_t count, float scale) {
   float xq = 0, qq = 0;
   for (int64_t i = 0; i < count; ++i) {
     const float q = std::clamp(round_to_integer(x[i] * inverse), -8.0f, 7.0f);
-    const float weight = importance ? x[i] * x[i] * importance[i] : x[i] * x[i];
+    const float weight = importance ? importance[i] : x[i] * x[i];
     xq += weight * x[i] * q;
     qq += weight * q * q;
   }

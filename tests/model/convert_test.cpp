@@ -170,6 +170,35 @@ TEST(Convert, ModulesKeepEightBitsUnlessAsked) {
   }
 }
 
+TEST(Convert, ImportanceChangesCodesAndIsPartOfTheIdentity) {
+  const TemporaryDirectory directory;
+  ConvertOptions options = options_for(DType::q4, 32);
+  convert_model(references + "v3", directory.at("alike"), backend(), options);
+  const std::string name = "model.layers.0.self_attn.kv_b_proj.weight";
+  Importance importance;
+  const ModelSource source = open_model(references + "v3");
+  std::vector<float>& columns = importance[name];
+  for (int64_t i = 0; i < source.config.kv_lora_rank; ++i) columns.push_back(i % 5 == 0 ? 100.0f : 0.01f);
+  options.importance = &importance;
+  const std::string out = directory.at("weighted");
+  ConvertOptions stopping = options;
+  stopping.progress = [](const ConvertProgress&) { throw 1; };
+  EXPECT_THROW(convert_model(references + "v3", out, backend(), stopping), int);
+  columns[0] = 50;
+  expect_has(message_of([&] { convert_model(references + "v3", out, backend(), options); }),
+             "options/importance");
+  columns[0] = 100;
+  convert_model(references + "v3", out, backend(), options);
+  const Checkpoint alike(directory.at("alike")), weighted(out);
+  for (const std::string& each : alike.names()) {
+    const MappedTensor a = *alike.map(each), b = *weighted.map(each);
+    const bool same = std::memcmp(a.view.data, b.view.data, static_cast<size_t>(a.view.bytes())) == 0;
+    // w_uv has the rows of kv_b_proj; w_uk's columns are others.
+    const bool changed = each == name + ".panels" || each == "model.layers.0.self_attn.w_uv.panels";
+    EXPECT_EQ(same, !changed) << each;
+  }
+}
+
 TEST(Convert, TokenizerAndDefaultsComeAlong) {
   const TemporaryDirectory directory;
   fs::copy(references + "v3", directory.at("model"));
