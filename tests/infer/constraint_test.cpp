@@ -159,6 +159,41 @@ TEST(Constraint, SampledTextMatches) {
   EXPECT_GT(whole, 40);
 }
 
+// Sequences side by side, some under the same grammar, some under none: each as it is alone.
+TEST(Constraint, SequencesDoNotMeddle) {
+  Tiny tiny;
+  tiny.vocabulary = static_cast<int64_t>(texts().size());
+  tiny.mtp = 1;
+  Transformer model = made(tiny, 5, 0.2);
+  RunnerOptions how{.context = 120, .page_size = 16, .chunk = 32};
+  how.sequences = 4;
+  Random random(2);
+  std::vector<Text> want, got(12);
+  Engine together(backend(), model, how);
+  std::vector<std::shared_ptr<const GrammarConstraint>> constraints;
+  for (const char* text : grammars)
+    constraints.push_back(std::make_shared<GrammarConstraint>(compiled(text, {stop}).tokens));
+  for (size_t i = 0; i < got.size(); ++i) {
+    Request request;
+    request.prompt = random_tokens(random, random.between(1, 12), tiny.vocabulary);
+    request.options.max_tokens = 50;
+    request.options.stop_tokens = {stop};
+    request.options.draft = static_cast<int64_t>(i % 4) - 1;
+    if (i % 5 != 4) request.options.constraint = constraints[i % 3];
+    Engine alone(backend(), model, how);
+    want.push_back(generated(alone, request.prompt, request.options));
+    request.on_token = [&got, i](GeneratedToken token) {
+      got[i].tokens.push_back(token.id);
+      return true;
+    };
+    request.on_finish = [&got, i](const GenerationStats& stats) { got[i].finish = stats.finish; };
+    together.submit(std::move(request));
+  }
+  while (together.step()) {
+  }
+  EXPECT_EQ(got, want);
+}
+
 TEST(Constraint, NothingMayBeWritten) {
   Tiny tiny;
   tiny.vocabulary = static_cast<int64_t>(texts().size());
