@@ -5,6 +5,7 @@
 #include <map>
 
 #include "base/error.h"
+#include "grammar/json_format.h"
 #include "grammar/json_number.h"
 #include "grammar/json_text.h"
 #include "grammar/matcher.h"
@@ -14,6 +15,8 @@
 namespace latente::grammar {
 namespace {
 
+// Enumerations beside keywords that choose among their values: a grammar is made of each.
+constexpr int most_filtered = 1000;
 constexpr size_t most_bytes = size_t{4} << 20, most_rules = 50'000;
 constexpr int most_nesting = 128;
 
@@ -33,32 +36,6 @@ void check_nesting(std::string_view text, const std::string& name) {
     if (c == '}' || c == ']') --depth;
     if (depth > most_nesting) fail("{}: nests deeper than {}", name, most_nesting);
   }
-}
-
-// Regular expressions of what formats say (RFC 3339, RFC 4122, RFC 2673; of e-mail addresses the usual form).
-const std::map<std::string, std::string, std::less<>>& formats() {
-  static const auto all = [] {
-    const std::string year = "(?:[0-9]{3}[1-9]|[0-9]{2}[1-9]0|[0-9][1-9]00|[1-9]000)";  // not 0000
-    const std::string leap =
-        "(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)";
-    const std::string date =
-        "(?:" + year +
-        "-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)"
-        "|02-(?:0[1-9]|1[0-9]|2[0-8]))|" +
-        leap + "-02-29)";
-    const std::string zone = "(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])";
-    const std::string time = "(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\\.[0-9]{1,6})?" + zone;
-    const std::string byte = "(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])";
-    const std::string label = "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?";
-    return std::map<std::string, std::string, std::less<>>{
-        {"date", "^" + date + "$"},
-        {"time", "^" + time + "$"},
-        {"date-time", "^" + date + "T" + time + "$"},
-        {"uuid", "^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$"},
-        {"ipv4", "^" + byte + "(?:\\." + byte + "){3}$"},
-        {"email", "^[A-Za-z0-9_+-]+(?:\\.[A-Za-z0-9_+-]+)*@" + label + "(?:\\." + label + ")+$"}};
-  }();
-  return all;
 }
 
 class Builder {
@@ -173,6 +150,8 @@ class Builder {
     std::vector<Expression> all;
     std::shared_ptr<const Automaton> others;
     if (!rest.empty() && !(rest.size() == 1 && rest.contains("type"))) {
+      if (filtering_ || ++filtered_ > most_filtered)
+        merge_.broken(path, "too many enumerations beside other keywords, or one in another");
       try {
         others = std::make_shared<const Automaton>(Builder(merge_.root(), name_).whole_at(rest, path));
       } catch (const Error& error) {
@@ -189,6 +168,7 @@ class Builder {
     return choice(std::move(all));
   }
   Grammar whole_at(const Json& schema, const std::string& path) {
+    filtering_ = true;
     grammar_.root = rule(path, {});
     Expression body = alternative(schema, path);
     grammar_.rules[grammar_.root].body = std::move(body);
@@ -339,8 +319,8 @@ class Builder {
       const std::string where = name_ + path_to(path, "pattern");
       content = parse_pattern(schema["pattern"].get_ref<const std::string&>(), where, any_characters_);
     } else if (format) {
-      const auto known = formats().find(schema["format"].get_ref<const std::string&>());
-      if (known == formats().end()) {
+      const auto known = string_formats().find(schema["format"].get_ref<const std::string&>());
+      if (known == string_formats().end()) {
         merge_.broken(path_to(path, "format"),
                       fmt::format("expected one of date, time, date-time, uuid, ipv4, email, found {}",
                                   schema["format"].dump()));
@@ -380,6 +360,8 @@ class Builder {
   Grammar grammar_;
   std::map<std::string, uint32_t> known_;  // schema's text → rule
   std::deque<Job> jobs_;
+  bool filtering_ = false;  // this is about a value of an enumeration
+  int filtered_ = 0;        // enumerations so far
   uint32_t any_character_ = 0;
   Expression any_characters_, rest_of_string_, space_, string_, integer_, number_, value_, any_object_,
       colon_;

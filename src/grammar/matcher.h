@@ -14,8 +14,8 @@ namespace latente::grammar {
 // may be used from one thread at a time.
 //
 // A token costs work in proportion to its bytes, a mask at most a walk of the vocabulary's tree, whatever the
-// grammar. Where even that is too much (Configurations::Limits) accept and admitted throw Error; the latter also
-// behind a token that led beyond the limit of nesting and nowhere else.
+// grammar. Where even that is too much (Configurations::Limits) accept and admitted throw Error; the latter
+// also behind a token that led beyond the limit of nesting and nowhere else.
 class Matcher {
  public:
   explicit Matcher(std::shared_ptr<const TokenGrammar> grammar);

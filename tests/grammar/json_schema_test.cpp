@@ -152,6 +152,8 @@ TEST(JsonSchema, ErrorsNameThePath) {
       {R"({"required":["a"],"additionalProperties":false})",
        "s#/required: additionalProperties forbids \"a\""},
       {R"({"properties":{"a":{}},"minProperties":1})", "s#/minProperties: cannot be honoured here"},
+      {R"({"enum":[{}],"properties":{"a":{"$ref":"#"}}})",
+       "s#: enum or const beside what cannot be honoured"},
       {std::string(500, '['), "s: nests deeper than 128"},
   };
   for (const auto& [schema, message] : cases) {
