@@ -13,8 +13,8 @@
 
 #include "base/file.h"
 #include "commands.h"
+#include "messages.h"
 #include "session.h"
-#include "tokenizer/chat_template.h"
 
 namespace latente {
 namespace {
@@ -28,34 +28,20 @@ struct BatchOptions {
 
 // A line of the input.
 struct Asked {
-  Json id;
+  nlohmann::json id;
   std::string text;                   // a prompt, or
   std::vector<ChatMessage> messages;  // a conversation
-  Json settings;                      // that differ from the command's
+  nlohmann::json settings;            // that differ from the command's
 };
 
-std::vector<ChatMessage> read_messages(const Json& json) {
-  if (!json.is_array() || json.empty())
-    fail("messages: expected an array of messages, found {}", json.dump());
-  std::vector<ChatMessage> messages;
-  for (const Json& message : json) {
-    if (!message.is_object() || !message.contains("role") || !message["role"].is_string() ||
-        !message.contains("content") || !message["content"].is_string()) {
-      fail("messages: expected {{\"role\": TEXT, \"content\": TEXT}}, found {}", message.dump());
-    }
-    messages.push_back({message["role"].get<std::string>(), message["content"].get<std::string>()});
-  }
-  return messages;
-}
-
 Asked read_asked(std::string_view line, size_t index) {
-  const Json json = Json::parse(line, nullptr, false);
+  const auto json = nlohmann::json::parse(line, nullptr, false);
   if (!json.is_object()) fail("expected a JSON object");
   static const std::set<std::string> settings = {"max_tokens", "temperature", "top_k", "top_p",
                                                  "min_p",      "seed",        "stop"};
   Asked asked;
   asked.id = index;
-  asked.settings = Json::object();
+  asked.settings = nlohmann::json::object();
   for (const auto& [key, value] : json.items()) {
     if (key == "id") {
       if (!value.is_string() && !value.is_number_integer())
@@ -65,7 +51,8 @@ Asked read_asked(std::string_view line, size_t index) {
       if (!value.is_string()) fail("prompt: expected a text, found {}", value.dump());
       asked.text = value.get<std::string>();
     } else if (key == "messages") {
-      asked.messages = read_messages(value);
+      asked.messages = messages_from_json(value);
+      if (asked.messages.empty()) fail("messages: expected at least one message");
     } else if (settings.contains(key)) {
       asked.settings[key] = value;
     } else {
@@ -98,6 +85,30 @@ std::vector<Asked> read_input(const std::string& path) {
   }
   if (all.empty()) fail("{}: has no lines", path);
   return all;
+}
+
+const char* reason_of(Finish finish) {
+  switch (finish) {
+    case Finish::length:
+      return "length";
+    case Finish::context_full:
+      return "context";
+    case Finish::stop_token:
+    case Finish::interrupted:  // by a stop string
+    case Finish::complete:
+      return "stop";
+    case Finish::failed:
+      break;
+  }
+  return "error";
+}
+
+std::string message_of(const std::exception_ptr& error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const std::exception& exception) {
+    return exception.what();
+  }
 }
 
 // The answers so far. A line is written whole; one that a kill cut short is dropped when it is opened again.
@@ -211,11 +222,16 @@ class Batch {
       };
       request.on_finish = [this, reply, index](const GenerationStats& stats) {
         reply->finish();
-        static const char* const reasons[] = {"length", "stop", "context", "stop", "stop"};
+        if (stats.error) {
+          ++failed_;
+          answers_.add(index,
+                       {{"index", index}, {"id", asked_[index].id}, {"error", message_of(stats.error)}});
+          return;
+        }
         answers_.add(index, {{"index", index},
                              {"id", asked_[index].id},
                              {"text", reply->text()},
-                             {"finish_reason", reasons[static_cast<size_t>(stats.finish)]},
+                             {"finish_reason", reason_of(stats.finish)},
                              {"prompt_tokens", stats.prompt_tokens},
                              {"cached_tokens", stats.reused_tokens},
                              {"completion_tokens", stats.generated_tokens}});
@@ -227,7 +243,8 @@ class Batch {
     }
   }
 
-  static void apply(const Json& settings, GenerationOptions& options, std::vector<std::string>& stops) {
+  static void apply(const nlohmann::json& settings, GenerationOptions& options,
+                    std::vector<std::string>& stops) {
     for (const auto& [key, value] : settings.items()) {
       auto number = [&, &key = key, &value = value](auto& target) {
         using T = std::remove_reference_t<decltype(target)>;
@@ -246,7 +263,7 @@ class Batch {
       if (key == "seed") number(sampling.seed), options.repeatable = true;
       if (key != "stop") continue;
       stops.clear();
-      for (const Json& stop : value.is_array() ? value : Json::array({value})) {
+      for (const nlohmann::json& stop : value.is_array() ? value : nlohmann::json::array({value})) {
         if (!stop.is_string()) fail("stop: expected a text or several, found {}", value.dump());
         stops.push_back(stop.get<std::string>());
       }

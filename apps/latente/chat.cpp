@@ -7,11 +7,10 @@
 #include <filesystem>
 #include <iostream>
 #include <map>
-#include <nlohmann/json.hpp>
 
 #include "commands.h"
+#include "messages.h"
 #include "session.h"
-#include "tokenizer/chat_template.h"
 
 namespace latente {
 namespace {
@@ -36,7 +35,7 @@ class Chat {
 
   void run() {
     converse();
-    if (!options_.session_file.empty()) save();
+    if (!options_.session_file.empty() && !session_.tokens().empty()) save();  // else nothing was said
   }
 
  private:
@@ -61,11 +60,8 @@ class Chat {
   }
 
   void save() {
-    nlohmann::json messages = nlohmann::json::array();
-    for (const ChatMessage& message : messages_) {
-      messages.push_back({{"role", message.role}, {"content", message.content}});
-    }
-    const std::string text = messages.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+    const std::string text =
+        json_of(messages_).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
     const int64_t tokens =
         session_.engine().save(options_.session_file, session_.tokens(), {{"messages", text}});
     std::fprintf(stderr, "%s: the conversation, with %lld tokens of cache\n", options_.session_file.c_str(),
@@ -75,15 +71,7 @@ class Chat {
   void restore() {
     std::map<std::string, std::string> notes;
     const int64_t tokens = session_.engine().load(options_.session_file, &notes);
-    const nlohmann::json messages = nlohmann::json::parse(notes["messages"], nullptr, false);
-    std::vector<ChatMessage> restored;
-    for (const nlohmann::json& message : messages.is_array() ? messages : nlohmann::json::array({nullptr})) {
-      if (!message.is_object() || !message.contains("role") || !message["role"].is_string() ||
-          !message.contains("content") || !message["content"].is_string())
-        fail("{}: has no conversation", options_.session_file);
-      restored.push_back({message["role"].get<std::string>(), message["content"].get<std::string>()});
-    }
-    messages_ = std::move(restored);
+    messages_ = messages_from_json(nlohmann::json::parse(notes["messages"], nullptr, false));
     std::fprintf(stderr, "%s: %zu messages, %lld tokens of cache\n", options_.session_file.c_str(),
                  messages_.size(), static_cast<long long>(tokens));
   }

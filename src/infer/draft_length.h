@@ -15,7 +15,9 @@ class DraftLength {
  public:
   // `acceptance` is assumed until measured: by default what DeepSeek-V3's report has for its module. What is
   // tried anew is tried for `trials` passes.
-  explicit DraftLength(int64_t most = 0, double acceptance = 0.85, int64_t trials = 12);
+  explicit DraftLength(int64_t most = 0, double acceptance = usual_acceptance, int64_t trials = usual_trials);
+  static constexpr double usual_acceptance = 0.85;
+  static constexpr int64_t usual_trials = 12;
 
   int64_t most() const { return static_cast<int64_t>(choices_.size()) - 1; }
   // Tokens to draft in the next pass, 0 to most().

@@ -44,14 +44,14 @@ void Drafter::draft(std::span<Sequence* const> sequences, std::span<const int64_
   const int64_t most = wanted.empty() ? 0 : *std::max_element(wanted.begin(), wanted.end());
   const int64_t modules = runner_->modules();
   std::vector<Sequence*> drafting;
-  std::vector<int32_t> sequence;
   for (int64_t j = 0; j < most; ++j) {
     rows_.clear();
     drafting.clear();
     const int64_t module = std::min(j, modules - 1);
     for (size_t i = 0; i < sequences.size(); ++i) {
-      if (wanted[i] <= j) continue;
       Sequence& s = *sequences[i];
+      const bool stopped = static_cast<int64_t>(s.drafts.size()) < j;
+      if (wanted[i] <= j || stopped) continue;
       drafting.push_back(&s);
       auto token_at = [&](int64_t position) {
         const int64_t draft = position - s.length();
@@ -71,23 +71,38 @@ void Drafter::draft(std::span<Sequence* const> sequences, std::span<const int64_
       }
       if (j < modules) s.predicted[static_cast<size_t>(j)] = std::max<int64_t>(s.length() - 1 - j, 0);
     }
+    if (drafting.empty()) return;
     std::span<float> logits =
         runner_->predict(module, j < modules ? j : modules, rows_, Runner::Form::absorbed);
     for (Sequence* s : drafting) {
       if (j == 0) s->draft_from_here();
-      const SamplingOptions& sampling = s->request.options.sampling;
-      sequence = s->tokens;
-      for (const Sequence::Draft& draft : s->drafts) sequence.push_back(draft.token);
-      Distribution distribution =
-          distribution_of(logits.first(vocabulary), {sequence, static_cast<size_t>(s->prompt)}, sampling,
-                          admitted_by(s->ahead.get()));
-      const int32_t token = sample(distribution, s->random);
-      // Drafts behind an end will not be looked at.
-      if (s->ahead && s->ahead->accept(token) && s->ahead->finished()) s->ahead.reset();
-      s->drafts.push_back({token, std::move(distribution)});
+      try {
+        draw(*s, logits.first(vocabulary));
+      } catch (...) {
+        s->fail_with_current();
+      }
       logits = logits.subspan(vocabulary);
     }
   }
+}
+
+// The next draft of a sequence, or none where its constraint cannot follow.
+void Drafter::draw(Sequence& s, std::span<float> logits) {
+  sequence_ = s.tokens;
+  for (const Sequence::Draft& draft : s.drafts) sequence_.push_back(draft.token);
+  std::span<const uint64_t> admitted;
+  try {
+    admitted = admitted_by(s.ahead.get());
+  } catch (const Error&) {
+    return;
+  }
+  Distribution distribution = distribution_of(logits, {sequence_, static_cast<size_t>(s.prompt)},
+                                              s.request.options.sampling, admitted);
+  const int32_t token = sample(distribution, s.random);
+  if (!s.may_draft(token)) return;
+  // Drafts behind an end will not be looked at.
+  if (s.ahead && s.ahead->finished()) s.ahead.reset();
+  s.drafts.push_back({token, std::move(distribution)});
 }
 
 std::vector<int32_t> Drafter::look_up(std::span<const int32_t> tokens, int64_t most) {

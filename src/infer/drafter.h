@@ -36,10 +36,11 @@ class Drafter {
   static constexpr int64_t shortest = 3, longest = 8;
 
  private:
-  std::span<float> run_module(int64_t j, std::span<const Row> rows, Runner::Form form);
+  void draw(Sequence& sequence, std::span<float> logits);
 
   Runner* runner_;
   std::vector<Row> rows_;
+  std::vector<int32_t> sequence_;  // with its drafts
 };
 
 }  // namespace latente

@@ -153,7 +153,7 @@ bool Engine::start(Sequence& s) {
   s.remembered = s.processed;
   for (int64_t k = 0; k < modules; ++k) s.predicted[static_cast<size_t>(k)] = s.processed;
   for (size_t i = 0; i < s.pages.size(); ++i) runner_.set_page(s.place, static_cast<int64_t>(i), s.pages[i]);
-  if (s.stats.generated_tokens == 0 && s.passed_over >= 0) {
+  if (s.stats.generated_tokens == 0) {
     s.stats.reused_tokens = s.processed;
     s.started = Sequence::Clock::now();
     s.stats.waiting_seconds = seconds_between(s.submitted, s.started);
@@ -265,7 +265,11 @@ void Engine::read() {
     next.emplace_back();
     if (!piece.samples) continue;
     const size_t vocabulary = static_cast<size_t>(config_->vocab_size);
-    next.back() = next_of(s, logits.first(vocabulary));
+    try {
+      next.back() = next_of(s, logits.first(vocabulary));
+    } catch (...) {
+      s.fail_with_current();
+    }
     logits = logits.subspan(vocabulary);
   }
   for (size_t i = 0; i < pieces.size(); ++i) {
@@ -275,7 +279,12 @@ void Engine::read() {
     if (!pieces[i].samples) continue;
     s.first_token = Sequence::Clock::now();
     s.stats.prompt_seconds = seconds_between(s.started, s.first_token);
-    if (!emit(s, sample(next[i], s.random), false)) finish(s);
+    try {
+      s.ended = s.ended || !emit(s, sample(next[i], s.random), false);
+    } catch (...) {
+      s.fail_with_current();
+    }
+    if (s.ended) finish(s);
   }
 }
 
@@ -284,8 +293,12 @@ Engine::Lengths& Engine::lengths_for(size_t sequences) {
   while (bucket < static_cast<int64_t>(sequences)) bucket *= 2;
   auto found = lengths_.find(bucket);
   if (found == lengths_.end()) {
+    // A pass of many sequences judges many drafts; what it costs takes a few passes to know.
+    const int64_t trials = std::max<int64_t>(3, DraftLength::usual_trials / bucket);
     found =
-        lengths_.emplace(bucket, Lengths{DraftLength(runner_.modules()), DraftLength(most_looked_up, 0.5, 4)})
+        lengths_
+            .emplace(bucket, Lengths{DraftLength(runner_.modules(), DraftLength::usual_acceptance, trials),
+                                     DraftLength(most_looked_up, 0.5, std::min<int64_t>(4, trials))})
             .first;
   }
   return found->second;
@@ -310,7 +323,7 @@ void Engine::propose(std::span<Sequence* const> sequences) {
       if (!found.empty() && by_look_up < 0) by_look_up = lengths.looked_up.choose();
       for (int64_t i = 0; i < std::min(by_look_up, static_cast<int64_t>(found.size())); ++i) {
         const int32_t token = found[static_cast<size_t>(i)];
-        if (s->ahead && !s->ahead->accept(token)) break;
+        if (!s->may_draft(token)) break;
         s->drafts.push_back({token, {{token, 1.0}}});
       }
       s->looked_up = !s->drafts.empty();
@@ -362,6 +375,7 @@ void Engine::write() {
 
   std::vector<Row> rows;
   for (Sequence* s : sequences) {
+    if (s->ended) s->drafts.clear();  // drafting failed
     LATENTE_ASSERT(s->processed == s->length() - 1);
     auto add = [&](int32_t token, int64_t position) {
       const int32_t state = runner_.modules() > 0 ? drafter_.state_of(*s, position) : -1;
@@ -375,7 +389,7 @@ void Engine::write() {
   std::vector<int64_t> right;
   for (Sequence* s : sequences) {
     const size_t count = (1 + s->drafts.size()) * static_cast<size_t>(config_->vocab_size);
-    right.push_back(conclude(*s, logits.first(count)));
+    right.push_back(s->ended ? 0 : conclude(*s, logits.first(count)));
     logits = logits.subspan(count);
   }
   for (Sequence* s : sequences) {
@@ -408,23 +422,26 @@ int64_t Engine::conclude(Sequence& s, std::span<float> logits) {
   ++s.stats.passes;
   s.stats.drafted += rows - 1;
   int64_t right = 0;
-  bool going = true, rejected = false;
-  for (const Sequence::Draft& draft : s.drafts) {
-    const Distribution next = next_of(s, logits.first(vocabulary));
-    logits = logits.subspan(vocabulary);
-    const Verdict verdict = verify(next, draft.distribution, draft.token, s.random);
-    rejected = !verdict.accepted;
-    right += verdict.accepted ? 1 : 0;
-    going = emit(s, verdict.token, verdict.accepted);
-    if (rejected || !going) break;
-  }
-  if (going && !rejected) {
-    const Distribution next = next_of(s, logits.first(vocabulary));
-    going = emit(s, sample(next, s.random), false);
+  bool rejected = false;
+  try {
+    for (const Sequence::Draft& draft : s.drafts) {
+      const Distribution next = next_of(s, logits.first(vocabulary));
+      logits = logits.subspan(vocabulary);
+      const Verdict verdict = verify(next, draft.distribution, draft.token, s.random);
+      rejected = !verdict.accepted;
+      right += verdict.accepted ? 1 : 0;
+      s.ended = !emit(s, verdict.token, verdict.accepted);
+      if (rejected || s.ended) break;
+    }
+    if (!rejected && !s.ended) {
+      const Distribution next = next_of(s, logits.first(vocabulary));
+      s.ended = !emit(s, sample(next, s.random), false);
+    }
+  } catch (...) {
+    s.fail_with_current();
   }
   s.stats.accepted += right;
   s.processed = s.unread = std::min(s.processed + rows, s.length() - 1);
-  s.ended = !going;
   return right;
 }
 
@@ -474,9 +491,10 @@ GenerationStats Engine::generate(std::span<const int32_t> prompt, const Generati
   try {
     while (!finished) step();
   } catch (...) {
-    cancel(id);
+    cancel(id);  // it must not call back into this frame
     throw;
   }
+  if (stats.error) std::rethrow_exception(stats.error);
   return stats;
 }
 

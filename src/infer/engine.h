@@ -29,10 +29,12 @@ class Engine {
   uint64_t submit(Request request);
   // Ends a sequence before the next step; unknown ids are ignored.
   void cancel(uint64_t id);
-  // Returns whether there is more to do.
+  // Returns whether there is more to do. An error that belongs to one sequence (logits that are NaN, a
+  // constraint that cannot go on, its on_token) ends that one (Finish::failed), not the others.
   bool step();
 
-  // Submits one sequence and steps until it ends, whatever else runs. `on_token` as in Request.
+  // Submits one sequence and steps until it ends, whatever else runs. `on_token` as in Request; what ends it
+  // with an error is thrown.
   GenerationStats generate(std::span<const int32_t> prompt, const GenerationOptions& options,
                            const std::function<bool(GeneratedToken)>& on_token);
 

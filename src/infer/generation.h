@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <vector>
@@ -26,8 +27,8 @@ struct GenerationOptions {
   std::shared_ptr<const TokenConstraint> constraint;
 };
 
-// complete: the constraint lets nothing more follow.
-enum class Finish : uint8_t { length, stop_token, context_full, interrupted, complete };
+// complete: the constraint lets nothing more follow. failed: see GenerationStats::error.
+enum class Finish : uint8_t { length, stop_token, context_full, interrupted, complete, failed };
 
 struct GenerationStats {
   int64_t prompt_tokens = 0, reused_tokens = 0, generated_tokens = 0;
@@ -35,6 +36,7 @@ struct GenerationStats {
   int64_t drafted = 0, accepted = 0;
   double waiting_seconds = 0, prompt_seconds = 0, decode_seconds = 0;
   Finish finish = Finish::length;
+  std::exception_ptr error;  // what ended it: of its logits, its constraint or its on_token
 
   // Per decoding pass; the token sampled from the prompt's own pass is not counted.
   double tokens_per_pass() const {
@@ -60,7 +62,8 @@ struct Request {
   std::vector<int32_t> prompt;
   GenerationOptions options;
   int priority = 0;  // higher ones begin first
-  // Called by step() as tokens come; false ends the sequence. A stop token is not passed on.
+  // Called by step() as tokens come; false ends the sequence, and so does an exception. A stop token is not
+  // passed on.
   std::function<bool(GeneratedToken)> on_token;
   // Called once, last; not for what was cancelled.
   std::function<void(const GenerationStats&)> on_finish;

@@ -43,7 +43,22 @@ struct Sequence {
   Clock::time_point submitted, started, first_token;
 
   bool reading() const { return processed < unread; }
+  // What the current exception says ends this sequence alone.
+  void fail_with_current() {
+    stats.error = std::current_exception();
+    stats.finish = Finish::failed;
+    ended = true;
+  }
   void draft_from_here() { ahead = constraint ? constraint->fork() : nullptr; }
+  // Whether the constraint lets a draft come behind those before it. One that it cannot follow is not
+  // drafted: without drafts the text might never have come there.
+  bool may_draft(int32_t token) {
+    try {
+      return !ahead || ahead->accept(token);
+    } catch (const Error&) {
+      return false;
+    }
+  }
   History history() const { return {tokens, static_cast<size_t>(prompt)}; }
   int64_t length() const { return static_cast<int64_t>(tokens.size()); }
   // Tokens the modules in use are behind the main model.

@@ -207,6 +207,48 @@ TEST(Scheduler, AnErrorInACallbackEndsThatSequenceOnly) {
   EXPECT_EQ(other, generated(alone, std::vector<int32_t>{4, 5, 6}, options).tokens);
 }
 
+// Also where modules draft, whichever pass it happens in; and whoever asked without waiting is told.
+TEST(Scheduler, AnErrorEndsOneOfManySequences) {
+  for (int64_t mtp : {0, 1, 2}) {
+    Transformer model = made({.mtp = mtp}, 3, 0.3);
+    RunnerOptions how{.context = 64, .page_size = 4, .chunk = 16}, many = how;
+    many.sequences = 4;
+    for (int64_t after : {1, 2, 3, 7}) {
+      Engine engine(backend(), model, many);
+      std::vector<std::vector<int32_t>> texts(4);
+      std::vector<GenerationStats> stats(4);
+      for (size_t i = 0; i < 4; ++i) {
+        Request request;
+        request.prompt = {4, 5, static_cast<int32_t>(i)};
+        request.options.max_tokens = 20;
+        request.on_token = [&texts, i, after](GeneratedToken token) {
+          texts[i].push_back(token.id);
+          if (i == 1 && static_cast<int64_t>(texts[i].size()) == after) fail("no more");
+          return true;
+        };
+        request.on_finish = [&stats, i](const GenerationStats& result) { stats[i] = result; };
+        engine.submit(std::move(request));
+      }
+      while (engine.step()) {
+      }
+      EXPECT_EQ(engine.pages().available(), engine.pages().pages());
+      for (size_t i = 0; i < 4; ++i) {
+        GenerationOptions options;
+        options.max_tokens = 20;
+        Text want = plain(model, how, std::vector<int32_t>{4, 5, static_cast<int32_t>(i)}, options);
+        if (i == 1) {
+          want.tokens.resize(static_cast<size_t>(after));
+          EXPECT_EQ(stats[i].finish, Finish::failed);
+          EXPECT_THROW(std::rethrow_exception(stats[i].error), Error);
+        } else {
+          EXPECT_EQ(stats[i].finish, Finish::length);
+        }
+        EXPECT_EQ(texts[i], want.tokens) << "sequence " << i << ", " << mtp << " modules, after " << after;
+      }
+    }
+  }
+}
+
 // A saved cache gives the text of the engine that saved it, and reads nothing again that it holds.
 TEST(Engine, SavedCachesGoOn) {
   const std::string path = testing::TempDir() + "saved_cache.safetensors";
