@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
-#include "model/layers.h"
+#include "infer/uncached_pass.h"
 
 namespace latente {
 namespace {
@@ -75,27 +75,13 @@ Importance calibrate(Backend& backend, const Transformer& model, std::span<const
                      const CalibrationOptions& options) {
   const auto total = static_cast<int64_t>(tokens.size()), count = options.context;
   if (total < count) fail("calibration: expected a text of at least {} tokens, found {}", count, total);
-  Plan plan(backend);
-  Step at;
-  at.positions = plan.input("positions", {count}, DType::i32);
-  at.starts = plan.input("starts", {count}, DType::i32);
-  at.rope_table = make_rope_table(model.config(), count);
-  const Tensor ids = plan.input("ids", {count}, DType::i32);
-  const Tensor hidden = model.hidden(ids, at);
-  plan.keep(hidden);
-  plan.compile();
-  plan.allocate();
-  std::vector<int32_t> values(static_cast<size_t>(count));
-  backend.upload(values.data(), at.starts.view());
-  std::iota(values.begin(), values.end(), 0);
-  backend.upload(values.data(), at.positions.view());
-
+  UncachedPass pass(backend, model, count);
   Squares squares;
   for (int64_t done = 0; done + count <= total; done += count) {
-    backend.upload(tokens.data() + done, ids.view());
-    plan.run_observed(
+    backend.upload(tokens.data() + done, pass.ids.view());
+    pass.plan.run_observed(
         [&](std::string_view op, std::span<const Tensor> reads) { observe(op, reads, squares); });
-    squares.add(model.head().name(), hidden.view(), 0, count);
+    squares.add(model.head().name(), pass.hidden.view(), 0, count);
     if (options.progress) options.progress(done + count, total / count * count);
   }
   return squares.importance();

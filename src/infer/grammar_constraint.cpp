@@ -2,7 +2,7 @@
 
 namespace latente {
 
-GrammarConstraint::GrammarConstraint(std::shared_ptr<const grammar::TokenGrammar> grammar)
+GrammarConstraint::GrammarConstraint(const std::shared_ptr<const grammar::TokenGrammar>& grammar)
     : matcher_(grammar), mask_(grammar->vocabulary().words()) {}
 
 std::unique_ptr<TokenConstraint> GrammarConstraint::fork() const {

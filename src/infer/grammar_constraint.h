@@ -12,7 +12,7 @@ namespace latente {
 
 class GrammarConstraint : public TokenConstraint {
  public:
-  explicit GrammarConstraint(std::shared_ptr<const grammar::TokenGrammar> grammar);
+  explicit GrammarConstraint(const std::shared_ptr<const grammar::TokenGrammar>& grammar);
 
   std::unique_ptr<TokenConstraint> fork() const override;
   std::span<const uint64_t> admitted() override;

@@ -5,7 +5,7 @@
 #include <numbers>
 #include <numeric>
 
-#include "model/layers.h"
+#include "infer/uncached_pass.h"
 
 namespace latente {
 namespace {
@@ -16,27 +16,15 @@ constexpr int64_t rows_at_once = 128;  // of logits
 class Reader {
  public:
   Reader(Backend& backend, const Transformer& model, int64_t count)
-      : backend_(backend), count_(count), body_(backend), head_(backend) {
-    at_.positions = body_.input("positions", {count}, DType::i32);
-    at_.starts = body_.input("starts", {count}, DType::i32);
-    at_.rope_table = make_rope_table(model.config(), count);
-    ids_ = body_.input("ids", {count}, DType::i32);
-    hidden_ = model.hidden(ids_, at_);
-    body_.keep(hidden_);
-    body_.compile();
-    body_.allocate();
-
-    rows_ = head_.input("hidden states", {std::min(rows_at_once, count), hidden_[1]}, hidden_.dtype());
+      : backend_(backend), count_(count), body_(backend, model, count), head_(backend) {
+    rows_ =
+        head_.input("hidden states", {std::min(rows_at_once, count), body_.hidden[1]}, body_.hidden.dtype());
     logits_ = model.logits(rows_);
     head_.keep(logits_);
     head_.compile();
     head_.allocate();
 
-    std::vector<int32_t> values(static_cast<size_t>(count));
-    backend_.upload(values.data(), at_.starts.view());
-    std::iota(values.begin(), values.end(), 0);
-    backend_.upload(values.data(), at_.positions.view());
-    states_.resize(static_cast<size_t>(hidden_.view().bytes()));
+    states_.resize(static_cast<size_t>(body_.hidden.view().bytes()));
     logit_bytes_.resize(static_cast<size_t>(logits_.view().bytes()));
     row_.resize(static_cast<size_t>(logits_[1]));
   }
@@ -45,10 +33,10 @@ class Reader {
 
   // Adds the likelihoods of tokens[first], tokens[first + 1], ..., which are `count` in all.
   void score(std::span<const int32_t> tokens, int64_t first, std::vector<double>& scores) {
-    backend_.upload(tokens.data(), ids_.view());
-    body_.run();
-    backend_.download(hidden_.view(), states_.data());
-    const int64_t row_bytes = hidden_[1] * size_of(hidden_.dtype()), at_once = rows_[0];
+    backend_.upload(tokens.data(), body_.ids.view());
+    body_.plan.run();
+    backend_.download(body_.hidden.view(), states_.data());
+    const int64_t row_bytes = body_.hidden[1] * size_of(body_.hidden.dtype()), at_once = rows_[0];
     for (int64_t token = first; token < count_;) {
       // The rows that predict token, token + 1, ...; at the end some that were done before.
       const int64_t row = std::min(token - 1, count_ - at_once);
@@ -73,9 +61,9 @@ class Reader {
 
   Backend& backend_;
   int64_t count_;
-  Plan body_, head_;
-  Step at_;
-  Tensor ids_, hidden_, rows_, logits_;
+  UncachedPass body_;
+  Plan head_;
+  Tensor rows_, logits_;
   std::vector<char> states_, logit_bytes_;
   std::vector<double> row_;
 };

@@ -158,15 +158,4 @@ void PagePool::remember(std::span<const int32_t> tokens, std::span<const int32_t
   }
 }
 
-void PagePool::forget_all() {
-  auto walk = [&](auto&& self, Node& node) -> void {
-    for (auto& [token, child] : node.children) {
-      self(self, *child);
-      drop(*child);
-    }
-    node.children.clear();
-  };
-  walk(walk, root_);
-}
-
 }  // namespace latente

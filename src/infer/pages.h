@@ -39,7 +39,6 @@ class PagePool {
   // ahead), for later sequences; what is known already stays
   // where it is. `modules` MTP modules have run there, too. The caller goes on holding its pages.
   void remember(std::span<const int32_t> tokens, std::span<const int32_t> pages, int64_t modules);
-  void forget_all();
 
   int64_t page_size() const { return page_size_; }
   int64_t pages() const { return static_cast<int64_t>(holders_.size()); }
