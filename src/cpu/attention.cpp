@@ -293,25 +293,6 @@ void paged(ThreadPool& pool, const View& q, const View& keys, const View& values
   });
 }
 
-// An entry of a narrow cache as numbers.
-template <class T>
-void load_narrow(DType type, const std::byte* entry, int64_t rank, int64_t rope, T* latent, T* rotary) {
-  float scale;
-  std::memcpy(&scale, entry + rank + 2 * rope, sizeof scale);
-  if (type == DType::u8) {
-    const int8_t* codes = reinterpret_cast<const int8_t*>(entry);
-    for (int64_t i = 0; i < rank; ++i) latent[i] = static_cast<T>(scale * static_cast<float>(codes[i]));
-  } else {
-    const f8e4m3* codes = reinterpret_cast<const f8e4m3*>(entry);
-    for (int64_t i = 0; i < rank; ++i) latent[i] = static_cast<T>(scale * static_cast<float>(codes[i]));
-  }
-  for (int64_t i = 0; i < rope; ++i) {
-    bf16 value;
-    std::memcpy(&value, entry + rank + 2 * i, sizeof value);  // it may lie at an odd address
-    rotary[i] = static_cast<T>(static_cast<float>(value));
-  }
-}
-
 // Rounds a latent to codes; returns their scale, not finite if a value is not.
 float round_latent(DType type, const float* latent, int64_t rank, std::byte* entry) {
   float largest = 0;
@@ -349,7 +330,7 @@ struct ExpandedChunk {
   void load(ThreadPool& pool, const View& cache, const int32_t* block_table, int64_t rank, int64_t begin,
             int64_t count, const Expand& expand) {
     const bool narrow = Backend::is_narrow_cache(cache.dtype);
-    const int64_t rope = narrow ? (cache[3] - rank - 4) / 2 : cache[3] - rank;
+    const int64_t rope = Backend::rotary_width(cache.dtype, cache[3], rank);
     const int64_t nope = key - rope, width = heads * (nope + value);
     const int64_t page = cache[1], size = size_of(cache.dtype);
     const DType type = dtype_of<T>;
@@ -361,7 +342,8 @@ struct ExpandedChunk {
           static_cast<const std::byte*>(cache.data) +
           (block_table[at / page] * cache.stride(0) + at % page * cache.stride(1)) * size;
       if (narrow) {
-        load_narrow(cache.dtype, entry, rank, rope, latent + k * rank, rotary + k * rope);
+        if constexpr (std::is_same_v<T, float>)
+          load_narrow(cache.dtype, entry, rank, rope, latent + k * rank, rotary + k * rope);
       } else {
         convert(cache.dtype, entry, type, latent + k * rank, rank);
         convert(cache.dtype, entry + rank * size, type, rotary + k * rope, rope);
@@ -494,8 +476,9 @@ void CpuBackend::attention_paged(View q, View keys, View values, const Pages& pa
 void CpuBackend::attention_paged_expanded(View q, View cache, View kv_b, const Pages& pages, double scale,
                                           View out) {
   const int64_t rank = kv_b[1];
-  const int64_t rope = is_narrow_cache(cache.dtype) ? (cache[3] - rank - 4) / 2 : cache[3] - rank;
+  const int64_t rope = rotary_width(cache.dtype, cache[3], rank);
   LATENTE_ASSERT(q.shape.rank() == 3 && cache.shape.rank() == 4 && cache[2] == 1 && rope > 0);
+  LATENTE_ASSERT(q.dtype == DType::f32 || !is_narrow_cache(cache.dtype));
   LATENTE_ASSERT(kv_b[0] == q[1] * (q[2] - rope + out[2]));
   LATENTE_ASSERT(pages.sequence.contiguous() && pages.position.contiguous() &&
                  pages.block_table.stride(1) == 1);

@@ -151,6 +151,10 @@ void paged_unit_task(const Paged<T, S>& a, const PagedUnit& unit);
 template <class T, class S>
 void paged_onto_task(const Paged<T, S>& a, const PagedUnit& unit, int64_t chunk, T* partial);
 
+// An entry of a narrow cache (u8 or f8e4m3) as numbers.
+void load_narrow(DType type, const std::byte* entry, int64_t rank, int64_t rope, float* latent,
+                 float* rotary);
+
 // Memory that lives as long as the calling thread and only grows, aligned to 64 bytes. `slot` 0 belongs to
 // the task running on the thread, 1 to the kernel that divides the work.
 void* scratch(int slot, int64_t bytes);

@@ -166,18 +166,24 @@ HWY_INLINE void load_codes(const LatentFp8* from, int64_t count, float factor, f
   }
 }
 
-// An entry of a narrow cache, followed by zeros up to `row` elements.
 template <class S>
-HWY_INLINE void load_latent(const S* entry, int64_t rank, int64_t rope, float* to, int64_t row) {
+HWY_INLINE void load_latent(const S* entry, int64_t rank, int64_t rope, float* latent, float* rotary) {
   float scale;
   std::memcpy(&scale, entry + rank + 2 * rope, sizeof scale);
-  load_codes(entry, rank, scale, to);
+  load_codes(entry, rank, scale, latent);
   for (int64_t i = 0; i < rope; ++i) {
     uint16_t bits;
-    std::memcpy(&bits, entry + rank + 2 * i, sizeof bits);
-    to[rank + i] = std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
+    std::memcpy(&bits, entry + rank + 2 * i, sizeof bits);  // it may lie at an odd address
+    rotary[i] = std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
   }
-  for (int64_t i = rank + rope; i < row; ++i) to[i] = 0;
+}
+void load_narrow_entry(DType type, const std::byte* entry, int64_t rank, int64_t rope, float* latent,
+                       float* rotary) {
+  if (type == DType::u8) {
+    load_latent(reinterpret_cast<const LatentInt8*>(entry), rank, rope, latent, rotary);
+  } else {
+    load_latent(reinterpret_cast<const LatentFp8*>(entry), rank, rope, latent, rotary);
+  }
 }
 
 // Keys and values of a block in the form products take.
@@ -200,7 +206,9 @@ BlockRows<T> load_block(const Paged<T, S>& a, const PagedUnit& unit, int64_t at,
   for (int64_t k = 0; k < count; ++k) {
     const Entry<S> entry = entry_at(a, unit, at + k);
     if constexpr (is_narrow<S>) {
-      load_latent(entry.key, a.value, a.key - a.value, s.keys + k * s.key_row, s.key_row);
+      T* to = s.keys + k * s.key_row;
+      load_latent(entry.key, a.value, a.key - a.value, to, to + a.value);
+      std::fill(to + a.key, to + s.key_row, T{0});
     } else {
       load_row(entry.key, a.key, s.keys + k * s.key_row, s.key_row);
       if (!a.values_are_keys) {
@@ -460,6 +468,12 @@ int64_t paged_partial_size(int64_t value) {
 }
 template int64_t paged_partial_size<float>(int64_t);
 template int64_t paged_partial_size<double>(int64_t);
+
+HWY_EXPORT(load_narrow_entry);
+void load_narrow(DType type, const std::byte* entry, int64_t rank, int64_t rope, float* latent,
+                 float* rotary) {
+  HWY_DYNAMIC_DISPATCH(load_narrow_entry)(type, entry, rank, rope, latent, rotary);
+}
 
 #define LATENTE_PAGED(NAME, T, S)                                                                   \
   HWY_EXPORT(chunk_##NAME);                                                                         \

@@ -60,7 +60,7 @@ Tensor attention_paged(const Tensor& q, const Tensor& keys, const Tensor& values
 Tensor attention_paged_expanded(const Tensor& q, const Tensor& cache, const Tensor& kv_b,
                                 const PageTensors& pages, double scale) {
   const int64_t rank = kv_b[1];
-  const int64_t rope = Backend::is_narrow_cache(cache.dtype()) ? (cache[3] - rank - 4) / 2 : cache[3] - rank;
+  const int64_t rope = Backend::rotary_width(cache.dtype(), cache[3], rank);
   const int64_t nope = q[2] - rope;
   LATENTE_ASSERT(cache[2] == 1 && kv_b[0] % q[1] == 0 && nope > 0);
   Plan& plan = *q.plan();

@@ -193,6 +193,10 @@ class Backend {
   // An entry of a narrow latent cache (u8, holding int8, or f8e4m3): the codes of the latent, the rotary part
   // in bfloat16, and the scale of the codes in float32, one after the other.
   static constexpr int64_t narrow_entry_bytes(int64_t rank, int64_t rope) { return rank + 2 * rope + 4; }
+  // The rotary part's width in entries of `width` elements, narrow or not.
+  static constexpr int64_t rotary_width(DType type, int64_t width, int64_t rank) {
+    return is_narrow_cache(type) ? (width - rank - 4) / 2 : width - rank;
+  }
   static constexpr bool is_narrow_cache(DType type) { return type == DType::u8 || type == DType::f8e4m3; }
   // Such entries of latent [T, rank] and rotary [T, rope] into cache [pages, page, bytes]; negative slots are
   // skipped. Values that are not finite make the entry not finite.
