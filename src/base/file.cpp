@@ -369,6 +369,10 @@ void recover_directory(const std::string& directory, std::string_view name) {
 
 std::string_view replaced_name(std::string_view name) { return untagged(name, replaced_mark); }
 
+std::string join_path(const std::string& directory, const std::string& name) {
+  return (std::filesystem::path(directory) / name).string();
+}
+
 std::vector<std::string> list_directory(const std::string& path) {
   std::vector<std::string> names;
   std::error_code error;

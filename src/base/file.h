@@ -105,6 +105,8 @@ void recover_directory(const std::string& directory, std::string_view name = {})
 // "x.replaced-0123456789abcdef"), otherwise empty.
 std::string_view replaced_name(std::string_view name);
 
+std::string join_path(const std::string& directory, const std::string& name);
+
 // Names (not paths) of a directory's entries, sorted.
 std::vector<std::string> list_directory(const std::string& path);
 

@@ -18,10 +18,6 @@ constexpr const char* single_name = "model.safetensors";
 constexpr const char* index_name = "model.safetensors.index.json";
 constexpr int64_t max_json_bytes = 256 << 20;
 
-std::string join(const std::string& directory, const std::string& name) {
-  return (fs::path(directory) / name).string();
-}
-
 void check_shard_name(const std::string& shard, const std::string& label) {
   bool plain = shard.find_first_of("/\\") == shard.npos && shard.ends_with(".safetensors") &&
                !has_control_character(shard);
@@ -54,7 +50,7 @@ Checkpoint::Checkpoint(std::string directory) : directory_(std::move(directory))
     fail("{}: expected a checkpoint directory, found none", directory_);
   check_finished(directory_);
   read_config();
-  std::string single = join(directory_, single_name), index_path = join(directory_, index_name);
+  std::string single = join_path(directory_, single_name), index_path = join_path(directory_, index_name);
   if (fs::exists(single, error)) {
     add(std::make_shared<const SafetensorsFile>(single));
     return;
@@ -68,7 +64,7 @@ Checkpoint::Checkpoint(std::string directory) : directory_(std::move(directory))
   for (const auto& [name, shard] : index) {
     auto [place, added] = opened.emplace(shard, nullptr);
     if (added) {
-      std::string path = join(directory_, shard);
+      std::string path = join_path(directory_, shard);
       if (!fs::exists(path, error))
         fail("{}: {} is missing, which {} names for {}", directory_, shard, index_name, printable(name));
       files_.push_back(std::make_shared<const SafetensorsFile>(path));
@@ -98,7 +94,7 @@ void Checkpoint::add(std::shared_ptr<const SafetensorsFile> file) {
 }
 
 void Checkpoint::read_config() {
-  std::string path = join(directory_, "config.json");
+  std::string path = join_path(directory_, "config.json");
   std::error_code error;
   if (!fs::exists(path, error)) return;
   nlohmann::json config = parse_json(read_file(path, max_json_bytes), path);
@@ -156,7 +152,7 @@ std::optional<std::string> Checkpoint::scale_name(std::string_view name) const {
 std::pair<int64_t, int64_t> Checkpoint::block_size() const {
   if (!quantized_)
     fail("{}: expected quantization_config.weight_block_size for FP8 weights, found none",
-         join(directory_, "config.json"));
+         join_path(directory_, "config.json"));
   return block_size_;
 }
 
@@ -273,7 +269,7 @@ void CheckpointWriter::write(const std::string& name, const View& view) {
   if (found == shard_of_.end()) fail("{}: tensor {} was not declared", directory_.target(), printable(name));
   Shard& shard = shards_[found->second];
   if (shard.done) fail("{}: tensor {} is written twice", directory_.target(), name);
-  if (!shard.writer) shard.writer.emplace(join(partial(), shard.name), shard.specs);
+  if (!shard.writer) shard.writer.emplace(join_path(partial(), shard.name), shard.specs);
   shard.writer->write(name, view);
   if (!shard.writer->complete()) return;
   shard.writer->commit();
@@ -282,7 +278,7 @@ void CheckpointWriter::write(const std::string& name, const View& view) {
 }
 
 void CheckpointWriter::write_file(const std::string& name, std::string_view bytes) {
-  write_file_atomically(join(partial(), name), bytes);
+  write_file_atomically(join_path(partial(), name), bytes);
 }
 
 void CheckpointWriter::keep_other_files() {
@@ -291,7 +287,7 @@ void CheckpointWriter::keep_other_files() {
   if (!fs::is_directory(old, error)) return;
   for (const std::string& name : list_directory(old)) {
     bool weights = name == index_name || (name.starts_with("model") && name.ends_with(".safetensors"));
-    std::string from = join(old, name), to = join(partial(), name);
+    std::string from = join_path(old, name), to = join_path(partial(), name);
     if (weights || fs::exists(fs::symlink_status(to, error))) continue;
     fs::copy(
         from, to,

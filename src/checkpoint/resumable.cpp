@@ -18,10 +18,6 @@ constexpr const char* index_name = "model.safetensors.index.json";
 constexpr int64_t max_manifest_bytes = 256 << 20;
 constexpr int64_t header_room = 16 << 20;  // bytes of headers, index and tokenizer beside the tensors
 
-std::string join(const std::string& directory, const std::string& name) {
-  return (fs::path(directory) / name).string();
-}
-
 bool exists(const std::string& path) {
   std::error_code error;
   return fs::exists(path, error);
@@ -65,7 +61,7 @@ std::optional<Difference> first_difference(const nlohmann::json& before, const n
 }  // namespace
 
 void check_finished(const std::string& directory) {
-  if (exists(join(directory, manifest_name))) {
+  if (exists(join_path(directory, manifest_name))) {
     fail("{}: a conversion that is not finished ({}): run the same latente convert again to go on", directory,
          manifest_name);
   }
@@ -107,7 +103,7 @@ ResumableCheckpoint::ResumableCheckpoint(const std::string& directory, const nlo
   remove_other_weights();
 }
 
-std::string ResumableCheckpoint::path(const std::string& name) const { return join(directory_, name); }
+std::string ResumableCheckpoint::path(const std::string& name) const { return join_path(directory_, name); }
 
 void ResumableCheckpoint::plan(std::vector<TensorSpec> specs, int64_t max_shard_bytes) {
   if (max_shard_bytes <= 0)

@@ -31,10 +31,6 @@ struct Manifest {
   std::map<std::string, FileRecord> files;  // by path relative to the state's directory
 };
 
-std::string join(const std::string& directory, const std::string& name) {
-  return (fs::path(directory) / name).string();
-}
-
 std::string checksum_of(std::span<const std::byte> bytes) { return fmt::format("{:016x}", xxh64(bytes)); }
 
 std::string checksum_of(const Json& json) {
@@ -53,7 +49,7 @@ std::string manifest_text(const Manifest& manifest) {
 }
 
 Manifest read_manifest(const std::string& directory) {
-  std::string path = join(directory, manifest_name);
+  std::string path = join_path(directory, manifest_name);
   Json json = parse_json(read_file(path, max_json_bytes), path);
   auto bad = [&](const std::string& what) {
     fail("{}: expected a training state's manifest, found {}", path, what);
@@ -85,7 +81,7 @@ Manifest read_manifest(const std::string& directory) {
 
 void verify_files(const std::string& directory, const Manifest& manifest, TrainingState::Verify verify) {
   for (const auto& [name, record] : manifest.files) {
-    MappedFile file(join(directory, name));
+    MappedFile file(join_path(directory, name));
     if (file.size() != record.bytes)
       fail("{}: expected {} bytes, found {}", file.path(), record.bytes, file.size());
     if (verify == TrainingState::Verify::sizes) continue;
@@ -123,7 +119,7 @@ std::vector<Candidate> candidates(const std::string& directory) {
     if (!step) continue;
     std::string_view original = replaced_name(name);
     if (!original.empty() && std::binary_search(names.begin(), names.end(), original)) continue;
-    Candidate candidate{join(directory, name), *step, std::nullopt, {}};
+    Candidate candidate{join_path(directory, name), *step, std::nullopt, {}};
     try {
       candidate.manifest = read_manifest(candidate.directory);
     } catch (const Error& error) {
@@ -149,7 +145,7 @@ void check_finite(const Json& json, const std::string& path) {
 }  // namespace
 
 TrainingStateWriter::TrainingStateWriter(const std::string& directory, int64_t step)
-    : directory_(directory), step_(step), files_(join(directory, fmt::format("step-{:06}", step))) {
+    : directory_(directory), step_(step), files_(join_path(directory, fmt::format("step-{:06}", step))) {
   LATENTE_ASSERT(step >= 0);
   recover_directory(directory_);
 }
@@ -168,7 +164,7 @@ void TrainingStateWriter::json(const Json& state) {
 }
 
 void TrainingStateWriter::model(const std::function<void(const std::string&)>& write) {
-  std::string path = join(files_.partial(), "model");
+  std::string path = join_path(files_.partial(), "model");
   std::error_code error;
   fs::create_directory(path, error);
   if (error) fail("{}: cannot create: {}", path, error.message());
@@ -176,11 +172,11 @@ void TrainingStateWriter::model(const std::function<void(const std::string&)>& w
 }
 
 void TrainingStateWriter::commit(int keep_last) {
-  SafetensorsWriter optimizer(join(files_.partial(), optimizer_name), specs_);
+  SafetensorsWriter optimizer(join_path(files_.partial(), optimizer_name), specs_);
   for (size_t i = 0; i < specs_.size(); ++i) optimizer.write(specs_[i].name, views_[i]);
   optimizer.commit();
   if (state_.empty()) json(Json::object());
-  write_file_atomically(join(files_.partial(), state_name), state_);
+  write_file_atomically(join_path(files_.partial(), state_name), state_);
 
   Manifest manifest;
   manifest.step = step_;
@@ -193,7 +189,7 @@ void TrainingStateWriter::commit(int keep_last) {
     manifest.files[entry.path().lexically_relative(files_.partial()).generic_string()] = {
         file.size(), checksum_of(file.bytes())};
   }
-  write_file_atomically(join(files_.partial(), manifest_name), manifest_text(manifest));
+  write_file_atomically(join_path(files_.partial(), manifest_name), manifest_text(manifest));
   files_.commit();
 
   if (keep_last <= 0) return;
@@ -208,12 +204,12 @@ TrainingState::TrainingState(std::string directory, Verify verify) : directory_(
   verify_files(directory_, manifest, verify);
   step_ = manifest.step;
   serial_ = manifest.serial;
-  std::string path = join(directory_, state_name);
+  std::string path = join_path(directory_, state_name);
   json_ = std::make_shared<const Json>(parse_json(read_file(path, max_json_bytes), path));
-  tensors_ = std::make_shared<const SafetensorsFile>(join(directory_, optimizer_name));
+  tensors_ = std::make_shared<const SafetensorsFile>(join_path(directory_, optimizer_name));
 }
 
-std::string TrainingState::model_directory() const { return join(directory_, "model"); }
+std::string TrainingState::model_directory() const { return join_path(directory_, "model"); }
 
 LatestGood latest_good(const std::string& directory) {
   LatestGood latest;
