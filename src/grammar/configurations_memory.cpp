@@ -12,6 +12,7 @@ Configurations::Holder::Holder(std::shared_ptr<Configurations> home, uint32_t co
 }
 
 Configurations::Holder& Configurations::Holder::operator=(const Holder& other) {
+  if (this == &other) return *this;
   if (home_ != other.home_) {
     home_->holders_.erase(this);
     home_ = other.home_;

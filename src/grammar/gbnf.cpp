@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "base/utf8.h"
+#include "grammar/scanner.h"
 
 namespace latente::grammar {
 namespace {
@@ -16,9 +17,9 @@ bool is_name_character(char c) {
   return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' || c == '_';
 }
 
-class Parser {
+class Parser : Scanner {
  public:
-  Parser(std::string_view text, const std::string& name) : text_(text), name_(name) {}
+  Parser(std::string_view text, const std::string& name) : Scanner(text), name_(name) {}
 
   Grammar parse() {
     if (const size_t valid = unicode::valid_prefix(text_); valid != text_.size())
@@ -50,13 +51,6 @@ class Parser {
     broken(at_, fmt::format("expected {}, found {}", what, found));
   }
 
-  bool done() const { return at_ == text_.size(); }
-  char peek() const { return done() ? '\0' : text_[at_]; }
-  bool take(std::string_view what) {
-    if (!text_.substr(at_).starts_with(what)) return false;
-    at_ += what.size();
-    return true;
-  }
   void skip_space(bool lines) {
     for (; !done(); ++at_) {
       const char c = text_[at_];
@@ -263,9 +257,7 @@ class Parser {
     return one_of(negated ? set.complement() : std::move(set));
   }
 
-  std::string_view text_;
   const std::string& name_;
-  size_t at_ = 0;
   int repeats_ = 0;
   Grammar grammar_;
   std::map<std::string, uint32_t, std::less<>> index_;

@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "base/utf8.h"
 #include "grammar/json_text.h"
+#include "grammar/scanner.h"
 
 namespace latente::grammar {
 namespace {
@@ -31,10 +32,10 @@ const CharSet& line_ends() {
   return set;
 }
 
-class Parser {
+class Parser : Scanner {
  public:
   Parser(std::string_view pattern, const std::string& where, const Expression& any_characters)
-      : pattern_(pattern), where_(where), any_characters_(any_characters) {}
+      : Scanner(pattern), where_(where), any_characters_(any_characters) {}
 
   Expression parse() {
     std::vector<Expression> all;
@@ -54,13 +55,6 @@ class Parser {
  private:
   [[noreturn]] void broken(std::string_view what) const {
     fail("{}: at character {} of the pattern: {}", where_, at_ + 1, what);
-  }
-  bool done() const { return at_ == pattern_.size(); }
-  char peek() const { return done() ? '\0' : pattern_[at_]; }
-  bool take(std::string_view what) {
-    if (!pattern_.substr(at_).starts_with(what)) return false;
-    at_ += what.size();
-    return true;
   }
 
   Expression alternatives(int nesting) {
@@ -137,7 +131,7 @@ class Parser {
     if (peek() == '*' || peek() == '+' || peek() == '?' || peek() == '{') broken("nothing to repeat");
     if (peek() == '}' || peek() == ']') broken("expected \\ before a lone } or ]");
     if (!take("\\")) {
-      const char32_t c = unicode::decode(pattern_, at_);
+      const char32_t c = unicode::decode(text_, at_);
       return json_character({{c, c}});
     }
     if (const std::optional<CharSet> set = escaped_set()) return json_character(*set);
@@ -154,22 +148,22 @@ class Parser {
       if (take("\\")) {
         if (const std::optional<CharSet> named = escaped_set()) {
           set.add(*named);
-          if (peek() == '-' && at_ + 1 < pattern_.size() && pattern_[at_ + 1] != ']')
+          if (peek() == '-' && at_ + 1 < text_.size() && text_[at_ + 1] != ']')
             broken("a range from a class");
           continue;
         }
         low = escaped_character(true);
       } else {
-        low = unicode::decode(pattern_, at_);
+        low = unicode::decode(text_, at_);
       }
       char32_t high = low;
-      if (peek() == '-' && at_ + 1 < pattern_.size() && pattern_[at_ + 1] != ']') {
+      if (peek() == '-' && at_ + 1 < text_.size() && text_[at_ + 1] != ']') {
         ++at_;
         if (take("\\")) {
           if (escaped_set()) broken("a range to a class");
           high = escaped_character(true);
         } else {
-          high = unicode::decode(pattern_, at_);
+          high = unicode::decode(text_, at_);
         }
         if (high < low) broken("a range's first character lies behind its last");
       }
@@ -197,7 +191,7 @@ class Parser {
     static constexpr std::string_view syntax = "^$\\.*+?()[]{}|/", named = "tnvfr", values = "\t\n\v\f\r";
     if (syntax.find(c) != syntax.npos || c == '-' || (c & 0x80) != 0 || (c > ' ' && c < '0') || c == '"' ||
         (c > '9' && c < 'A') || c == '_' || c == '`' || c == '~') {
-      return unicode::decode(pattern_, at_);
+      return unicode::decode(text_, at_);
     }
     if (const size_t i = named.find(c); i != named.npos) {
       ++at_;
@@ -248,10 +242,8 @@ class Parser {
     return c;
   }
 
-  std::string_view pattern_;
   const std::string& where_;
   const Expression& any_characters_;
-  size_t at_ = 0;
 };
 
 }  // namespace
