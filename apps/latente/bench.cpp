@@ -17,6 +17,7 @@
 #include "model/gguf.h"
 #include "model/model_source.h"
 #include "model/run_weights.h"
+#include "profile.h"
 #include "session.h"
 
 namespace latente {
@@ -28,7 +29,7 @@ struct BenchOptions {
   int64_t prompt = 512, generate = 128, repeat = 3;
   std::vector<int64_t> depths = {0};
   int threads = 0;
-  bool json = false;
+  bool json = false, profile = false;
 };
 
 struct Row {
@@ -106,10 +107,17 @@ class Bench {
   Row measure(const char* kind, int64_t count, int64_t depth, const Body& body) {
     std::vector<double> rates;
     body();  // records plans, warms caches
+    std::map<std::string, double> seconds;
+    if (options_.profile) runner_->runner().profile_into(&seconds);
     for (int64_t i = 0; i < options_.repeat; ++i) {
       const auto start = std::chrono::steady_clock::now();
       body();
       rates.push_back(static_cast<double>(count) / seconds_since(start));
+    }
+    if (options_.profile) {
+      runner_->runner().profile_into(nullptr);
+      fmt::print("\n{} {} at {}:\n", kind, count, depth);
+      print_profile(seconds);
     }
     std::sort(rates.begin(), rates.end());
     Row row{kind, count, depth};
@@ -129,6 +137,8 @@ class Bench {
     Row row = measure("decode", options_.generate, depth, [&] {
       for (int64_t i = 0; i < options_.generate; ++i) runner_->forward(tokens(1), depth + i, 1);
     });
+    // Others may have been busy the first time.
+    bandwidth_ = std::max(bandwidth_, measure_read_bandwidth(backend_.threads()));
     const int64_t context = depth + options_.generate / 2;  // on average
     const int64_t layers = model_->config().num_hidden_layers;
     const int64_t cache = context * runner_->runner().cache_bytes_per_token() * layers /
@@ -220,7 +230,8 @@ void add_bench(CLI::App& app) {
   command->add_option("--repeat", options->repeat, "Runs of each; the median is shown")
       ->capture_default_str()
       ->check(CLI::Range(1, 1000));
-  command->add_flag("--json", options->json, "An object a line");
+  auto* profile = command->add_flag("--profile", options->profile, "Show the time of each op, too");
+  command->add_flag("--json", options->json, "An object a line")->excludes(profile);
   command->callback([options] { Bench(*options).run(); });
 }
 

@@ -11,6 +11,7 @@
 #include "commands.h"
 #include "cpu/cpu_backend.h"
 #include "cpu/peak.h"
+#include "profile.h"
 #include "train/metrics.h"
 #include "train_display.h"
 
@@ -125,15 +126,6 @@ class Watcher final : public TrainObserver {
   TrainDisplay display_;
   std::vector<std::unique_ptr<MetricWriter>> writers_;
 };
-
-void print_profile(const std::map<std::string, double>& seconds) {
-  std::vector<std::pair<double, std::string>> rows;
-  double total = 0;
-  for (const auto& [op, time] : seconds) rows.emplace_back(time, op), total += time;
-  std::sort(rows.rbegin(), rows.rend());
-  for (const auto& [time, op] : rows)
-    fmt::print("{:<40}{:>10.3f} s{:>7.1f} %\n", op, time, 100 * time / total);
-}
 
 void train(const TrainFlags& flags) {
   auto options = load_options<TrainOptions>(flags.config);

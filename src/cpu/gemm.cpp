@@ -28,7 +28,7 @@ class Multiplication {
       : pool_(pool), problems_(problems) {}
 
   void run() {
-    Tasks tasks(pool_, problems_, {tile_rows(), tile_columns<T>()});
+    Tasks tasks(pool_, problems_, {[](int64_t) { return tile_rows(); }, tile_columns<T>()});
     tasks.run([this](const Task& task) { compute(task); });
   }
 

@@ -17,7 +17,8 @@ namespace latente::gemm {
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct Tile {
-  int64_t rows, columns;
+  int64_t (*rows)(int64_t m);  // for a product of m rows
+  int64_t columns;
 };
 
 struct Task {
@@ -104,7 +105,7 @@ class Tasks {
     }
     Division division;
     division.problem = index;
-    division.panels = Panels(m, tile_.rows);
+    division.panels = Panels(m, tile_.rows(m));
     division.n = n;
     division.first_task = count_;
     division.across = divide_up(n, width);

@@ -21,12 +21,15 @@ constexpr int64_t panels_at_once = 24;  // of rows
 constexpr int64_t usual_depth = 512;  // of a block of k: two panels of columns stay in the first-level cache
 
 void compute(Form form, const Problem& p, const Task& task) {
-  const int64_t groups = groups_of(p.k, form.group), tile = tile_rows();
+  const int64_t groups = groups_of(p.k, form.group);
+  const Unit unit = unit_for(p.m);
   // One panel of rows reads the columns once, from end to end.
   const int64_t depth = task.last - task.first == 1 ? groups : std::max<int64_t>(usual_depth / form.group, 1);
   thread_local Scratch<std::byte> of_rows;
-  std::byte* rows = of_rows.reserve(packed_bytes(std::min(panels_at_once, task.last - task.first) * tile,
-                                                 form.group, std::min(depth, groups)));
+  const int64_t most_panels = std::min(panels_at_once, task.last - task.first);
+  std::byte* rows = of_rows.reserve(
+      unit == Unit::amx ? packed_amx_bytes(most_panels, form.group, std::min(depth, groups))
+                        : packed_bytes(most_panels * rows_of_tile(unit), form.group, std::min(depth, groups)));
   const std::byte* panels = p.panels + task.n0 / panel_rows * panel_bytes(form, p.k);
   Block block;
   block.panels = task.panels;
@@ -50,8 +53,8 @@ void compute(Form form, const Problem& p, const Task& task) {
     for (int64_t i = task.first; i < task.last; i += panels_at_once) {
       block.first = i;
       block.last = std::min(i + panels_at_once, task.last);
-      pack_rows(p.a, block.panels, block.first, block.last, g * form.group, p.k, form, block.groups, rows);
-      multiply_block(block);
+      pack_rows(unit, p.a, block.panels, block.first, block.last, g * form.group, p.k, form, block.groups, rows);
+      multiply_block(unit, block);
     }
   }
   if (p.bias && p.accumulate) {
@@ -125,7 +128,7 @@ bool quantise(ThreadPool& pool, Form form, const float* values, const float* imp
 
 void multiply(ThreadPool& pool, Form form, std::span<const Problem> problems) {
   // Two panels of columns share the activations.
-  Tasks tasks(pool, problems, {tile_rows(), 2 * panel_rows});
+  Tasks tasks(pool, problems, {[](int64_t rows) { return rows_of_tile(unit_for(rows)); }, 2 * panel_rows});
   tasks.run([&](const Task& task) { compute(form, problems[task.problem], task); });
 }
 

@@ -30,9 +30,9 @@ constexpr int64_t lanes = static_cast<int64_t>(hn::MaxLanes(Floats()));
 constexpr int vectors = static_cast<int>(panel_rows / lanes);  // of a panel at one step
 
 #if HWY_TARGET <= HWY_AVX3
-inline constexpr int rows_of_tile = 6;
+inline constexpr int tile_rows = 6;
 #else
-inline constexpr int rows_of_tile = 4;
+inline constexpr int tile_rows = 4;
 #endif
 
 // Panels of columns that a tile of `rows` rows takes at once.
@@ -213,13 +213,13 @@ constexpr std::array<TileFunction, sizeof...(H)> tile_table(std::integer_sequenc
 
 template <int bits>
 void block_of(const Block& b) {
-  constexpr auto heights = std::make_integer_sequence<int, rows_of_tile>();
+  constexpr auto heights = std::make_integer_sequence<int, tile_rows>();
   static constexpr auto narrow = tile_table<bits, false>(heights);
   static constexpr auto wide = tile_table<bits, true>(heights);
   const int64_t start = b.panels.start(b.first), row_bytes = packed_bytes(1, b.form.group, b.groups);
   // Heights of several panels differ by one; all of them take as many columns at once as the tallest.
   const int64_t at_once =
-      panels_of(b.last - b.first > 1 ? rows_of_tile : static_cast<int>(b.panels.height(b.first)));
+      panels_of(b.last - b.first > 1 ? tile_rows : static_cast<int>(b.panels.height(b.first)));
   for (int64_t j = 0; j < b.n;) {
     const bool several = b.n - j >= at_once * panel_rows;
     const int64_t columns = several ? at_once * panel_rows : std::min(b.n - j, panel_rows);
@@ -277,6 +277,23 @@ int32_t quantise_group(const float* x, int64_t count, int64_t group, int8_t* cod
   return hn::GetLane(hn::SumOfLanes(di, sum));
 }
 
+void rows_for_amx(const gemm::Lines<float>& a, const gemm::Panels& panels, int64_t first, int64_t last,
+                  int64_t k, int64_t end, int64_t group, int64_t groups, std::byte* to) {
+  for (int64_t p = first; p < last; ++p) {
+    for (int64_t i = 0; i < panels.height(p); ++i) {
+      const float* row = a.line(panels.start(p) + i);
+      for (int64_t g = 0; g < groups; ++g) {
+        std::byte* at = to + packed_amx_bytes(1, group, (p - first) * groups + g);
+        const int64_t column = k + g * group;
+        float scale;
+        quantise_group(row + column, std::min(group, end - column), group,
+                       reinterpret_cast<int8_t*>(at + i * group), scale);
+        std::memcpy(at + rows_of_amx_tile * group + 4 * i, &scale, 4);
+      }
+    }
+  }
+}
+
 void rows(const gemm::Lines<float>& a, const gemm::Panels& panels, int64_t first, int64_t last, int64_t k,
           int64_t end, Form form, int64_t groups, std::byte* to) {
   const int64_t group = form.group;
@@ -302,7 +319,8 @@ void rows(const gemm::Lines<float>& a, const gemm::Panels& panels, int64_t first
   }
 }
 
-int64_t rows_of_tile_here() { return rows_of_tile; }
+int64_t rows_of_tile_here() { return tile_rows; }
+bool may_use_amx() { return HWY_TARGET == HWY_AVX3_DL; }
 
 // Independent chains of products on registers; returns the operations done.
 double products(int64_t rounds, int32_t* sink) {
@@ -329,16 +347,35 @@ HWY_AFTER_NAMESPACE();
 namespace latente::quantised {
 
 HWY_EXPORT(rows_of_tile_here);
+HWY_EXPORT(may_use_amx);
 HWY_EXPORT(rows);
+HWY_EXPORT(rows_for_amx);
 HWY_EXPORT(block);
 HWY_EXPORT(products);
 
-int64_t tile_rows() { return HWY_DYNAMIC_DISPATCH(rows_of_tile_here)(); }
-void pack_rows(const gemm::Lines<float>& a, const gemm::Panels& panels, int64_t first, int64_t last,
-               int64_t k, int64_t end, Form form, int64_t groups, std::byte* to) {
-  HWY_DYNAMIC_DISPATCH(rows)(a, panels, first, last, k, end, form, groups, to);
+Unit unit_for(int64_t rows) {
+  constexpr int64_t worthwhile = 8;
+  return rows >= worthwhile && amx_available() && HWY_DYNAMIC_DISPATCH(may_use_amx)() ? Unit::amx
+                                                                                      : Unit::vectors;
 }
-void multiply_block(const Block& b) { HWY_DYNAMIC_DISPATCH(block)(b); }
+int64_t rows_of_tile(Unit unit) {
+  return unit == Unit::amx ? rows_of_amx_tile : HWY_DYNAMIC_DISPATCH(rows_of_tile_here)();
+}
+void pack_rows(Unit unit, const gemm::Lines<float>& a, const gemm::Panels& panels, int64_t first,
+               int64_t last, int64_t k, int64_t end, Form form, int64_t groups, std::byte* to) {
+  if (unit == Unit::amx) {
+    HWY_DYNAMIC_DISPATCH(rows_for_amx)(a, panels, first, last, k, end, form.group, groups, to);
+  } else {
+    HWY_DYNAMIC_DISPATCH(rows)(a, panels, first, last, k, end, form, groups, to);
+  }
+}
+void multiply_block(Unit unit, const Block& b) {
+  if (unit == Unit::amx) {
+    multiply_block_amx(b);
+  } else {
+    HWY_DYNAMIC_DISPATCH(block)(b);
+  }
+}
 double run_products(int64_t rounds, int32_t* sink) { return HWY_DYNAMIC_DISPATCH(products)(rounds, sink); }
 
 }  // namespace latente::quantised

@@ -6,19 +6,27 @@
 
 namespace latente::quantised {
 
-// The register tile of this machine.
-int64_t tile_rows();
+// What multiplies: vectors, or AMX (quantised_amx.cpp) where the machine has it and rows repay it.
+enum class Unit : uint8_t { vectors, amx };
+Unit unit_for(int64_t rows);
 
-// Packed activations: for each panel of H rows and each group, float scales [H], int32 starts [H] (what a sum
-// of products begins with), codes [group / 4, H, 4].
+inline constexpr int64_t rows_of_amx_tile = 16;
+int64_t rows_of_tile(Unit unit);
+
+// Packed activations. Vectors: for each panel of H rows and each group, float scales [H], int32 starts [H]
+// (what a sum of products begins with), codes [group / 4, H, 4]. AMX: a panel is 16 rows, those beyond its
+// height undefined; for each group codes [16, group], float scales [16].
 inline int64_t packed_bytes(int64_t rows, int64_t group, int64_t groups) {
   return rows * groups * (8 + group);
+}
+inline int64_t packed_amx_bytes(int64_t panels, int64_t group, int64_t groups) {
+  return panels * rows_of_amx_tile * groups * (4 + group);
 }
 
 // Packs the panels [first, last) of the rows of `a`, `groups` groups from column k on; beyond column `end`
 // are zeros. A row that holds a NaN or an infinity becomes NaN.
-void pack_rows(const gemm::Lines<float>& a, const gemm::Panels& panels, int64_t first, int64_t last,
-               int64_t k, int64_t end, Form form, int64_t groups, std::byte* to);
+void pack_rows(Unit unit, const gemm::Lines<float>& a, const gemm::Panels& panels, int64_t first,
+               int64_t last, int64_t k, int64_t end, Form form, int64_t groups, std::byte* to);
 
 // c = init + a · w for the row panels [first, last) and n columns; a null init means zeros.
 struct Block {
@@ -35,7 +43,10 @@ struct Block {
   const float* init = nullptr;
   int64_t init_row = 0;
 };
-void multiply_block(const Block& block);
+void multiply_block(Unit unit, const Block& block);
+
+bool amx_available();
+void multiply_block_amx(const Block& block);
 
 // As many products of bytes as the registers allow, for measuring; returns the operations (two a product).
 double run_products(int64_t rounds, int32_t* sink);

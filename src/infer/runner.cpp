@@ -192,7 +192,11 @@ std::span<float> Runner::run(int64_t module, int64_t level, std::span<const Row>
     backend_->upload(values_.data(), record.wanted.view());
   }
 
-  record.plan->run();
+  if (seconds_) {
+    record.plan->run_profiled(*seconds_);
+  } else {
+    record.plan->run();
+  }
   if (wanted == 0) return {};
 
   const int64_t vocabulary = record.logits[1];

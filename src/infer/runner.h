@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <span>
+#include <string>
 
 #include "model/transformer.h"
 
@@ -60,6 +61,9 @@ class Runner {
   // leaves its own at level k + 1.
   std::span<float> predict(int64_t k, int64_t level, std::span<const Row> rows, Form form);
 
+  // From now on passes add the time of each op to `seconds` (Plan::run_profiled); null = no more.
+  void profile_into(std::map<std::string, double>* seconds) { seconds_ = seconds; }
+
   const Transformer& model() const { return *model_; }
   Backend& backend() { return *backend_; }
   const std::vector<LayerCache>& caches() const { return caches_; }
@@ -102,6 +106,7 @@ class Runner {
   size_t plans_recorded_ = 0;
   std::shared_ptr<void> arena_;
   int64_t arena_bytes_ = 0;
+  std::map<std::string, double>* seconds_ = nullptr;
   std::vector<int32_t> values_;
   std::vector<float> logits_;
   std::vector<double> wide_logits_;

@@ -18,6 +18,7 @@ class SequenceRunner {
   std::span<float> predict(int64_t k, std::span<const int32_t> later, int64_t first);
 
   const Runner& runner() const { return runner_; }
+  Runner& runner() { return runner_; }
 
  private:
   std::vector<Row>& rows(std::span<const int32_t> tokens, int64_t first, int64_t wanted);

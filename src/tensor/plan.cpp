@@ -227,10 +227,17 @@ void Plan::run_profiled(std::map<std::string, double>& seconds) {
   using Clock = std::chrono::steady_clock;
   for (const Node& node : nodes_) {
     if (node.replaced) continue;
+    std::string label = node.op;
+    for (const Tensor& read : node.reads) {
+      std::string_view name = read.name();
+      if (name.ends_with(".weight")) name.remove_suffix(7);
+      const size_t dot = name.rfind('.');  // as in "model.layers.3.self_attn.q_proj"
+      if (!read.plan() && dot != name.npos) label.append(" ").append(name.substr(dot + 1));
+    }
     Clock::time_point start = Clock::now();
     node.run(*backend_);
     backend_->synchronize();
-    seconds[node.op] += std::chrono::duration<double>(Clock::now() - start).count();
+    seconds[label] += std::chrono::duration<double>(Clock::now() - start).count();
   }
 }
 

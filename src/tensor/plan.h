@@ -69,7 +69,8 @@ class Plan {
   // As run(), calling `observe` before each op with its name and what it reads.
   using Observer = std::function<void(std::string_view op, std::span<const Tensor> reads)>;
   void run_observed(const Observer& observe);
-  // As run(), adding each op's wall time to `seconds` under its name.
+  // As run(), adding each op's wall time to `seconds` under its name and those of the parameters it reads,
+  // layers together: "linear q_proj".
   void run_profiled(std::map<std::string, double>& seconds);
 
   Backend& backend() const { return *backend_; }
