@@ -13,40 +13,59 @@ DraftLength::DraftLength(int64_t most, double acceptance, int64_t trials)
   for (Choice& choice : choices_) choice.wait = first_wait, choice.trial = trials;
 }
 
-double DraftLength::rate(size_t drafts) const {
-  double tokens = 1, right = 1;
-  for (size_t i = 0; i < drafts; ++i) tokens += right *= acceptance_[i];
-  return tokens / choices_[drafts].seconds;
+double DraftLength::tokens(size_t drafts) const {
+  double gained = 0, right = 1;
+  for (size_t i = 0; i < drafts; ++i) gained += right *= acceptance_[i];
+  return 1 + choices_[drafts].share * gained;
+}
+
+size_t DraftLength::tried() const {
+  size_t n = 0;
+  while (n < choices_.size() && choices_[n].passes > 0) ++n;
+  return n;
+}
+
+size_t DraftLength::best() const {
+  size_t best = 0;
+  for (size_t n = 1; n < tried(); ++n) {
+    if (rate(n) > rate(best)) best = n;
+  }
+  return best;
 }
 
 int64_t DraftLength::choose() {
   ++pass_;
-  size_t best = 0;
-  for (size_t n = choices_.size(); n-- > 0;) {
-    if (choices_[n].passes == 0) {  // untried: the longest first
-      best = n;
-      break;
+  trying_ = false;
+  size_t chosen = 0;
+  if (tried() > 0) {
+    const size_t pays = chosen = best();
+    for (size_t n = choices_.size(); n-- > 0 && chosen == pays && affordable();) {
+      if (n == pays || !may_try(n)) continue;
+      Choice& choice = choices_[n];
+      if (choice.trial == 0 && pass_ - choice.last >= choice.wait) {
+        choice.trial = trials_;
+        choice.wait = std::min(2 * choice.wait, longest_wait);
+      }
+      if (choice.trial > 0) chosen = n;
     }
-    if (rate(n) > rate(best)) best = n;
-  }
-  size_t chosen = best;
-  for (size_t n = 0; n < choices_.size() && choices_[best].passes > 0; ++n) {
-    Choice& choice = choices_[n];
-    if (n == best) continue;
-    if (choice.trial == 0 && pass_ - choice.last >= choice.wait) {
-      choice.trial = trials_;
-      choice.wait = std::min(2 * choice.wait, longest_wait);
-    }
-    if (choice.trial > 0) {
-      chosen = n;
-      break;
+    if (chosen == pays) {
+      choices_[chosen].wait = first_wait;
+    } else {
+      trying_ = true;
     }
   }
   Choice& choice = choices_[chosen];
   choice.last = pass_;
   choice.trial = std::max<int64_t>(choice.trial - 1, 0);
-  if (chosen == best) choice.wait = first_wait;
   return static_cast<int64_t>(chosen);
+}
+
+bool DraftLength::promising() const {
+  if (most() == 0) return false;
+  if (tried() == 0 || best() > 0) return true;
+  return std::any_of(choices_.begin() + 1, choices_.end(),
+                     [](const Choice& choice) { return choice.passes > 0 && choice.trial > 0; }) ||
+         tried() == 1;
 }
 
 void DraftLength::judge(int64_t drafted, int64_t accepted) {
@@ -57,13 +76,18 @@ void DraftLength::judge(int64_t drafted, int64_t accepted) {
   }
 }
 
-void DraftLength::time(int64_t drafted, double seconds, bool unusual) {
+void DraftLength::time(int64_t drafted, double seconds, bool unusual, double share) {
+  const auto n = static_cast<size_t>(std::min(drafted, most()));
+  Choice& choice = choices_[n];
+  spent_ += seconds;
+  if (trying_ && tried() > 0) lost_ += std::max(seconds - tokens(n) / rate(best()), 0.0);
+  trying_ = false;
   if (unusual) return;
-  Choice& choice = choices_[static_cast<size_t>(std::min(drafted, most()))];
   // Any pass may be interrupted: what takes far longer than usual counts little.
   if (choice.passes > 0) seconds = std::min(seconds, 2 * choice.seconds);
   const double weight = std::max(1.0 / static_cast<double>(choice.passes + 1), 0.1);
   choice.seconds += weight * (seconds - choice.seconds);
+  choice.share += weight * (share - choice.share);
   ++choice.passes;
 }
 

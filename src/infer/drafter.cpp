@@ -1,5 +1,7 @@
 #include "infer/drafter.h"
 
+#include <algorithm>
+
 namespace latente {
 namespace {
 
@@ -18,7 +20,24 @@ int32_t Drafter::state_of(const Sequence& sequence, int64_t position, const Stre
   return static_cast<int32_t>(sequence.place * ring + position % ring);
 }
 
+void Drafter::let_lie(Sequence& s) {
+  // A pass over the next piece of a prompt may overwrite any state.
+  if (s.behind() > (s.reading() ? 0 : most_behind)) s.modules_from = -1;
+}
+
+bool Drafter::begin_anew(Sequence& s) {
+  const int64_t page = runner_->options().page_size;
+  const int64_t first = std::max(s.processed - most_behind, s.states_from);
+  const int64_t from = (first + page - 1) / page * page;
+  if (from >= s.processed) return false;
+  s.modules_from = from;
+  std::fill(s.predicted.begin(), s.predicted.end(), from);
+  runner_->set_first_module_page(s.place, from / page);
+  return true;
+}
+
 void Drafter::catch_up(Sequence& s, const Stretch& last) {
+  if (s.lost()) return;
   for (int64_t k = 0; k < std::min(runner_->modules(), s.depth); ++k) {
     int64_t& done = s.predicted[static_cast<size_t>(k)];
     // The last position that the main model has run is left for drafting to begin with.

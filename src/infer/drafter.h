@@ -26,6 +26,11 @@ class Drafter {
   // been run. The modules may be up to most_behind positions behind what ran before it.
   void catch_up(Sequence& sequence, const Stretch& last = {});
   static constexpr int64_t most_behind = 64;
+  // Modules that are to be left behind have lost the thread when they are that far.
+  void let_lie(Sequence& sequence);
+  // Lets modules that have lost it begin anew, with a context that begins not far back. Drafts may be worse
+  // for it; the text is the same. False where no page begins among the positions whose states are kept.
+  bool begin_anew(Sequence& sequence);
 
   // Drafts wanted[i] tokens for sequences[i], whose modules must be at most a few positions behind.
   void draft(std::span<Sequence* const> sequences, std::span<const int64_t> wanted);

@@ -79,7 +79,7 @@ void Engine::cancel(uint64_t id) {
 
 // What was run is kept for later sequences.
 void Engine::leave(Sequence& s) {
-  drafter_.catch_up(s);
+  if (keeps_up(s, running_.size())) drafter_.catch_up(s);
   remember(s, s.processed);
   for (int32_t page : s.pages) pool_.release(page);
   s.pages.clear();
@@ -92,7 +92,7 @@ void Engine::remember(Sequence& s, int64_t tokens) {
   if (tokens <= s.remembered) return;
   // The modules stop a little before the end; whoever continues from here runs those positions again.
   int64_t modules = 0;
-  for (int64_t k = 0; k < std::min(runner_.modules(), s.depth); ++k) {
+  for (int64_t k = 0; s.modules_from == 0 && k < std::min(runner_.modules(), s.depth); ++k) {
     if (s.predicted[static_cast<size_t>(k)] + k + 1 < tokens) break;
     ++modules;
   }
@@ -122,6 +122,12 @@ bool Engine::start(Sequence& s) {
   const int64_t page_size = pool_.page_size();
   const int64_t modules = std::min(s.depth, runner_.modules());
   PagePool::Match match = pool_.match(s.tokens, modules);
+  bool lost = false;
+  if (s.adaptive && modules > 0) {
+    PagePool::Match without = pool_.match(s.tokens, 0);
+    lost = without.positions >= match.positions + page_size;
+    if (lost) match = std::move(without);
+  }
   const int64_t reuse = std::min(match.positions, s.length() - 1);
   const size_t shared = static_cast<size_t>(reuse / page_size);
   const bool copies = reuse % page_size != 0;
@@ -151,7 +157,10 @@ bool Engine::start(Sequence& s) {
   }
   s.processed = std::min(reuse, static_cast<int64_t>(s.pages.size()) * page_size);
   s.remembered = s.processed;
-  for (int64_t k = 0; k < modules; ++k) s.predicted[static_cast<size_t>(k)] = s.processed;
+  std::fill(s.predicted.begin(), s.predicted.end(), s.processed);
+  s.states_from = s.processed;
+  s.modules_from = lost ? -1 : 0;
+  if (runner_.modules() > 0) runner_.set_first_module_page(s.place, 0);
   for (size_t i = 0; i < s.pages.size(); ++i) runner_.set_page(s.place, static_cast<int64_t>(i), s.pages[i]);
   if (s.stats.generated_tokens == 0) {
     s.stats.reused_tokens = s.processed;
@@ -274,7 +283,11 @@ void Engine::read() {
   }
   for (size_t i = 0; i < pieces.size(); ++i) {
     Sequence& s = *pieces[i].sequence;
-    drafter_.catch_up(s, pieces[i].stretch);
+    if (keeps_up(s, running_.size())) {
+      drafter_.catch_up(s, pieces[i].stretch);
+    } else {
+      drafter_.let_lie(s);
+    }
     remember(s, s.processed / pool_.page_size() * pool_.page_size());
     if (!pieces[i].samples) continue;
     s.first_token = Sequence::Clock::now();
@@ -302,6 +315,10 @@ Engine::Lengths& Engine::lengths_for(size_t sequences) {
             .first;
   }
   return found->second;
+}
+
+bool Engine::keeps_up(const Sequence& s, size_t sequences) {
+  return !s.adaptive || lengths_for(sequences).modules.promising();
 }
 
 void Engine::propose(std::span<Sequence* const> sequences) {
@@ -333,6 +350,7 @@ void Engine::propose(std::span<Sequence* const> sequences) {
     if (s->adaptive) count = by_modules = by_modules < 0 ? lengths.modules.choose() : by_modules;
     count = std::clamp<int64_t>(room, 0, count);
     if (count == 0) continue;
+    if (s->lost() && !drafter_.begin_anew(*s)) continue;
     if (s->behind() > s->depth + 1) drafter_.catch_up(*s);
     drafting.push_back(s);
     counts.push_back(count);
@@ -367,9 +385,13 @@ void Engine::write() {
   const size_t plans = runner_.plans();
   bool unusual = false;
   for (Sequence* s : sequences) {
-    if (s->behind() < Drafter::most_behind / 2) continue;
-    drafter_.catch_up(*s);
-    unusual = true;
+    if (s->lost() || s->behind() < Drafter::most_behind / 2) continue;
+    if (keeps_up(*s, sequences.size())) {
+      drafter_.catch_up(*s);
+      unusual = true;
+    } else {
+      drafter_.let_lie(*s);
+    }
   }
   propose(sequences);
 
@@ -402,18 +424,26 @@ void Engine::write() {
 void Engine::learn(std::span<Sequence* const> sequences, std::span<const int64_t> right, double seconds,
                    bool unusual) {
   Lengths& lengths = lengths_for(sequences.size());
-  int64_t by_modules = 0, by_look_up = 0;
+  struct Part {
+    int64_t sequences = 0, most = 0, right = 0;
+  } looked_up, modules;
   for (size_t i = 0; i < sequences.size(); ++i) {
     const Sequence& s = *sequences[i];
     unusual |= !s.adaptive;
-    if (!s.adaptive) continue;
     const int64_t drafted = static_cast<int64_t>(s.drafts.size());
+    if (!s.adaptive || drafted == 0) continue;
     (s.looked_up ? lengths.looked_up : lengths.modules).judge(drafted, right[i]);
-    int64_t& most = s.looked_up ? by_look_up : by_modules;
-    most = std::max(most, drafted);
+    Part& part = s.looked_up ? looked_up : modules;
+    ++part.sequences;
+    part.most = std::max(part.most, drafted);
+    part.right += right[i];
   }
-  if (by_modules == 0) lengths.looked_up.time(by_look_up, seconds, unusual);
-  if (by_look_up == 0) lengths.modules.time(by_modules, seconds, unusual);
+  const double count = static_cast<double>(sequences.size());
+  const auto share = [&](const Part& part) { return static_cast<double>(part.sequences) / count; };
+  // What is looked up has to be better than what modules gain.
+  const double alone = seconds * count / (count + static_cast<double>(modules.right));
+  lengths.looked_up.time(looked_up.most, alone, unusual, share(looked_up));
+  if (looked_up.sequences == 0) lengths.modules.time(modules.most, seconds, unusual, share(modules));
 }
 
 int64_t Engine::conclude(Sequence& s, std::span<float> logits) {

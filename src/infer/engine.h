@@ -93,6 +93,8 @@ class Engine {
     DraftLength modules, looked_up;
   };
   Lengths& lengths_for(size_t sequences);
+  // Whether the modules shall keep up with a sequence while so many run.
+  bool keeps_up(const Sequence& sequence, size_t sequences);
   std::map<int64_t, Lengths> lengths_;
 };
 

@@ -41,6 +41,8 @@ Runner::Runner(Backend& backend, const Transformer& model, const RunnerOptions& 
   block_table_ = buffer({options.sequences, pages_a_sequence_}, DType::i32, "block table");
   pages_of_.assign(static_cast<size_t>(options.sequences * pages_a_sequence_), 0);
   if (model.mtp.empty() || options.states == 0) return;
+  module_table_ = buffer({options.sequences, pages_a_sequence_}, DType::i32, "block table of modules");
+  first_module_page_.assign(static_cast<size_t>(options.sequences), 0);
   for (size_t level = 0; level <= model.mtp.size(); ++level) {
     states_.push_back(buffer({1, options.states, model.config().hidden_size}, activation, "hidden states"));
   }
@@ -51,6 +53,18 @@ void Runner::set_page(int64_t place, int64_t index, int32_t page) {
   const int64_t at = place * pages_a_sequence_ + index;
   pages_of_[static_cast<size_t>(at)] = page;
   backend_->upload(&page, View(block_table_.view().as<int32_t>() + at, {1}, DType::i32));
+  if (!module_table_) return;
+  const int64_t first = first_module_page_[static_cast<size_t>(place)];
+  if (index >= first)
+    backend_->upload(&page, View(module_table_.view().as<int32_t>() + at - first, {1}, DType::i32));
+}
+
+void Runner::set_first_module_page(int64_t place, int64_t index) {
+  LATENTE_ASSERT(module_table_ && place < options_.sequences && index < pages_a_sequence_);
+  first_module_page_[static_cast<size_t>(place)] = static_cast<int32_t>(index);
+  const int64_t row = place * pages_a_sequence_;
+  backend_->upload(pages_of_.data() + row + index,
+                   View(module_table_.view().as<int32_t>() + row, {pages_a_sequence_ - index}, DType::i32));
 }
 
 void Runner::copy_page(int32_t from, int32_t to) {
@@ -121,7 +135,7 @@ Runner::Recorded& Runner::recorded(const Key& key) {
   at.rope_table = rope_table_;
   at.slots = record.slots;
   at.caches = caches_;
-  at.pages = {block_table_, record.places, record.last};
+  at.pages = {key.module < 0 ? block_table_ : module_table_, record.places, record.last};
   at.expand_cache = key.form == Form::expanded;
   if (!states_.empty()) record.writes = plan.input("states written", tokens, DType::i32);
 
@@ -175,7 +189,13 @@ std::span<float> Runner::run(int64_t module, int64_t level, std::span<const Row>
   fill(
       record.positions, [](const Row& row) { return row.position; }, 0);
   fill(
-      record.last, [](const Row& row) { return row.position; }, -1);
+      record.last,
+      [&](const Row& row) {
+        if (module < 0) return row.position;
+        const int32_t first = first_module_page_[static_cast<size_t>(row.place)];
+        return row.position - first * static_cast<int32_t>(options_.page_size);
+      },
+      -1);
   fill(
       record.slots, [this](const Row& row) { return slot_of(row); }, -1);
   fill(

@@ -45,6 +45,9 @@ class Runner {
   // Entry `index` of a sequence's block table: the page of positions index · page_size and on.
   void set_page(int64_t place, int64_t index, int32_t page);
   void copy_page(int32_t from, int32_t to);
+  // MTP modules attend to what lies from this entry of the sequence's block table on: from position index ·
+  // page_size.
+  void set_first_module_page(int64_t place, int64_t index);
 
   // How a pass attends. absorbed: over the latents as they lie. expanded: MLA's keys and values are computed
   // from the latents first, which costs less for many tokens of one sequence. The forms differ in rounding.
@@ -99,7 +102,9 @@ class Runner {
   RunnerOptions options_;
   int64_t pages_a_sequence_;
   Tensor rope_table_, block_table_;
+  Tensor module_table_;            // the same from first_module_page_ on
   std::vector<int32_t> pages_of_;  // the block table, on the host
+  std::vector<int32_t> first_module_page_;
   std::vector<LayerCache> caches_;
   std::vector<Tensor> states_;  // by level: [states, hidden]
   std::map<Key, Recorded> plans_;

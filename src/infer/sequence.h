@@ -19,8 +19,12 @@ struct Sequence {
   int64_t processed = 0;        // positions the main model has run
   int64_t unread = 0;  // positions it has to run before decoding (goes on), all tokens but the last at most
   std::vector<int64_t> predicted;  // by module: positions run with known tokens
-  int64_t depth = 0;               // drafts of modules a pass, at most
-  bool adaptive = false;           // as many as pay
+  // The modules' context begins here, at the beginning of a page; -1 = they have lost the thread: the hidden
+  // states that they would go on from are gone.
+  int64_t modules_from = 0;
+  int64_t states_from = 0;  // hidden states before this position were never computed
+  int64_t depth = 0;        // drafts of modules a pass, at most
+  bool adaptive = false;    // as many as pay
   // Behind the last token, and behind the last draft; null = anything may follow.
   std::unique_ptr<TokenConstraint> constraint, ahead;
 
@@ -61,6 +65,7 @@ struct Sequence {
   }
   History history() const { return {tokens, static_cast<size_t>(prompt)}; }
   int64_t length() const { return static_cast<int64_t>(tokens.size()); }
+  bool lost() const { return modules_from < 0; }
   // Tokens the modules in use are behind the main model.
   int64_t behind() const {
     int64_t most = 0;

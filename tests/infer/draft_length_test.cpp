@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -45,7 +46,7 @@ double speed(const Workload& first, const Workload& second, int64_t tokens, uint
       seconds += w.behind * static_cast<double>(behind);
       behind = 0;
     } else {
-      behind += 1;
+      behind = std::min<int64_t>(behind + 1, 64);  // what is farther back is given up
     }
     time += seconds;
     done += accepted + 1;

@@ -321,6 +321,44 @@ TEST(Engine, RefusesSavedCachesThatAreNotItsOwn) {
   engine.load(path);
 }
 
+// Modules that were left behind begin anew at a page, on the states that are left.
+TEST(Drafter, LostModulesBeginAnew) {
+  const Tiny tiny{.mtp = 2};
+  Transformer model = made(tiny, 12);
+  Random random(5);
+  for (int64_t page : {8, 16, 64, 128}) {
+    RunnerOptions how{.context = 256, .page_size = page, .chunk = 128};
+    how.states = Drafter::states_for(1, how.chunk);
+    Runner runner(backend(), model, how);
+    Drafter drafter(runner);
+    for (int64_t index = 0; index < runner.pages(); ++index)
+      runner.set_page(0, index, static_cast<int32_t>(index));
+    Sequence s;
+    s.tokens = random_tokens(random, 100, tiny.vocabulary);
+    s.place = 0, s.depth = 2, s.predicted = {0, 0};
+    std::vector<Row> rows;
+    const Stretch all{0, 99, 0};
+    for (int32_t i = 0; i < 99; ++i)
+      rows.push_back({s.tokens[static_cast<size_t>(i)], i, 0, 0, drafter.state_of(s, i, all)});
+    runner.forward(rows, Runner::Form::absorbed);
+    s.processed = s.unread = 99;
+    drafter.let_lie(s);
+    ASSERT_TRUE(s.lost());
+    const int64_t from = (99 - Drafter::most_behind + page - 1) / page * page;
+    ASSERT_EQ(drafter.begin_anew(s), from < 99);
+    if (from >= 99) continue;
+    EXPECT_EQ(s.modules_from, from);
+    drafter.catch_up(s);
+    const std::vector<int64_t> wanted{1};
+    drafter.draft(std::vector{&s}, wanted);
+    ASSERT_EQ(s.drafts.size(), 1u);
+    const std::vector<double> logits = uncached(model, s.tokens, 0, from)[98];
+    EXPECT_EQ(s.drafts[0].token, std::max_element(logits.begin(), logits.end()) - logits.begin()) << page;
+    // Without it the context would be longer, and the logits others.
+    EXPECT_EQ(logits == uncached(model, s.tokens, 0)[98], from == 0);
+  }
+}
+
 TEST(Drafter, LooksUpWhatFollowedBefore) {
   using Tokens = std::vector<int32_t>;
   auto look_up = [](Tokens tokens, int64_t most) { return Drafter::look_up(tokens, most); };

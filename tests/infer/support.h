@@ -58,9 +58,10 @@ inline std::vector<int32_t> random_tokens(Random& random, int64_t count, int64_t
 inline std::vector<float> copy_of(std::span<const float> row) { return {row.begin(), row.end()}; }
 
 // The logits of every position, all tokens at once without a cache: keys and values expanded. level -1: the
-// main model; k >= 0: module k, for the positions that have a token k + 1 places later.
+// main model; k >= 0: module k, for the positions that have a token k + 1 places later. From position
+// `modules_from` on, modules attend to nothing before it.
 inline std::vector<std::vector<double>> uncached(const Transformer& model, std::span<const int32_t> ids,
-                                                 int64_t level = -1) {
+                                                 int64_t level = -1, int64_t modules_from = 0) {
   int64_t count = static_cast<int64_t>(ids.size()) - std::max<int64_t>(level + 1, 0);
   Plan plan(backend());
   Step at;
@@ -69,6 +70,8 @@ inline std::vector<std::vector<double>> uncached(const Transformer& model, std::
   at.rope_table = make_rope_table(model.config(), count);
   std::vector<Tensor> tokens{plan.input("ids", {count}, DType::i32)};
   Tensor state = model.hidden(tokens[0], at);
+  const Tensor starts = at.starts;
+  at.starts = plan.input("starts of modules", {count}, DType::i32);
   for (int64_t k = 0; k <= level; ++k) {
     tokens.push_back(plan.input("later ids", {count}, DType::i32));
     state = model.predict(k, state, tokens.back(), at);
@@ -80,7 +83,9 @@ inline std::vector<std::vector<double>> uncached(const Transformer& model, std::
   for (size_t k = 0; k < tokens.size(); ++k)
     std::copy_n(ids.begin() + static_cast<ptrdiff_t>(k), count, tokens[k].view().as<int32_t>());
   std::iota(at.positions.view().as<int32_t>(), at.positions.view().as<int32_t>() + count, 0);
-  std::fill_n(at.starts.view().as<int32_t>(), count, 0);
+  std::fill_n(starts.view().as<int32_t>(), count, 0);
+  for (int64_t t = 0; t < count; ++t)
+    at.starts.view().as<int32_t>()[t] = t < modules_from ? 0 : static_cast<int32_t>(modules_from);
   plan.run();
   std::vector<std::vector<double>> rows;
   View view = logits.view();
