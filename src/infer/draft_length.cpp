@@ -54,18 +54,17 @@ int64_t DraftLength::choose() {
       trying_ = true;
     }
   }
-  Choice& choice = choices_[chosen];
-  choice.last = pass_;
-  choice.trial = std::max<int64_t>(choice.trial - 1, 0);
+  choices_[chosen].last = pass_;
   return static_cast<int64_t>(chosen);
 }
 
 bool DraftLength::promising() const {
   if (most() == 0) return false;
   if (tried() == 0 || best() > 0) return true;
-  return std::any_of(choices_.begin() + 1, choices_.end(),
-                     [](const Choice& choice) { return choice.passes > 0 && choice.trial > 0; }) ||
-         tried() == 1;
+  for (size_t n = 1; n < choices_.size(); ++n) {
+    if (may_try(n) && choices_[n].trial > 0) return affordable();
+  }
+  return false;
 }
 
 void DraftLength::judge(int64_t drafted, int64_t accepted) {
@@ -83,6 +82,7 @@ void DraftLength::time(int64_t drafted, double seconds, bool unusual, double sha
   if (trying_ && tried() > 0) lost_ += std::max(seconds - tokens(n) / rate(best()), 0.0);
   trying_ = false;
   if (unusual) return;
+  choice.trial = std::max<int64_t>(choice.trial - 1, 0);
   // Any pass may be interrupted: what takes far longer than usual counts little.
   if (choice.passes > 0) seconds = std::min(seconds, 2 * choice.seconds);
   const double weight = std::max(1.0 / static_cast<double>(choice.passes + 1), 0.1);

@@ -3,7 +3,7 @@
 // A pass with n drafts yields 1 + a1 + a1·a2 + ... tokens, a_i being the acceptance of the i-th draft after
 // its predecessors (Leviathan et al. 2023, section 3.3, with measured instead of assumed figures). What has
 // not been tried for long is tried again, ever more rarely while it loses; what all trials together lose
-// against the best is some passes and 1.5 % of the time.
+// against the best is some passes and a hundredth of the time.
 #pragma once
 
 #include <cstddef>
@@ -39,11 +39,11 @@ class DraftLength {
     int64_t passes = 0;  // measured
     int64_t last = 0;    // pass when it was last chosen
     int64_t wait;        // passes until it is tried again
-    int64_t trial;       // passes left of the current trial
+    int64_t trial;       // passes to measure in the current trial
   };
   static constexpr int64_t first_wait = 96, longest_wait = 1 << 10;
-  static constexpr double most_lost = 0.015;  // of the time; and some passes, to begin with
-  static constexpr double passes_to_lose = 4;
+  static constexpr double most_lost = 0.01;  // of the time; and some passes, to begin with
+  static constexpr double passes_to_lose = 3;
 
   double tokens(size_t drafts) const;  // of a pass, a sequence
   double rate(size_t drafts) const { return tokens(drafts) / choices_[drafts].seconds; }

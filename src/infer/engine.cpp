@@ -438,12 +438,14 @@ void Engine::learn(std::span<Sequence* const> sequences, std::span<const int64_t
     part.most = std::max(part.most, drafted);
     part.right += right[i];
   }
+  // Each is judged against what the other gains in its place.
   const double count = static_cast<double>(sequences.size());
-  const auto share = [&](const Part& part) { return static_cast<double>(part.sequences) / count; };
-  // What is looked up has to be better than what modules gain.
-  const double alone = seconds * count / (count + static_cast<double>(modules.right));
-  lengths.looked_up.time(looked_up.most, alone, unusual, share(looked_up));
-  if (looked_up.sequences == 0) lengths.modules.time(modules.most, seconds, unusual, share(modules));
+  const auto time = [&](DraftLength& length, const Part& part, const Part& other) {
+    length.time(part.most, seconds * count / (count + static_cast<double>(other.right)), unusual,
+                static_cast<double>(part.sequences) / count);
+  };
+  time(lengths.looked_up, looked_up, modules);
+  time(lengths.modules, modules, looked_up);
 }
 
 int64_t Engine::conclude(Sequence& s, std::span<float> logits) {
