@@ -237,10 +237,25 @@ HWY_INLINE void store_sums([[maybe_unused]] Tag<double> d, V a, V b, V c, V e, d
   to[2] = hn::GetLane(hn::SumOfLanes(d, c)), to[3] = hn::GetLane(hn::SumOfLanes(d, e));
 }
 
+// Memory that will be read soon, brought into the second-level cache line by line between other work: many
+// lines at once would have to be waited for.
+struct Fetch {
+  static constexpr int64_t line = 64;
+  const char *next = nullptr, *end = nullptr;
+
+  HWY_INLINE void step() {
+#if HWY_COMPILER_GCC || HWY_COMPILER_CLANG
+    __builtin_prefetch(next, 0, 2);
+    __builtin_prefetch(next + line, 0, 2);
+#endif
+    next = std::min(next + 2 * line, end);
+  }
+};
+
 // scores[key, row] of 4 rows and C keys; lanes run along the width, so that a few rows fill them too.
 template <int C, class T>
 void score_tile(int64_t width, const T* HWY_RESTRICT queries, int64_t query_row, const T* HWY_RESTRICT keys,
-                int64_t key_row, T* scores, int64_t score_row) {
+                int64_t key_row, T* scores, int64_t score_row, Fetch& fetch) {
   const Tag<T> d;
   using V = hn::Vec<Tag<T>>;
   V sum[C][4];
@@ -249,7 +264,9 @@ void score_tile(int64_t width, const T* HWY_RESTRICT queries, int64_t query_row,
     LATENTE_UNROLL
     for (int r = 0; r < 4; ++r) sum[c][r] = hn::Zero(d);
   }
+  Fetch ahead = fetch;
   for (int64_t i = 0; i < width; i += lanes<T>()) {
+    ahead.step();
     V query[4];
     LATENTE_UNROLL
     for (int r = 0; r < 4; ++r) query[r] = hn::Load(d, queries + r * query_row + i);
@@ -260,18 +277,20 @@ void score_tile(int64_t width, const T* HWY_RESTRICT queries, int64_t query_row,
       for (int r = 0; r < 4; ++r) sum[c][r] = hn::MulAdd(key, query[r], sum[c][r]);
     }
   }
+  fetch = ahead;
   LATENTE_UNROLL
   for (int c = 0; c < C; ++c) {
     store_sums(d, sum[c][0], sum[c][1], sum[c][2], sum[c][3], scores + c * score_row);
   }
 }
 
-inline constexpr int keys_of_tile = many_registers ? 6 : 2;
+// A block is a whole number of tiles.
+inline constexpr int keys_of_tile = many_registers ? 4 : 2;
 
 // s.scores[key, row] of a block of keys; those of rows beyond the unit's, up to s.rows, are finite.
 template <class T, class S>
 void score_block(const Paged<T, S>& a, const PagedUnit& unit, const ChunkScratch<T, S>& s,
-                 const BlockRows<T>& block, int64_t keys) {
+                 const BlockRows<T>& block, int64_t keys, Fetch& fetch) {
   if (rows_in_lanes(a)) {
     multiply<Start::zero, false, T>(
         {keys, s.rows, block.keys, block.key_row, 1, s.queries, s.rows, s.scores, s.rows},
@@ -291,7 +310,7 @@ void score_block(const Paged<T, S>& a, const PagedUnit& unit, const ChunkScratch
       (count > 1 ? score_tile<keys_of_tile, T> : score_tile<1, T>)(width, s.queries + row * s.key_row,
                                                                    s.key_row, block.keys + k * block.key_row,
                                                                    block.key_row, s.scores + k * s.rows + row,
-                                                                   s.rows);
+                                                                   s.rows, fetch);
     }
     k += count;
   }
@@ -320,7 +339,19 @@ void reduce_chunk(const Paged<T, S>& a, const PagedUnit& unit, int64_t chunk, co
   for (bool start = true; at < end; at += paged_block, start = false) {
     const int64_t keys = std::min(paged_block, end - at);
     const BlockRows<T> block = load_block(a, unit, at, keys, s);
-    score_block(a, unit, s, block, keys);
+    // The next block's entries, even if it belongs to the next chunk: while scores are computed where they
+    // lie together, and what is left with each tile below.
+    int64_t fetched = at + keys;
+    const int64_t fetch_end = std::min(fetched + paged_block, final_key + 1);
+    Fetch fetch;
+    const int64_t entry_bytes = a.key_slot * static_cast<int64_t>(sizeof(S));
+    if (fetched < fetch_end && a.page % paged_block == 0 && a.values_are_keys && a.groups == 1) {
+      fetch.next = reinterpret_cast<const char*>(entry_at(a, unit, fetched).key);
+      fetch.end = fetch.next + (fetch_end - fetched) * entry_bytes;
+    }
+    const char* fetch_begin = fetch.next;
+    score_block(a, unit, s, block, keys, fetch);
+    fetched += (fetch.next - fetch_begin) / entry_bytes;
     for (int64_t row = 0; row < padded_rows; ++row) {
       s.first[row] = 0;
       const int64_t token = row_at(a, unit, std::min(row, unit.rows - 1)).token;
@@ -335,9 +366,6 @@ void reduce_chunk(const Paged<T, S>& a, const PagedUnit& unit, int64_t chunk, co
     }
     const Product<T> product{unit.rows,    round_up(a.value, L), s.scores, 1,          padded_rows,
                              block.values, block.value_row,      to.out,   to.out_row, s.factor};
-    // Each tile also fetches some entries of the next block, even if that belongs to the next chunk.
-    int64_t fetched = at + keys;
-    const int64_t fetch_end = std::min(fetched + paged_block, final_key + 1);
     const int64_t tiles = round_up(unit.rows, wide_rows) / wide_rows * (round_up(a.value, 2 * L) / (2 * L));
     const int64_t entries_a_tile = round_up(paged_block, tiles) / tiles;
     auto range = [&](int64_t, int64_t, int64_t, int64_t) HWY_ATTR {
