@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "base/file.h"
+#include "base/memory.h"
 #include "commands.h"
 #include "cpu/cpu_backend.h"
 #include "infer/calibration.h"
@@ -17,8 +18,7 @@ namespace latente {
 namespace {
 
 struct Options {
-  std::string model, out, weights, mtp_weights = "int8", calibration;
-  uint64_t shard_bytes = 5'000'000'000;
+  std::string model, out, weights, mtp_weights = "int8", calibration, shard_size = "5GB";
   int64_t group = default_group, calibration_tokens = 16384;
   int threads = 0;
 };
@@ -57,14 +57,15 @@ Importance calibrated(const Options& options, CpuBackend& backend) {
 }
 
 void convert(const Options& options) {
+  ConvertOptions how;
+  how.max_shard_bytes = parse_bytes("--shard-size", options.shard_size);
+  if (how.max_shard_bytes == 0) fail("--shard-size: expected at least a byte");
   CpuBackend backend(options.threads);
   Importance importance;
   if (!options.calibration.empty()) importance = calibrated(options, backend);
-  ConvertOptions how;
   how.weights = {
       .type = type_named(options.weights), .group = options.group, .mtp = type_named(options.mtp_weights)};
   if (!options.calibration.empty()) how.importance = &importance;
-  how.max_shard_bytes = static_cast<int64_t>(options.shard_bytes);
   StatusLine line;
   const Pace pace;
   how.progress = [&](const ConvertProgress& progress) {
@@ -116,9 +117,8 @@ void add_convert(CLI::App& app) {
   command->add_option("--calibration-tokens", options->calibration_tokens, "Tokens of it to read at most")
       ->capture_default_str()
       ->check(CLI::Range(512, 1 << 24));
-  command->add_option("--shard-size", options->shard_bytes, "Bytes a file at most: 5GB, 500MB [5GB]")
-      ->transform(CLI::AsSizeValue(true))
-      ->check(CLI::Range(uint64_t{1}, uint64_t{1} << 62));
+  command->add_option("--shard-size", options->shard_size, "Bytes a file at most, such as 500MB or 4GiB")
+      ->capture_default_str();
   command->add_option("--threads", options->threads, "0 = all cores")->capture_default_str();
   command->callback([options] { convert(*options); });
 }

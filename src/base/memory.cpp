@@ -3,6 +3,9 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <cctype>
+#include <charconv>
+#include <cmath>
 #include <fstream>
 #include <limits>
 #include <sstream>
@@ -52,6 +55,25 @@ std::string bytes_text(double bytes) {
   int unit = 0;
   while (bytes >= 1024 && unit < 4) bytes /= 1024, ++unit;
   return fmt::format("{:.{}f} {}", bytes, unit == 0 ? 0 : 1, units[unit]);
+}
+
+int64_t parse_bytes(std::string_view what, std::string_view text) {
+  double number = 0;
+  const auto [end, error] =
+      std::from_chars(text.data(), text.data() + text.size(), number, std::chars_format::fixed);
+  std::string unit(text.substr(static_cast<size_t>(end - text.data())));
+  unit.erase(0, unit.find_first_not_of(' '));
+  std::transform(unit.begin(), unit.end(), unit.begin(), [](unsigned char c) { return std::tolower(c); });
+  const size_t power = unit.empty() ? 0 : std::string_view("bkmgtp").find(unit[0]);
+  const std::string_view rest = std::string_view(unit).substr(unit.empty() ? 0 : 1);
+  const bool known =
+      power != std::string_view::npos && (rest.empty() || (power > 0 && (rest == "b" || rest == "ib")));
+  const bool begins = !text.empty() && text[0] >= '0' && text[0] <= '9';  // no sign, no "nan"
+  if (error != std::errc() || !begins || !known)
+    fail("{}: expected a size such as 512M, 1.5GiB or 24GB, found '{}'", what, text);
+  const double bytes = number * std::pow(rest == "b" ? 1000.0 : 1024.0, power);
+  if (bytes >= 0x1p63) fail("{}: {} is too large", what, text);
+  return std::llround(bytes);
 }
 
 }  // namespace latente

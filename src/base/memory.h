@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 namespace latente {
 
@@ -13,5 +14,8 @@ int64_t resident_memory();
 
 // "1.5 GiB"
 std::string bytes_text(double bytes);
+// A size as people write it: "512M" and "1.5GiB" count in powers of 1024, "24GB" in powers of 1000 (as GNU's
+// tools do), "4096" bytes. Error, which names `what`, for anything else, and beyond what an int64_t holds.
+int64_t parse_bytes(std::string_view what, std::string_view text);
 
 }  // namespace latente
