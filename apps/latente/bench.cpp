@@ -226,7 +226,7 @@ void add_bench(CLI::App& app) {
   command->add_option("--kv-cache-dtype", options->cache, "f32, bf16, or for MLA int8 or fp8")
       ->capture_default_str()
       ->check(CLI::IsMember({"f32", "bf16", "int8", "fp8"}));
-  command->add_option("--threads", options->threads, "0 = all cores")->capture_default_str();
+  add_threads_option(*command, options->threads);
   command->add_option("--repeat", options->repeat, "Runs of each; the median is shown")
       ->capture_default_str()
       ->check(CLI::Range(1, 1000));

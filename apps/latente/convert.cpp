@@ -119,7 +119,7 @@ void add_convert(CLI::App& app) {
       ->check(CLI::Range(512, 1 << 24));
   command->add_option("--shard-size", options->shard_size, "Bytes a file at most, such as 500MB or 4GiB")
       ->capture_default_str();
-  command->add_option("--threads", options->threads, "0 = all cores")->capture_default_str();
+  add_threads_option(*command, options->threads);
   command->callback([options] { convert(*options); });
 }
 

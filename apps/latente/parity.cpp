@@ -7,6 +7,7 @@
 #include "cpu/cpu_backend.h"
 #include "model/converted_source.h"
 #include "model/weights.h"
+#include "session.h"
 
 namespace latente {
 namespace {
@@ -65,7 +66,7 @@ void add_parity(CLI::App& app) {
       ->capture_default_str();
   command->add_option("--dtype", options->dtype, "f32, f64 or bf16 (weights; computes in f32)")
       ->capture_default_str();
-  command->add_option("--threads", options->threads, "Threads, 0 = all cores")->capture_default_str();
+  add_threads_option(*command, options->threads);
   command->callback([options] {
     if (!run(*options)) throw CLI::RuntimeError(1);
   });

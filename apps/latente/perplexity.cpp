@@ -96,7 +96,7 @@ void add_perplexity(CLI::App& app) {
   command->add_option("--max-tokens", options->most_tokens, "Read no more of the text; 0 = all")
       ->capture_default_str()
       ->check(CLI::NonNegativeNumber);
-  command->add_option("--threads", options->threads, "0 = all cores")->capture_default_str();
+  add_threads_option(*command, options->threads);
   command->add_flag("--json", options->json, "An object on one line");
   command->callback([options] { measure(*options); });
 }

@@ -74,6 +74,12 @@ void add_weight_options(CLI::App& command, RunWeights& weights) {
       ->check(CLI::IsMember({32, 64, 128, 256}));
 }
 
+void add_threads_option(CLI::App& command, int& threads) {
+  command.add_option("--threads", threads, "0 = all cores")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1024));
+}
+
 void add_session_options(CLI::App& command, SessionOptions& options) {
   command.add_option("model", options.model, "Model directory (Hugging Face layout) or GGUF file")
       ->required()
@@ -118,7 +124,7 @@ void add_session_options(CLI::App& command, SessionOptions& options) {
   command.add_option("--kv-cache-dtype", options.cache, "f32, bf16, or for MLA int8 or fp8")
       ->capture_default_str();
   add_weight_options(command, options.weights);
-  command.add_option("--threads", options.threads, "0 = all cores")->capture_default_str();
+  add_threads_option(command, options.threads);
 }
 
 Session::Session(const SessionOptions& options)

@@ -43,6 +43,8 @@ void add_session_options(CLI::App& command, SessionOptions& options);
 // The flags of RunWeights.
 void add_weight_options(CLI::App& command, RunWeights& weights);
 
+void add_threads_option(CLI::App& command, int& threads);
+
 // Of a model directory or a GGUF file.
 Tokenizer load_tokenizer(const std::string& model);
 

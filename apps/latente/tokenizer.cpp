@@ -316,7 +316,9 @@ void add_train_command(CLI::App& group) {
                    "Times that a pair must occur to become a token")
       ->capture_default_str();
   command->add_option("--separator", options->separator, separator_help)->capture_default_str();
-  command->add_option("-t,--threads", options->bpe.threads, "0 = one a core")->capture_default_str();
+  command->add_option("-t,--threads", options->bpe.threads, "0 = one a core")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1024));
   command->callback([options] { train(*options); });
 }
 

@@ -6,6 +6,9 @@
 #include <cmath>
 #include <fstream>
 #include <string>
+#include <system_error>
+
+#include "base/error.h"
 
 namespace latente {
 namespace {
@@ -22,6 +25,7 @@ void relax() {
 
 // Parts of ThreadPool::job_.
 constexpr uint32_t open = 1u << 15, one_job = 1u << 16;
+constexpr int most_threads = 1 << 15;
 uint32_t number(uint32_t job) { return job / one_job; }
 uint32_t workers_on(uint32_t job) { return job % open; }
 
@@ -39,6 +43,13 @@ uint32_t await_change(const std::atomic<uint32_t>& value, uint32_t old) {
   uint32_t now;
   while ((now = value.load(std::memory_order_acquire)) == old) value.wait(old, std::memory_order_acquire);
   return now;
+}
+
+void end(std::vector<std::thread>& workers, std::atomic<bool>& ending, std::atomic<uint32_t>& job) {
+  ending.store(true);
+  job.fetch_add(one_job, std::memory_order_release);
+  job.notify_all();
+  for (std::thread& worker : workers) worker.join();
 }
 
 // The CPU quota of cgroup v2, in whole cores; 0 = none.
@@ -64,15 +75,17 @@ int default_threads() {
 
 ThreadPool::ThreadPool(int threads) {
   int count = threads > 0 ? threads : default_threads();
-  for (int i = 1; i < count; ++i) workers_.emplace_back([this] { serve(); });
+  if (count > most_threads) fail("threads: expected at most {}, found {}", most_threads, count);
+  try {
+    for (int i = 1; i < count; ++i) workers_.emplace_back([this] { serve(); });
+  } catch (const std::system_error& error) {
+    const int started = size();
+    end(workers_, ending_, job_);
+    fail("threads: the system lets {} of {} start: {}", started, count, error.what());
+  }
 }
 
-ThreadPool::~ThreadPool() {
-  ending_.store(true);
-  job_.fetch_add(one_job, std::memory_order_release);
-  job_.notify_all();
-  for (std::thread& worker : workers_) worker.join();
-}
+ThreadPool::~ThreadPool() { end(workers_, ending_, job_); }
 
 bool ThreadPool::inside() { return inside_body; }
 

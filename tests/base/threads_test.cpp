@@ -6,6 +6,8 @@
 #include <stdexcept>
 #include <vector>
 
+#include "base/error.h"
+
 namespace latente {
 namespace {
 
@@ -63,6 +65,8 @@ TEST(Threads, AnExceptionComesBackAndThePoolLivesOn) {
     ASSERT_EQ(sum.load(), 49 * 50 / 2);
   }
 }
+
+TEST(Threads, TooManyAreRefused) { EXPECT_THROW(ThreadPool(1 << 20), Error); }
 
 TEST(Threads, LoopsInsideLoopsRunInPlace) {
   ThreadPool pool(3);
