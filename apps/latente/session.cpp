@@ -257,11 +257,12 @@ std::string Session::reply(std::span<const int32_t> prompt, const std::function<
   auto pass = [&](const std::string& piece) {
     if (!piece.empty()) show(piece);
   };
-  stats = engine_->generate(prompt, generation_, [&](GeneratedToken token) {
+  auto take = [&](GeneratedToken token) {
     tokens_.push_back(token.id);
     pass(text.push(token.id));
-    return !text.stopped() && !interrupted();
-  });
+    return !text.stopped();
+  };
+  stats = engine_->generate(prompt, generation_, take, [] { return !interrupted(); });
   pass(text.finish());
   ++generation_.sampling.seed;  // the next reply draws anew
   return text.text();

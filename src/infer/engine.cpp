@@ -70,9 +70,22 @@ uint64_t Engine::submit(Request request) {
   return waiting_.back()->id;
 }
 
+Sequence* Engine::find(uint64_t id) {
+  for (const Pointer& s : waiting_) {
+    if (s->id == id) return s.get();
+  }
+  for (const Pointer& s : running_) {
+    if (s->id == id) return s.get();
+  }
+  return nullptr;
+}
+
 void Engine::cancel(uint64_t id) {
-  for (const Pointer& s : waiting_) s->cancelled |= s->id == id;
-  for (const Pointer& s : running_) s->cancelled |= s->id == id;
+  if (Sequence* s = find(id)) s->cancelled = true;
+}
+
+void Engine::interrupt(uint64_t id) {
+  if (Sequence* s = find(id)) s->interrupted = true;
 }
 
 // -- Places and pages
@@ -100,20 +113,25 @@ void Engine::remember(Sequence& s, int64_t tokens) {
   s.remembered = tokens;
 }
 
-// What was cancelled, and what asks for nothing.
+// What was cancelled or interrupted, and what asks for nothing.
 void Engine::drop() {
   for (const Pointer& s : waiting_) {
     const bool complete = s->constraint && s->constraint->finished();
-    if (s->cancelled || (s->request.options.max_tokens > 0 && !complete)) continue;
+    if (s->cancelled || (s->request.options.max_tokens > 0 && !complete && !s->interrupted)) continue;
     if (complete) s->stats.finish = Finish::complete;
+    if (s->interrupted) s->stats.finish = Finish::interrupted;
     s->cancelled = true;
     if (s->request.on_finish) s->request.on_finish(s->stats);
   }
   std::erase_if(waiting_, [](const Pointer& s) { return s->cancelled; });
   for (const Pointer& s : running_) {
-    if (!s->cancelled) continue;
-    leave(*s);
-    s->finished = true;
+    if (s->cancelled) {
+      leave(*s);
+      s->finished = true;
+    } else if (s->interrupted) {
+      s->stats.finish = Finish::interrupted;
+      finish(*s);
+    }
   }
   std::erase_if(running_, [](const Pointer& s) { return s->finished; });
 }
@@ -499,14 +517,16 @@ bool Engine::emit(Sequence& s, int32_t token, bool drafted) {
 }
 
 void Engine::finish(Sequence& s) {
-  s.stats.decode_seconds = seconds_between(s.first_token, Sequence::Clock::now());
+  if (s.stats.generated_tokens > 0)
+    s.stats.decode_seconds = seconds_between(s.first_token, Sequence::Clock::now());
   s.finished = true;
   leave(s);
   if (s.request.on_finish) s.request.on_finish(s.stats);
 }
 
 GenerationStats Engine::generate(std::span<const int32_t> prompt, const GenerationOptions& options,
-                                 const std::function<bool(GeneratedToken)>& on_token) {
+                                 const std::function<bool(GeneratedToken)>& on_token,
+                                 const std::function<bool()>& go_on) {
   GenerationStats stats;
   bool finished = false;
   Request request;
@@ -521,7 +541,10 @@ GenerationStats Engine::generate(std::span<const int32_t> prompt, const Generati
   }
   const uint64_t id = submit(std::move(request));
   try {
-    while (!finished) step();
+    while (!finished) {
+      if (go_on && !go_on()) interrupt(id);
+      step();
+    }
   } catch (...) {
     cancel(id);  // it must not call back into this frame
     throw;

@@ -29,14 +29,18 @@ class Engine {
   uint64_t submit(Request request);
   // Ends a sequence before the next step; unknown ids are ignored.
   void cancel(uint64_t id);
+  // The same, and on_finish is called, as if its on_token had returned false.
+  void interrupt(uint64_t id);
   // Returns whether there is more to do. An error that belongs to one sequence (logits that are NaN, a
   // constraint that cannot go on, its on_token) ends that one (Finish::failed), not the others.
   bool step();
 
-  // Submits one sequence and steps until it ends, whatever else runs. `on_token` as in Request; what ends it
-  // with an error is thrown.
+  // Submits one sequence and steps until it ends, whatever else runs. `on_token` as in Request; `go_on` is
+  // asked before each step, so also between the pieces of a long prompt; what ends it with an error is
+  // thrown.
   GenerationStats generate(std::span<const int32_t> prompt, const GenerationOptions& options,
-                           const std::function<bool(GeneratedToken)>& on_token);
+                           const std::function<bool(GeneratedToken)>& on_token,
+                           const std::function<bool()>& go_on = {});
 
   // Saves what the cache holds of the sequence that begins with `tokens`, whole or not at all, and returns
   // how many positions that is. Loading it makes them known again; `notes` are the caller's own. Errors of
@@ -76,6 +80,7 @@ class Engine {
   // What one sequence makes of its rows of logits. Returns how many drafts were right.
   int64_t conclude(Sequence& sequence, std::span<float> logits);
   bool emit(Sequence& sequence, int32_t token, bool drafted);
+  Sequence* find(uint64_t id);
   void finish(Sequence& sequence);
 
   const Config* config_;

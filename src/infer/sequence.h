@@ -28,11 +28,11 @@ struct Sequence {
   // Behind the last token, and behind the last draft; null = anything may follow.
   std::unique_ptr<TokenConstraint> constraint, ahead;
 
-  int32_t place = -1;          // in the runner; -1 = waiting
-  std::vector<int32_t> pages;  // held
-  int64_t remembered = 0;      // tokens whose pages the pool remembers already
-  int64_t passed_over = 0;     // later ones that began before it
-  bool cancelled = false;
+  int32_t place = -1;                           // in the runner; -1 = waiting
+  std::vector<int32_t> pages;                   // held
+  int64_t remembered = 0;                       // tokens whose pages the pool remembers already
+  int64_t passed_over = 0;                      // later ones that began before it
+  bool cancelled = false, interrupted = false;  // it ends before the next step, without and with on_finish
 
   struct Draft {
     int32_t token;

@@ -187,6 +187,43 @@ TEST(Scheduler, CancelledSequencesEndAndFreeTheirPages) {
   EXPECT_EQ(engine.pages().available(), engine.pages().pages());
 }
 
+TEST(Scheduler, InterruptionsActBetweenThePiecesOfAPrompt) {
+  Transformer model = made({.mtp = 1}, 3, 0.3);
+  RunnerOptions how{.context = 64, .page_size = 4, .chunk = 8};
+  Engine engine(backend(), model, how);
+  Random random(5);
+  const std::vector<int32_t> prompt = random_tokens(random, 40, 64);
+  int asked = 0;
+  GenerationStats stats = engine.generate(
+      prompt, {}, [](GeneratedToken) { return ADD_FAILURE() << "of an unread prompt", true; },
+      [&] { return ++asked <= 2; });
+  EXPECT_EQ(stats.finish, Finish::interrupted);
+  EXPECT_EQ(stats.generated_tokens, 0);
+  EXPECT_EQ(stats.decode_seconds, 0);
+  EXPECT_EQ(engine.running() + engine.waiting(), 0u);
+  EXPECT_EQ(engine.pages().available(), engine.pages().pages());
+
+  GenerationOptions ten;
+  ten.max_tokens = 10;
+  // The two pieces that were read are known to the next one.
+  const Text text = generated(engine, prompt, ten, &stats);
+  EXPECT_GE(stats.reused_tokens, 12);
+  EXPECT_LE(stats.reused_tokens, 16);
+  EXPECT_EQ(text.tokens, plain(model, how, prompt, ten).tokens);
+
+  // One that still waits ends, too.
+  int finished = 0;
+  Request request;
+  request.prompt = prompt;
+  request.on_finish = [&](const GenerationStats& result) {
+    EXPECT_EQ(result.finish, Finish::interrupted);
+    ++finished;
+  };
+  engine.interrupt(engine.submit(request));
+  EXPECT_FALSE(engine.step());
+  EXPECT_EQ(finished, 1);
+}
+
 TEST(Scheduler, AnErrorInACallbackEndsThatSequenceOnly) {
   Transformer model = made({}, 3);
   Engine engine(backend(), model, {.context = 64, .page_size = 4, .chunk = 16, .sequences = 2});
