@@ -312,9 +312,10 @@ void add_batch(CLI::App& app) {
   command->add_option("--parallel", options->session.parallel, "Sequences that run at a time")
       ->capture_default_str()
       ->check(CLI::Range(1, 1024));
-  command->add_option(
-      "--cache-tokens", options->session.cache_tokens,
-      "Tokens the cache holds for all of them [--ctx-size for each]; who finds no room waits");
+  command
+      ->add_option("--cache-tokens", options->session.cache_tokens,
+                   "Tokens the cache holds for all of them [--ctx-size for each]; who finds no room waits")
+      ->excludes("--cache-memory");
   command->callback([options] {
     if (!Batch(*options).run()) throw CLI::RuntimeError(1);
   });

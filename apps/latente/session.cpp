@@ -13,6 +13,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/file.h"
+#include "base/memory.h"
 #include "checkpoint/gguf_tokenizer.h"
 #include "grammar/gbnf.h"
 #include "grammar/json_schema.h"
@@ -120,7 +121,12 @@ void add_session_options(CLI::App& command, SessionOptions& options) {
                      "Tokens the MTP modules draft each pass, 0 to 7 [up to one a module, while it pays]");
   command.add_flag("--plain", options.plain, "Decode without drafting (same as --draft 0)");
   command.add_flag("--stats", options.stats, "Print speed, acceptance and cache size at the end");
-  command.add_option("--ctx-size", options.context, "Tokens the cache holds [the model's, at most 4096]");
+  command.add_option("--ctx-size", options.context, "Tokens a sequence can have [the model's, at most 4096]")
+      ->check(CLI::Range(2, 1 << 24));
+  command.add_option(
+      "--cache-memory", options.cache_memory,
+      "Memory for the cache, such as 2G [what --ctx-size needs for each sequence at a time]: what "
+      "finds no room in it waits, and what was kept of earlier prompts goes");
   command.add_option("--kv-cache-dtype", options.cache, "f32, bf16, or for MLA int8 or fp8")
       ->capture_default_str();
   add_weight_options(command, options.weights);
@@ -146,6 +152,10 @@ Session::Session(const SessionOptions& options)
   runner.sequences = options.parallel;
   if (options.cache_tokens < 0) fail("--cache-tokens: expected 0 or more, found {}", options.cache_tokens);
   runner.pages = (options.cache_tokens + runner.page_size - 1) / runner.page_size;
+  if (!options.cache_memory.empty()) {
+    runner.cache_bytes = parse_bytes("--cache-memory", options.cache_memory);
+    if (runner.cache_bytes == 0) fail("--cache-memory: expected more than nothing");
+  }
   engine_ = std::make_unique<Engine>(backend_, *model_, runner);
 
   generation_.max_tokens = options.max_tokens;

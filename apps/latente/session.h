@@ -24,6 +24,7 @@ struct SessionOptions {
   RunWeights weights;
   int64_t context = 0;
   int64_t parallel = 1, cache_tokens = 0;  // sequences at a time; tokens of all of them, 0 = context for each
+  std::string cache_memory;                // instead, such as 2G
   int threads = 0;
   int64_t max_tokens = 256;
   // Not given = the model's own default; the seed is then from the clock.

@@ -1,7 +1,9 @@
 #include "infer/runner.h"
 
 #include <algorithm>
+#include <limits>
 
+#include "base/memory.h"
 #include "model/layers.h"
 
 namespace latente {
@@ -16,6 +18,16 @@ int64_t bucket_of(int64_t tokens) {
   int64_t step = 4;
   while (8 * step < tokens) step *= 2;
   return (tokens + step - 1) / step * step;
+}
+
+int64_t bytes_a_token(const std::vector<LayerCache>& caches) {
+  int64_t bytes = 0;
+  for (const LayerCache& cache : caches) {
+    for (const Tensor& tensor : {cache.keys, cache.values}) {
+      if (tensor) bytes += tensor[2] * tensor[3] * size_of(tensor.dtype());
+    }
+  }
+  return bytes;
 }
 
 }  // namespace
@@ -33,10 +45,22 @@ Runner::Runner(Backend& backend, const Transformer& model, const RunnerOptions& 
       model_(&model),
       options_(options),
       pages_a_sequence_((options.context + options.page_size - 1) / options.page_size) {
-  if (options_.pages == 0) options_.pages = options.sequences * pages_a_sequence_;
   DType activation = activation_type(model.weights());
-  caches_ = model.make_caches(options_.pages, options.page_size,
-                              activation == DType::f64 ? DType::f64 : options.cache_type);
+  const DType cache_type = activation == DType::f64 ? DType::f64 : options.cache_type;
+  if (options_.pages == 0 && options.cache_bytes > 0) {
+    const int64_t page =
+        options.page_size * bytes_a_token(model.make_caches(1, options.page_size, cache_type));
+    if (options.cache_bytes / page < pages_a_sequence_) {
+      const int64_t needed = pages_a_sequence_ * page;
+      fail("--cache-memory: a sequence of {} tokens needs {} ({} bytes), found {}", options.context,
+           bytes_text(static_cast<double>(needed)), needed,
+           bytes_text(static_cast<double>(options.cache_bytes)));
+    }
+    constexpr int64_t most = std::numeric_limits<int32_t>::max();  // slots that can be numbered
+    options_.pages = std::min(options.cache_bytes / page, most / options.page_size);
+  }
+  if (options_.pages == 0) options_.pages = options.sequences * pages_a_sequence_;
+  caches_ = model.make_caches(options_.pages, options.page_size, cache_type);
   rope_table_ = make_rope_table(model.config(), options.context);
   block_table_ = buffer({options.sequences, pages_a_sequence_}, DType::i32, "block table");
   pages_of_.assign(static_cast<size_t>(options.sequences * pages_a_sequence_), 0);
@@ -96,15 +120,7 @@ void Runner::prepare(int64_t drafts) {
   }
 }
 
-int64_t Runner::cache_bytes_per_token() const {
-  int64_t bytes = 0;
-  for (const LayerCache& cache : caches_) {
-    for (const Tensor& tensor : {cache.keys, cache.values}) {
-      if (tensor) bytes += tensor[2] * tensor[3] * size_of(tensor.dtype());
-    }
-  }
-  return bytes;
-}
+int64_t Runner::cache_bytes_per_token() const { return bytes_a_token(caches_); }
 
 int64_t Runner::memory_bytes() const {
   int64_t bytes = arena_bytes_ + rope_table_.view().bytes();

@@ -19,8 +19,9 @@ struct RunnerOptions {
   int64_t chunk = 512;  // longest piece of a prompt in one pass
   // f32, bf16, or for MLA u8 (int8) and f8e4m3 (Backend::narrow_entry_bytes); float64 models keep float64.
   DType cache_type = DType::f32;
-  int64_t sequences = 1;  // that can run at a time: places
-  int64_t pages = 0;      // of the cache; 0 = what all sequences can hold
+  int64_t sequences = 1;    // that can run at a time: places
+  int64_t pages = 0;        // of the cache; 0 = what all sequences can hold,
+  int64_t cache_bytes = 0;  // or, if that is not 0, as many as fit here: an Error if one sequence does not
   // Hidden states kept for the MTP modules. Callers number them; 0 = none.
   int64_t states = 0;
 };

@@ -130,6 +130,50 @@ TEST(Scheduler, DrivenOutAndBackTheTextGoesOn) {
   }
 }
 
+TEST(Scheduler, ABudgetInBytesHoldsAsManyPagesAsFit) {
+  for (const char* family : {"deepseek_v3", "llama"}) {
+    Tiny tiny;
+    tiny.family = family;
+    Transformer model = made(tiny, 3, 0.3);
+    RunnerOptions how{.context = 96, .page_size = 4, .sequences = 3};
+    const int64_t page = Engine(backend(), model, how).runner().cache_bytes_per_token() * 4;
+    how.cache_bytes = 31 * page - 1;
+    Engine engine(backend(), model, how);
+    EXPECT_EQ(engine.pages().pages(), 30);
+    const RunnerOptions alone{.context = 96, .page_size = 4};
+    GenerationOptions options;
+    options.max_tokens = 80;
+    std::vector<std::vector<int32_t>> texts(3);
+    for (int32_t i = 0; i < 3; ++i) {
+      Request request;
+      request.prompt = {1, 2, 3, i};
+      request.options = options;
+      request.on_token = [&texts, i](GeneratedToken token) {
+        texts[static_cast<size_t>(i)].push_back(token.id);
+        return true;
+      };
+      engine.submit(std::move(request));
+    }
+    while (engine.step()) {
+    }
+    for (int32_t i = 0; i < 3; ++i) {
+      const std::vector<int32_t> prompt{1, 2, 3, i};
+      EXPECT_EQ(texts[static_cast<size_t>(i)], plain(model, alone, prompt, options).tokens);
+    }
+
+    how.cache_bytes = 24 * page;
+    EXPECT_EQ(Engine(backend(), model, how).pages().pages(), 24);
+    how.cache_bytes = 24 * page - 1;
+    try {
+      Engine(backend(), model, how);
+      ADD_FAILURE() << "no sequence fits";
+    } catch (const Error& error) {
+      EXPECT_NE(std::string(error.what()).find(std::to_string(24 * page) + " bytes"), std::string::npos)
+          << error.what();
+    }
+  }
+}
+
 TEST(Scheduler, HigherPrioritiesBeginFirstAndNobodyStarves) {
   Transformer model = made({}, 3);
   Engine engine(backend(), model, {.context = 32, .page_size = 8, .chunk = 16});
