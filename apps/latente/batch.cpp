@@ -191,20 +191,6 @@ class Batch {
  private:
   using Clock = std::chrono::steady_clock;
 
-  std::vector<int32_t> encode(const Asked& asked) {
-    const Tokenizer& tokenizer = session_.tokenizer();
-    if (asked.messages.empty()) return tokenizer.encode(asked.text);
-    if (!template_) {
-      if (tokenizer.chat_template().empty())
-        fail("{}: has no chat template for \"messages\"; use \"prompt\"", options_.session.model);
-      template_.emplace(tokenizer.chat_template());
-    }
-    EncodeOptions encode;
-    encode.add_special = false;  // the template writes its own
-    return tokenizer.encode(
-        template_->render(asked.messages, true, tokenizer.bos_token(), tokenizer.eos_token()), encode);
-  }
-
   void ask(size_t index) {
     const Asked& asked = asked_[index];
     try {
@@ -213,7 +199,8 @@ class Batch {
       std::vector<std::string> stops = options_.session.stop;
       request.options.sampling.seed += index;
       apply(asked.settings, request.options, stops);
-      request.prompt = encode(asked);
+      request.prompt =
+          asked.messages.empty() ? session_.prompt_of(asked.text) : session_.prompt_of(asked.messages);
       auto reply = std::make_shared<ReplyText>(session_.tokenizer(), stops);
       request.on_token = [this, reply](GeneratedToken token) {
         ++written_;
@@ -288,7 +275,6 @@ class Batch {
   std::vector<Asked> asked_;
   Answers answers_;
   Session session_;
-  std::optional<ChatTemplate> template_;
   Clock::time_point start_, shown_;
   int64_t written_ = 0;
   size_t failed_ = 0;

@@ -2,8 +2,10 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <csignal>
 #include <cstdio>
+#include <cstring>
 #include <filesystem>
 #include <iostream>
 #include <map>
@@ -27,10 +29,18 @@ struct ChatOptions {
 
 class Chat {
  public:
-  explicit Chat(const ChatOptions& options)
-      : options_(options), session_(options.session), template_(source()) {
+  explicit Chat(const ChatOptions& options) : options_(options), session_(options.session) {
+    session_.chat_template();  // or an error
     clear();
-    if (!options_.session_file.empty() && std::filesystem::exists(options_.session_file)) restore();
+    if (options_.session_file.empty()) return;
+    if (std::filesystem::exists(options_.session_file)) {
+      restore();
+      return;
+    }
+    // Found now rather than when there is a conversation to lose.
+    const std::string directory = std::filesystem::path(options_.session_file).parent_path();
+    if (access(directory.empty() ? "." : directory.c_str(), W_OK) != 0)
+      fail("--session {}: cannot be written: {}", options_.session_file, std::strerror(errno));
   }
 
   void run() {
@@ -71,17 +81,13 @@ class Chat {
   void restore() {
     std::map<std::string, std::string> notes;
     const int64_t tokens = session_.engine().load(options_.session_file, &notes);
-    messages_ = messages_from_json(nlohmann::json::parse(notes["messages"], nullptr, false));
+    try {
+      messages_ = messages_from_json(nlohmann::json::parse(notes["messages"], nullptr, false));
+    } catch (const Error& error) {
+      fail("{}: {}", options_.session_file, error.what());
+    }
     std::fprintf(stderr, "%s: %zu messages, %lld tokens of cache\n", options_.session_file.c_str(),
                  messages_.size(), static_cast<long long>(tokens));
-  }
-
-  std::string source() const {
-    if (session_.tokenizer().chat_template().empty()) {
-      fail("{}: has no chat template (tokenizer_config.json or chat_template.jinja); use generate",
-           options_.session.model);
-    }
-    return session_.tokenizer().chat_template();
   }
 
   // A reply handles Ctrl-C by itself (Session); one that comes too late for it must not take the
@@ -149,16 +155,16 @@ class Chat {
   void say(const std::string& text) {
     std::vector<ChatMessage> messages = messages_;
     messages.push_back({"user", text});
-    const Tokenizer& tokenizer = session_.tokenizer();
-    std::string rendered = template_.render(messages, true, tokenizer.bos_token(), tokenizer.eos_token());
-    EncodeOptions encode;
-    encode.add_special = false;  // the template writes its own
     auto show = [](std::string_view piece) {
       std::fwrite(piece.data(), 1, piece.size(), stdout);
       std::fflush(stdout);
     };
-    std::string reply = session_.reply(tokenizer.encode(rendered, encode), show, stats_);
+    std::string reply = session_.reply(session_.prompt_of(messages), show, stats_);
     std::fputs("\n", stdout);
+    if (interrupted() && reply.empty()) {
+      std::fputs("(no reply: the line is left out)\n", stderr);
+      return;
+    }
     if (stats_.finish == Finish::length) std::fputs("(--max-tokens ended the reply)\n", stderr);
     if (stats_.finish == Finish::context_full) {
       std::fputs("(the context is full: /clear forgets the conversation, --ctx-size makes room)\n", stderr);
@@ -170,7 +176,6 @@ class Chat {
 
   ChatOptions options_;
   Session session_;
-  ChatTemplate template_;
   std::vector<ChatMessage> messages_;
   GenerationStats stats_;
 };

@@ -26,17 +26,15 @@ void generate(const GenerateOptions& options) {
   if (!options.prompt_file.empty())
     prompt = read_file(options.prompt_file == "-" ? "/dev/stdin" : options.prompt_file);
   Session session(options.session);
-  std::vector<int32_t> ids = session.tokenizer().encode(prompt);
-  if (ids.empty()) {
-    // An empty prompt writes from the beginning of a text, where the model has a token for that.
-    std::optional<int32_t> begin =
-        session.tokenizer().bos_id() ? session.tokenizer().bos_id() : session.tokenizer().eos_id();
-    if (!begin) fail("the prompt is empty, and the tokenizer has no token that begins a text");
-    ids.push_back(*begin);
-  }
+  const std::vector<int32_t> ids = session.prompt_of(prompt);
   if (!options.no_echo) write_out(prompt);
   GenerationStats stats;
-  session.reply(ids, write_out, stats);
+  try {
+    session.reply(ids, write_out, stats);
+  } catch (...) {
+    write_out("\n");  // before the message
+    throw;
+  }
   write_out("\n");
   if (options.session.stats) std::fprintf(stderr, "\n%s\n", session.describe(stats).c_str());
 }

@@ -134,11 +134,13 @@ void add_session_options(CLI::App& command, SessionOptions& options) {
 }
 
 Session::Session(const SessionOptions& options)
-    : options_(options), backend_(options.threads), tokenizer_(load_tokenizer(options.model)) {
+    : options_(options),
+      backend_(options.threads),
+      source_(open_model(options.model)),
+      tokenizer_(load_tokenizer(options.model)) {
   auto start = std::chrono::steady_clock::now();
   read_generation_defaults();
   read_sampling_flags();
-  source_ = open_model(options.model);
   for (const auto& [id, bias] : generation_.sampling.logit_bias) {
     if (id >= source_.config.vocab_size)
       fail("--logit-bias: token {} lies outside the vocabulary of {}", id, source_.config.vocab_size);
@@ -257,6 +259,30 @@ void Session::read_grammar() {
   std::erase_if(stops, [&](int32_t id) { return id < 0 || static_cast<size_t>(id) >= size; });
   generation_.constraint = std::make_shared<GrammarConstraint>(std::make_shared<grammar::TokenGrammar>(
       std::make_shared<grammar::Automaton>(*rules), std::make_shared<grammar::Vocabulary>(texts, stops)));
+}
+
+std::vector<int32_t> Session::prompt_of(const std::string& text) const {
+  std::vector<int32_t> ids = tokenizer_.encode(text);
+  if (!ids.empty()) return ids;
+  const std::optional<int32_t> begin = tokenizer_.bos_id() ? tokenizer_.bos_id() : tokenizer_.eos_id();
+  if (!begin) fail("the prompt is empty, and the tokenizer has no token that begins a text");
+  return {*begin};
+}
+
+const ChatTemplate& Session::chat_template() {
+  if (template_) return *template_;
+  if (tokenizer_.chat_template().empty()) {
+    fail(
+        "{}: has no chat template ({}) and takes plain prompts only, as of generate", options_.model,
+        is_gguf(options_.model) ? "tokenizer.chat_template" : "tokenizer_config.json or chat_template.jinja");
+  }
+  return template_.emplace(tokenizer_.chat_template());
+}
+
+std::vector<int32_t> Session::prompt_of(const std::vector<ChatMessage>& messages) {
+  const std::string text =
+      chat_template().render(messages, true, tokenizer_.bos_token(), tokenizer_.eos_token());
+  return tokenizer_.encode(text, {.add_special = false});  // the template writes its own
 }
 
 std::string Session::reply(std::span<const int32_t> prompt, const std::function<void(std::string_view)>& show,

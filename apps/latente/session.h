@@ -14,6 +14,7 @@
 #include "model/model_source.h"
 #include "model/run_weights.h"
 #include "model/weights.h"
+#include "tokenizer/chat_template.h"
 #include "tokenizer/stop_strings.h"
 #include "tokenizer/tokenizer.h"
 
@@ -81,8 +82,16 @@ class Session {
   Engine& engine() { return *engine_; }
   const GenerationOptions& generation() const { return generation_; }
 
-  // Decodes on from `prompt`, handing text to `show` as it becomes final. Ctrl-C ends the reply. Returns the
-  // whole text.
+  // The ids of a text to continue; an empty one is the beginning of a text. Error: the tokenizer has no token
+  // for that.
+  std::vector<int32_t> prompt_of(const std::string& text) const;
+  // The ids of a conversation that the model is to go on with.
+  std::vector<int32_t> prompt_of(const std::vector<ChatMessage>& messages);
+  // The model's own. Error: it has none.
+  const ChatTemplate& chat_template();
+
+  // Decodes on from `prompt`, handing text to `show` as it becomes final. Ctrl-C ends the reply, also while
+  // the prompt is read. Returns the whole text.
   std::string reply(std::span<const int32_t> prompt, const std::function<void(std::string_view)>& show,
                     GenerationStats& stats);
   // Prompt and reply of the last time.
@@ -98,10 +107,11 @@ class Session {
 
   SessionOptions options_;
   GenerationOptions generation_;
-  ModelSource source_;
   CpuBackend backend_;
+  ModelSource source_;
   std::unique_ptr<Transformer> model_;
   Tokenizer tokenizer_;
+  std::optional<ChatTemplate> template_;
   std::unique_ptr<Engine> engine_;
   std::vector<int32_t> tokens_;
   double load_seconds_ = 0;
