@@ -115,6 +115,8 @@ std::string message_of(const std::exception_ptr& error) {
 class Answers {
  public:
   Answers(const std::string& path, const std::vector<Asked>& asked) : path_(path) {
+    if (path == "-")
+      fail("--out: expected a file, so that the same command can go on where it was interrupted");
     fd_ = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
     if (fd_ < 0) fail("{}: {}", path, std::strerror(errno));
     if (flock(fd_, LOCK_EX | LOCK_NB) != 0) fail("{}: another batch is writing here", path);
@@ -163,7 +165,7 @@ class Batch {
         answers_(options.out, asked_),
         session_(options.session) {}
 
-  // False if some prompts could not be answered.
+  // False if some prompts could not be answered, or not yet.
   bool run() {
     const size_t before = answers_.done().size();
     if (before > 0) std::fprintf(stderr, "%zu of %zu are answered already\n", before, asked_.size());
@@ -185,7 +187,7 @@ class Batch {
                    asked_.size() - answers_.done().size());
     if (failed_ > 0)
       std::fprintf(stderr, "%zu could not be answered: see \"error\" in %s\n", failed_, options_.out.c_str());
-    return failed_ == 0;
+    return failed_ == 0 && answers_.done().size() == asked_.size();
   }
 
  private:

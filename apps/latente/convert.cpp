@@ -33,10 +33,10 @@ std::string size_text(int64_t bytes) {
 
 // Runs the model as it is stored over the text.
 Importance calibrated(const Options& options, CpuBackend& backend) {
+  const ModelSource source = open_model(options.model);
   const Tokenizer tokenizer = load_tokenizer(options.model);
   std::vector<int32_t> tokens = tokenizer.encode(read_file(options.calibration), {.add_special = false});
   tokens.resize(std::min(tokens.size(), static_cast<size_t>(options.calibration_tokens)));
-  const ModelSource source = open_model(options.model);
   for (int32_t id : tokens) {
     if (id >= source.config.vocab_size)
       fail("{}: token {} lies outside the model's vocabulary of {}", options.calibration, id,

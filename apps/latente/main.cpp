@@ -29,6 +29,10 @@ int main(int argc, char** argv) {
   } catch (const CLI::RuntimeError& status) {
     return status.get_exit_code();  // a command that ran and reports failure
   } catch (const CLI::ParseError& error) {
+    if (app.get_subcommands().empty() && !app.remaining().empty()) {
+      std::fprintf(stderr, "latente: no command is named %s (try --help)\n", app.remaining().front().c_str());
+      return 1;
+    }
     std::fprintf(stderr, "latente: %s (try --help)\n", error.what());
     return 1;
   } catch (const std::exception& error) {

@@ -23,6 +23,8 @@ struct PerplexityOptions {
 };
 
 void measure(const PerplexityOptions& options) {
+  CpuBackend backend(options.threads);
+  const ModelSource source = open_model(options.model);
   const Tokenizer tokenizer = load_tokenizer(options.model);
   const std::string text = read_file(options.file);
   std::vector<int32_t> tokens = tokenizer.encode(text, {.add_special = false, .parse_special = true});
@@ -30,9 +32,8 @@ void measure(const PerplexityOptions& options) {
     tokens.resize(static_cast<size_t>(options.most_tokens));
   const bool begins = tokenizer.adds_bos();
   if (begins) tokens.insert(tokens.begin(), *tokenizer.bos_id());
-
-  CpuBackend backend(options.threads);
-  const ModelSource source = open_model(options.model);
+  if (tokens.size() < 2)
+    fail("{}: expected a text of at least two tokens, found {}", options.file, tokens.size());
   for (int32_t id : tokens) {
     if (id >= source.config.vocab_size)
       fail("{}: token {} lies outside the model's vocabulary of {}", options.file, id,

@@ -85,7 +85,9 @@ void add_session_options(CLI::App& command, SessionOptions& options) {
   command.add_option("model", options.model, "Model directory (Hugging Face layout) or GGUF file")
       ->required()
       ->check(CLI::ExistingPath);
-  command.add_option("-n,--max-tokens", options.max_tokens, "Tokens to write at most")->capture_default_str();
+  command.add_option("-n,--max-tokens", options.max_tokens, "Tokens to write at most")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
   command.add_option("-t,--temperature", options.temperature,
                      "0 = always the most likely token [model's default, else 0]");
   command.add_option("--top-k", options.top_k, "Sample among the k most likely; 0 = all");
@@ -117,8 +119,10 @@ void add_session_options(CLI::App& command, SessionOptions& options) {
                                         "schema itself if it begins with {")
                             ->excludes(grammar);
   command.add_flag("--json", options.json, "The reply is a JSON object")->excludes(grammar)->excludes(schema);
-  command.add_option("--draft", options.draft,
-                     "Tokens the MTP modules draft each pass, 0 to 7 [up to one a module, while it pays]");
+  command
+      .add_option("--draft", options.draft,
+                  "Tokens the MTP modules draft each pass, 0 to 7 [up to one a module, while it pays]")
+      ->check(CLI::Range(0, 7));
   command.add_flag("--plain", options.plain, "Decode without drafting (same as --draft 0)");
   command.add_flag("--stats", options.stats, "Print speed, acceptance and cache size at the end");
   command.add_option("--ctx-size", options.context, "Tokens a sequence can have [the model's, at most 4096]")
