@@ -19,6 +19,7 @@
 #include "model/run_weights.h"
 #include "profile.h"
 #include "session.h"
+#include "status_line.h"
 
 namespace latente {
 namespace {
@@ -182,9 +183,9 @@ class Bench {
                                            {"spread", row.spread}, {"bound_share", row.bound}};
       std::printf("%s\n", json.dump().c_str());
     } else {
-      std::printf("%-8s %7lld %7lld %12.1f %7.1f%% %11.0f%%\n", row.kind.c_str(),
+      std::printf("%-8s %7lld %7lld %12.1f %6.1f %% %12s\n", row.kind.c_str(),
                   static_cast<long long>(row.tokens), static_cast<long long>(row.depth), row.per_second,
-                  100 * row.spread, 100 * row.bound);
+                  100 * row.spread, share_text(row.bound).c_str());
     }
     std::fflush(stdout);
   }

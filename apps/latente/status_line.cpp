@@ -61,6 +61,8 @@ std::string time_text(double seconds) {
   return fmt::format("{}h{:02}m", whole / 3600, whole % 3600 / 60);
 }
 
+std::string share_text(double share) { return share > 1 ? ">100 %" : fmt::format("{:.0f} %", 100 * share); }
+
 double Pace::seconds() const {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
 }

@@ -24,6 +24,9 @@ class StatusLine {
 
 // "3m05s"
 std::string time_text(double seconds);
+// "57 %" of a bound; ">100 %" where the bound does not hold: it was measured in a bad moment, or what it
+// counts as read from memory lies in the caches.
+std::string share_text(double share);
 
 // Seconds since `start` and, as a share is done, those left.
 class Pace {

@@ -62,7 +62,7 @@ void TrainDisplay::step(const StepReport& report, int64_t steps) {
   text += fmt::format("  lr {:.2e}  |g| {:.2f}  {} tok/s", report.learning_rate, report.gradient_norm,
                       count_text(report.tokens_per_second));
   if (peak_flops_ > 0)
-    text += fmt::format(" ({:.0f} % of peak)", 100 * report.flops_per_second / peak_flops_);
+    text += fmt::format(" ({} of peak)", share_text(report.flops_per_second / peak_flops_));
   if (report.routers > 0) {
     text += fmt::format("  MaxVio {:.2f}", report.max_violation);
     if (report.dead_experts > 0) text += fmt::format(" ({} idle)", report.dead_experts);
