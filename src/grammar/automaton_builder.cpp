@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "grammar/machine.h"
 
 namespace latente::grammar {
 namespace {
@@ -20,6 +21,8 @@ uint64_t size_of(const Expression& expression) {
     case Kind::characters:
     case Kind::rule:
       return 1;
+    case Kind::machine:
+      return expression.machine->states.size();
     case Kind::repeat:
       break;
     case Kind::sequence:
@@ -51,6 +54,11 @@ class Builder {
       const Transitions::Rule rule = out_.rules[i];
       build(*bodies_[i], rule.start, rule.end, rule.name);
     }
+  }
+  // One expression, with everything in place.
+  Builder(const Grammar& grammar, const Expression& expression) : in_place_(&grammar) {
+    add_rule("", expression);
+    build(expression, out_.rules[0].start, out_.rules[0].end, "");
   }
   Transitions take() { return std::move(out_); }
 
@@ -102,9 +110,29 @@ class Builder {
         return choose(expression, from, to, rule);
       case Kind::repeat:
         return repeat(expression, from, to, rule);
+      case Kind::machine:
+        return machine(*expression.machine, from, to);
       case Kind::rule:
+        if (in_place_ != nullptr) {
+          if (++depth_ > most_depth) fail("{}: calls itself, or nests too deep", rule);
+          const Grammar::Rule& called = in_place_->rules[expression.rule];
+          build(called.body, from, to, called.name);
+          --depth_;
+          return;
+        }
         if (out_.calls.size() >= Automaton::max_edges) too_large();
         out_.calls.push_back({from, {expression.rule, to}});
+    }
+  }
+
+  void machine(const Machine& machine, uint32_t from, uint32_t to) {
+    const uint32_t first = out_.states;
+    for (size_t i = 0; i < machine.states.size(); ++i) state();
+    empty(from, first);
+    for (size_t i = 0; i < machine.states.size(); ++i) {
+      const uint32_t at = first + static_cast<uint32_t>(i);
+      if (machine.states[i].accepts) empty(at, to);
+      for (const Machine::Edge& e : machine.states[i].edges) edge(at, {e.low, e.high}, first + e.to);
     }
   }
 
@@ -160,7 +188,7 @@ class Builder {
 
   void repeat(const Expression& expression, uint32_t from, uint32_t to, const std::string& rule) {
     const Expression& body = expression.parts[0];
-    if (counted(expression)) {
+    if (in_place_ == nullptr && counted(expression)) {
       const uint32_t at = state();
       empty(from, at);
       const uint32_t turn = add_rule(rule, body);
@@ -189,6 +217,10 @@ class Builder {
     empty(at, to);
   }
 
+  static constexpr int most_depth = 2000;
+
+  const Grammar* in_place_ = nullptr;
+  int depth_ = 0;  // of calls written out
   Transitions out_;
   std::vector<const Expression*> bodies_;
 };
@@ -196,5 +228,9 @@ class Builder {
 }  // namespace
 
 Transitions transitions_of(const Grammar& grammar) { return Builder(grammar).take(); }
+
+Transitions transitions_in_place(const Grammar& grammar, const Expression& expression) {
+  return Builder(grammar, expression).take();
+}
 
 }  // namespace latente::grammar

@@ -37,5 +37,8 @@ struct Transitions {
 };
 
 Transitions transitions_of(const Grammar& grammar);
+// Of one expression, as the only rule: the rules it calls and its repetitions are written out, so that there
+// are neither calls nor repetitions. Error: rules that call themselves, or too many states.
+Transitions transitions_in_place(const Grammar& grammar, const Expression& expression);
 
 }  // namespace latente::grammar

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <limits>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -11,8 +12,10 @@
 
 namespace latente::grammar {
 
+struct Machine;  // grammar/machine.h
+
 struct Expression {
-  enum class Kind : uint8_t { text, characters, sequence, choice, repeat, rule };
+  enum class Kind : uint8_t { text, characters, sequence, choice, repeat, rule, machine };
   static constexpr uint32_t unlimited = std::numeric_limits<uint32_t>::max();
 
   Kind kind = Kind::text;
@@ -21,6 +24,7 @@ struct Expression {
   std::vector<Expression> parts{};  // sequence, choice (of none: nothing matches), repeat (one part)
   uint32_t min = 0, max = 0;        // repeat
   uint32_t rule = 0;                // rule: index in Grammar::rules
+  std::shared_ptr<const Machine> machine{};
 };
 
 inline Expression literal(std::string_view text) {

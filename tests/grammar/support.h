@@ -8,6 +8,7 @@
 #include "base/random.h"
 #include "base/utf8.h"
 #include "grammar/gbnf.h"
+#include "grammar/machine.h"
 #include "grammar/matcher.h"
 
 namespace latente::grammar::test {
@@ -70,6 +71,13 @@ class Definition {
             turn = expression.min - 1;
           now = step(expression.parts[0], now);
         }
+      }
+      case Kind::machine: {
+        Places all;
+        for (size_t end = at; end <= text_.size(); ++end) {
+          if (expression.machine->matches(text_.substr(at, end - at))) all.insert(end);
+        }
+        return all;
       }
       case Kind::rule:
         return rule(expression.rule, at);
