@@ -17,7 +17,10 @@ const char* const schemas[] = {
     R"({"allOf":[{"properties":{"x":{"enum":[1,"a",null,{"k":[1]}]}}},{"properties":{"x":{"type":["string","integer"]},"y":{"const":2}},"required":["x"]}],"minProperties":1})",
     R"({"type":"array","prefixItems":[{"type":"number","exclusiveMinimum":0.5,"maximum":1e3},{"format":"date-time"}],"items":false})",
     R"({"properties":{"next":{"oneOf":[{"$ref":"#"},{"type":"null"}]},"é\"":true},"required":["next","z"],"definitions":{"q":{}}})",
-    R"({"type":["string","null","boolean","number"],"format":"uuid","multipleOf":1,"exclusiveMaximum":true,"maximum":7})"};
+    R"({"type":["string","null","boolean","number"],"format":"uuid","multipleOf":1,"exclusiveMaximum":true,"maximum":7})",
+    R"({"type":"object","properties":{"k":{"enum":["a","b",3]},"v":{"type":"integer","multipleOf":3,"maximum":99}},"if":{"properties":{"k":{"const":"a"}},"required":["k"]},"then":{"required":["v"]},"else":{"not":{"required":["v"]}},"dependentRequired":{"v":["k"]}})",
+    R"({"type":"object","patternProperties":{"^x-":{"type":"number","multipleOf":0.25},"y$":{"type":"boolean"}},"properties":{"s":{"type":"array","items":{"enum":[1,"2",null]},"uniqueItems":true}},"additionalProperties":false})",
+    R"({"type":"string","pattern":"^[a-c]+(-[0-9]{2})?$","minLength":2,"maxLength":7,"not":{"anyOf":[{"const":"abc"},{"pattern":"cc"}]},"allOf":[{"pattern":"a"},{"format":"hostname"}]})"};
 
 }  // namespace
 

@@ -218,4 +218,50 @@ Expression numbers(const NumberRange& range) {
                    optional(exponent)});
 }
 
+// The state is what is left over of the digits so far, as a whole number, and how many of them stand behind
+// the point.
+std::optional<Machine> multiples_of(const Decimal& step) {
+  const std::string digits = step.whole + step.fraction;
+  const size_t begin = std::min(digits.find_first_not_of('0'), digits.size());
+  const auto places = static_cast<uint32_t>(step.fraction.size());
+  uint32_t unit = 0;
+  const auto [end, error] = std::from_chars(digits.data() + begin, digits.data() + digits.size(), unit);
+  if (error != std::errc() || end != digits.data() + digits.size() || unit == 0 || unit > most_step)
+    return std::nullopt;
+  if ((places + 2) * static_cast<size_t>(unit) + 2 > Machine::most_states) return std::nullopt;
+
+  Machine out;
+  const auto state = [&](uint32_t phase, uint64_t rest) {
+    return 2 + phase * unit + static_cast<uint32_t>(rest % unit);
+  };
+  const auto byte = [](uint32_t digit) { return static_cast<uint8_t>('0' + digit); };
+  const auto read = [&](uint32_t from, uint32_t phase, uint64_t rest) {
+    for (uint32_t d = 0; d < 10; ++d) {
+      const bool fails = phase == places + 1 && (rest * 10 + d) % unit != 0;  // only zeros may follow
+      if (!fails) out.states[from].edges.push_back({byte(d), byte(d), state(phase, rest * 10 + d)});
+    }
+  };
+  out.states.resize(2 + (places + 2) * unit);
+  out.states[0].edges.push_back({'-', '-', 1});
+  read(0, 0, 0);
+  read(1, 0, 0);
+  // Phase 0: before the point; phase 1 + n: n digits behind it.
+  for (uint32_t phase = 0; phase < places + 2; ++phase) {
+    for (uint32_t rest = 0; rest < unit; ++rest) {
+      const uint32_t at = state(phase, rest);
+      uint64_t scaled = rest;
+      for (uint32_t left = phase == 0 ? places : places + 1 - phase; left > 0; --left)
+        scaled = scaled * 10 % unit;
+      out.states[at].accepts = scaled == 0;
+      if (phase == 0) out.states[at].edges.push_back({'.', '.', state(1, rest)});
+      if (phase < places + 1) {
+        read(at, phase == 0 ? 0 : phase + 1, rest);
+      } else {
+        out.states[at].edges.push_back({'0', '0', at});
+      }
+    }
+  }
+  return out;
+}
+
 }  // namespace latente::grammar

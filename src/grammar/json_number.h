@@ -4,7 +4,7 @@
 #include <optional>
 #include <string>
 
-#include "grammar/grammar.h"
+#include "grammar/machine.h"
 
 namespace latente::grammar {
 
@@ -29,5 +29,11 @@ struct NumberRange {
 // behind the point and 2 in the exponent, and with a bound no exponent.
 Expression integers(const NumberRange& range);
 Expression numbers(const NumberRange& range);
+
+// Digits, with a sign and a point, of which a number is made that is a whole multiple of `step` (above 0): to
+// be combined with one of the above, which know how numbers are written. Null if the step is more than
+// `most_step` of its last decimal place.
+constexpr int most_step = 3'000;
+std::optional<Machine> multiples_of(const Decimal& step);
 
 }  // namespace latente::grammar

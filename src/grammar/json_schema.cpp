@@ -1,6 +1,7 @@
 #include "grammar/json_schema.h"
 
 #include <algorithm>
+#include <bit>
 #include <deque>
 #include <map>
 
@@ -8,6 +9,7 @@
 #include "grammar/json_format.h"
 #include "grammar/json_number.h"
 #include "grammar/json_text.h"
+#include "grammar/machine.h"
 #include "grammar/matcher.h"
 #include "grammar/pattern.h"
 #include "grammar/schema_merge.h"
@@ -38,12 +40,19 @@ void check_nesting(std::string_view text, const std::string& name) {
   }
 }
 
+std::string format_names() {
+  std::string names;
+  for (const auto& [name, pattern] : string_formats()) names += (names.empty() ? "" : ", ") + name;
+  return names;
+}
+
 class Builder {
  public:
   Builder(const Json& schema, const std::string& name) : merge_(schema, name), name_(name) {
     // Rules that all share.
     any_character_ = rule("character", any_json_character());
     any_characters_ = repeat(any_json_character(), 0, Expression::unlimited);
+    plain_characters_ = repeat(json_character(CharSet::all()), 0, Expression::unlimited);
     rest_of_string_ = call(rule("rest of a string", sequence({any_characters_, literal("\"")})));
     space_ = call(rule("space", json_space()));
     string_ = call(rule("string", sequence({literal("\""), any_characters_, literal("\"")})));
@@ -143,29 +152,32 @@ class Builder {
     return choice(std::move(all));
   }
 
-  // The values that the other keywords admit.
   Expression enumeration(const Json& schema, const std::string& path) {
+    std::vector<Expression> all;
+    for (const Json& value : enumerated(schema, path)) all.push_back(json_constant(value));
+    return choice(std::move(all));
+  }
+  // The values that the other keywords admit.
+  std::vector<Json> enumerated(const Json& schema, const std::string& path) {
     Json rest = schema;
     rest.erase("enum");
-    std::vector<Expression> all;
-    std::shared_ptr<const Automaton> others;
-    if (!rest.empty() && !(rest.size() == 1 && rest.contains("type"))) {
-      if (filtering_ || ++filtered_ > most_filtered)
-        merge_.broken(path, "too many enumerations beside other keywords, or one in another");
-      try {
-        others = std::make_shared<const Automaton>(Builder(merge_.root(), name_).whole_at(rest, path));
-      } catch (const Error& error) {
-        merge_.broken(path, fmt::format("enum or const beside what cannot be honoured ({})", error.what()));
-      }
-    }
     const std::vector<std::string> types = types_of(schema);
-    for (const Json& value : schema["enum"]) {
-      const bool typed =
-          !schema.contains("type") ||
-          std::any_of(types.begin(), types.end(), [&](const auto& type) { return has_type(value, type); });
-      if (typed && (others == nullptr || matches(others, value.dump()))) all.push_back(json_constant(value));
+    std::vector<Json> values = values_of(schema["enum"]);
+    std::erase_if(values, [&](const Json& value) {
+      return schema.contains("type") && std::none_of(types.begin(), types.end(),
+                                                     [&](const auto& type) { return has_type(value, type); });
+    });
+    if (values.empty() || rest.empty() || (rest.size() == 1 && rest.contains("type"))) return values;
+    if (filtering_ || ++filtered_ > most_filtered)
+      merge_.broken(path, "too many enumerations beside other keywords, or one in another");
+    std::shared_ptr<const Automaton> others;
+    try {
+      others = std::make_shared<const Automaton>(Builder(merge_.root(), name_).whole_at(rest, path));
+    } catch (const Error& error) {
+      merge_.broken(path, fmt::format("enum or const beside what cannot be honoured ({})", error.what()));
     }
-    return choice(std::move(all));
+    std::erase_if(values, [&](const Json& value) { return !matches(others, value.dump()); });
+    return values;
   }
   Grammar whole_at(const Json& schema, const std::string& path) {
     filtering_ = true;
@@ -228,15 +240,30 @@ class Builder {
   }
 
   Expression object(const Json& schema, const std::string& path) {
-    static const Json no_properties = Json::object();
-    const Json& properties = schema.contains("properties") ? schema["properties"] : no_properties;
-    const bool declares = !properties.empty();
+    static const Json none = Json::object();
+    const Json& properties = schema.contains("properties") ? schema["properties"] : none;
+    const Json& patterns = schema.contains("patternProperties") ? schema["patternProperties"] : none;
+    const bool declares = !patterns.empty() || std::any_of(properties.begin(), properties.end(),
+                                                           [](const Json& p) { return p != false; });
     Json additional = !declares;
     if (schema.contains("additionalProperties")) additional = schema["additionalProperties"];
     std::vector<std::string> required;
     if (schema.contains("required")) required = schema["required"].get<std::vector<std::string>>();
     const auto is_required = [&](const std::string& key) {
       return std::find(required.begin(), required.end(), key) != required.end();
+    };
+
+    std::vector<std::pair<Machine, Json>> by_pattern;
+    for (const auto& [pattern, value] : patterns.items()) {
+      const std::string where = name_ + path_to(path_to(path, "patternProperties"), pattern);
+      by_pattern.emplace_back(machine(parse_pattern(pattern, where, plain_characters_), path), value);
+    }
+    const auto matching = [&](const std::string& key) {
+      Json all = true;
+      for (const auto& [pattern, value] : by_pattern) {
+        if (pattern.matches(content_of(key))) all = both(all, value);
+      }
+      return all;
     };
 
     std::vector<Part> parts;
@@ -248,17 +275,28 @@ class Builder {
           {sequence({literal(Json(key).dump()), colon_, schema_call(value, at)}), is_required(key)});
     };
     for (const auto& [key, value] : properties.items())
-      add(key, value, path_to(path_to(path, "properties"), key));
+      add(key, both(value, matching(key)), path_to(path_to(path, "properties"), key));
     for (const std::string& key : required) {
       if (std::find(keys.begin(), keys.end(), key) != keys.end()) continue;
       // Where others are not mentioned, it is one more property.
-      const Json& value = schema.contains("additionalProperties") ? additional : Json(true);
+      const Json patterned = matching(key);
+      const Json value = patterned != true                         ? patterned
+                         : schema.contains("additionalProperties") ? additional
+                                                                   : Json(true);
       if (value == false)
         merge_.broken(path_to(path, "required"),
                       fmt::format("additionalProperties forbids {}", Json(key).dump()));
       add(key, value, path_to(path, "required"));
     }
-    const bool others = additional != false;
+    std::vector<Expression> rests;
+    if (!by_pattern.empty()) {
+      rests = patterned(by_pattern, additional, keys, path);
+    } else if (additional != false) {
+      const Expression key = keys.empty() ? string_ : other_key(grammar_, keys, rest_of_string_);
+      rests.push_back(
+          sequence({key, colon_, schema_call(additional, path_to(path, "additionalProperties"))}));
+    }
+    const bool others = !rests.empty();
     uint32_t min = 0, max = Expression::unlimited;
     const size_t sure = static_cast<size_t>(
         std::count_if(parts.begin(), parts.end(), [](const Part& p) { return p.required; }));
@@ -276,10 +314,74 @@ class Builder {
     }
     if (min > max || min == Expression::unlimited) return choice({});
     if (!others) return chain(parts, nullptr, 0, 0, path, true, true);
-    const Expression key = keys.empty() ? string_ : other_key(grammar_, keys, rest_of_string_);
-    const Expression rest =
-        sequence({key, colon_, schema_call(additional, path_to(path, "additionalProperties"))});
+    const Expression rest = choice(std::move(rests));
     return chain(parts, &rest, min, max, path, true, true);
+  }
+
+  // Properties that are not declared, by which of the patterns their keys match.
+  std::vector<Expression> patterned(const std::vector<std::pair<Machine, Json>>& patterns,
+                                    const Json& additional, const std::vector<std::string>& declared,
+                                    const std::string& path) {
+    constexpr size_t most_sets = 64;
+    std::vector<Expression> taken;
+    for (const std::string& key : declared) taken.push_back(literal(content_of(key)));
+    struct Keys {
+      Machine machine;
+      Json schema;  // null: of no pattern
+    };
+    std::vector<Keys> sets{
+        {first_only(machine(plain_characters_, path), machine(choice(std::move(taken)), path)), {}}};
+    for (const auto& [pattern, value] : patterns) {
+      std::vector<Keys> next;
+      for (Keys& keys : sets) {
+        Keys matching{limited(path, [&, &pattern = pattern] { return both_of(keys.machine, pattern); }),
+                      keys.schema.is_null() ? value : both(keys.schema, value)};
+        keys.machine = limited(path, [&, &pattern = pattern] { return first_only(keys.machine, pattern); });
+        if (!matching.machine.empty()) next.push_back(std::move(matching));
+        if (!keys.machine.empty()) next.push_back(std::move(keys));
+      }
+      if (next.size() > most_sets)
+        merge_.broken(path_to(path, "patternProperties"), "too many patterns that match the same keys");
+      sets = std::move(next);
+    }
+    std::vector<Expression> all;
+    for (Keys& keys : sets) {
+      const Json& schema = keys.schema.is_null() ? additional : keys.schema;
+      if (schema == false) continue;
+      const char* from = keys.schema.is_null() ? "additionalProperties" : "patternProperties";
+      all.push_back(sequence({literal("\""), expression_of(std::move(keys.machine)), literal("\""), colon_,
+                              schema_call(schema, path_to(path, from))}));
+    }
+    return all;
+  }
+
+  // A string's text as it stands between quotes, spelled as json_character does.
+  static std::string content_of(const std::string& text) {
+    const std::string quoted = Json(text).dump();
+    return quoted.substr(1, quoted.size() - 2);
+  }
+  // Names the place of what needs too many states.
+  template <class Make>
+  Machine limited(const std::string& path, Make make) const {
+    try {
+      return make();
+    } catch (const Error& error) {
+      merge_.broken(path, error.what());
+    }
+  }
+  Machine machine(const Expression& expression, const std::string& path) const {
+    return limited(path, [&] { return machine_of(grammar_, expression); });
+  }
+  // What matches all of some expressions and none of others.
+  Expression all_but(const std::vector<Expression>& all, const std::vector<Expression>& none,
+                     const std::string& path) const {
+    if (all.size() == 1 && none.empty()) return all[0];
+    Machine out = machine(all[0], path);
+    for (size_t i = 1; i < all.size(); ++i)
+      out = limited(path, [&] { return both_of(out, machine(all[i], path)); });
+    for (const Expression& one : none)
+      out = limited(path, [&] { return first_only(out, machine(one, path)); });
+    return out.empty() ? choice({}) : expression_of(std::move(out));
   }
 
   Expression array(const Json& schema, const std::string& path) {
@@ -295,6 +397,7 @@ class Builder {
       }
     }
     if (min > max) return choice({});
+    if (schema.value("uniqueItems", false) && max > 1) return set_of(schema, min, max, path);
     const auto written = static_cast<uint32_t>(parts.size());
     min = min > written ? min - written : 0;
     const uint32_t left = max == Expression::unlimited ? max : max - written;
@@ -307,37 +410,98 @@ class Builder {
     return chain(parts, &rest, min, left, path, false, false);
   }
 
+  // A list of different values of an enumeration, in any order. A rule for each set of those written so far.
+  Expression set_of(const Json& schema, uint32_t min, uint32_t max, const std::string& path) {
+    constexpr size_t most_values = 10;
+    const std::string at = path_to(path, "uniqueItems");
+    std::vector<Json> values;
+    if (schema.contains("prefixItems") || !schema.contains("items") || !finite(schema["items"], path, values))
+      merge_.broken(at, "can be honoured of lists of enumerated values only");
+    if (values.size() > most_values)
+      merge_.broken(
+          at, fmt::format("can be honoured of at most {} values, found {}", most_values, values.size()));
+    std::map<uint32_t, uint32_t> rules;  // by the set
+    std::vector<uint32_t> todo{0};
+    rules[0] = rule(path, {});
+    while (!todo.empty()) {
+      const uint32_t written = todo.back();
+      todo.pop_back();
+      const auto count = static_cast<uint32_t>(std::popcount(written));
+      std::vector<Expression> all;
+      if (count >= min) all.push_back(literal(""));
+      for (size_t i = 0; count < max && i < values.size(); ++i) {
+        const uint32_t with = written | 1u << i;
+        if (with == written) continue;
+        auto [next, is_new] = rules.try_emplace(with, 0);
+        if (is_new) {
+          next->second = rule(path, {});
+          todo.push_back(with);
+        }
+        Expression value = json_constant(values[i]);
+        all.push_back(count == 0 ? sequence({std::move(value), call(next->second)})
+                                 : sequence({comma(), std::move(value), call(next->second)}));
+      }
+      grammar_.rules[rules[written]].body = choice(std::move(all));
+    }
+    return sequence({literal("["), space_, call(rules[0]), space_, literal("]")});
+  }
+
+  // The values of a schema that admits only enumerated ones, each once; false if it admits others.
+  bool finite(const Json& schema, const std::string& path, std::vector<Json>& values) {
+    for (const Json& one : merge_.alternatives(schema, path_to(path, "items"))) {
+      const bool booleans = one == Json{{"type", "boolean"}};
+      if (!booleans && !one.contains("enum")) return false;
+      for (const Json& value : booleans ? std::vector<Json>{false, true} : enumerated(one, path)) {
+        if (std::find(values.begin(), values.end(), value) == values.end()) values.push_back(value);
+      }
+    }
+    return true;
+  }
+
   Expression string(const Json& schema, const std::string& path) {
     const auto min = count(schema, "minLength"), max = count(schema, "maxLength");
+    const auto values = [&](const char* key) {
+      return schema.contains(key) ? values_of(schema[key]) : std::vector<Json>{};
+    };
+    const std::vector<Json> patterns = values("pattern"), formats = values("format"),
+                            not_patterns = values("not pattern"), not_values = values("not enum");
     const bool limited = min.value_or(0) > 0 || max;
-    const bool pattern = schema.contains("pattern"), format = schema.contains("format");
-    if ((pattern && (limited || format)) || (format && limited)) {
-      merge_.broken(path, "minLength and maxLength, pattern and format cannot be honoured beside each other");
+    if (max && *max < min.value_or(0)) return choice({});
+    if (patterns.empty() && formats.empty() && not_patterns.empty() && !limited) {
+      if (not_values.empty()) return string_;
+      std::vector<std::string> texts;
+      for (const Json& value : not_values) texts.push_back(value.get<std::string>());
+      return other_key(grammar_, texts, rest_of_string_);
     }
-    Expression content = any_characters_;
-    if (pattern) {
-      const std::string where = name_ + path_to(path, "pattern");
-      content = parse_pattern(schema["pattern"].get_ref<const std::string&>(), where, any_characters_);
-    } else if (format) {
-      const auto known = string_formats().find(schema["format"].get_ref<const std::string&>());
-      if (known == string_formats().end()) {
+    // One thing alone may be spelled in any way.
+    const bool alone = patterns.size() + formats.size() + (limited ? 1 : 0) == 1 && not_patterns.empty() &&
+                       not_values.empty();
+    const Expression& any = alone ? any_characters_ : plain_characters_;
+    std::vector<Expression> all, none;
+    const auto parsed = [&](const Json& pattern, const char* key) {
+      return parse_pattern(pattern.get_ref<const std::string&>(), name_ + path_to(path, key), any);
+    };
+    for (const Json& pattern : patterns) all.push_back(parsed(pattern, "pattern"));
+    for (const Json& format : formats) {
+      const auto known = string_formats().find(format.get_ref<const std::string&>());
+      if (known == string_formats().end())
         merge_.broken(path_to(path, "format"),
-                      fmt::format("expected one of date, time, date-time, uuid, ipv4, email, found {}",
-                                  schema["format"].dump()));
-      }
-      content = parse_pattern(known->second, known->first, any_characters_);
-    } else if (limited) {
-      if (max && *max < min.value_or(0)) return choice({});
-      content = repeat(call(any_character_), min.value_or(0), max.value_or(Expression::unlimited));
-    } else {
-      return string_;
+                      fmt::format("expected one of {}, found {}", format_names(), format.dump()));
+      all.push_back(parse_pattern(known->second, known->first, any));
     }
-    return sequence({literal("\""), std::move(content), literal("\"")});
+    if (limited) {
+      all.push_back(repeat(alone ? call(any_character_) : json_character(CharSet::all()), min.value_or(0),
+                           max.value_or(Expression::unlimited)));
+    }
+    for (const Json& pattern : not_patterns) none.push_back(parsed(pattern, "not/pattern"));
+    std::vector<Expression> texts;
+    for (const Json& value : not_values) texts.push_back(literal(content_of(value.get<std::string>())));
+    if (!texts.empty()) none.push_back(choice(std::move(texts)));
+    if (!none.empty()) all.push_back(plain_characters_);
+    return sequence({literal("\""), all_but(all, none, path), literal("\"")});
   }
 
   Expression number(const Json& schema, const std::string& path, bool integer) {
-    if (schema.contains("multipleOf") && (schema["multipleOf"] != 1 || !integer))
-      merge_.broken(path_to(path, "multipleOf"), "only 1 can be honoured, of integers");
     NumberRange range;
     const auto read = [&](const char* key, bool exclusive, std::optional<Bound>& bound, bool low) {
       if (!schema.contains(key)) return;
@@ -351,6 +515,23 @@ class Builder {
     read("exclusiveMinimum", true, range.low, true);
     read("maximum", false, range.high, false);
     read("exclusiveMaximum", true, range.high, false);
+    std::vector<Expression> all;
+    if (schema.contains("multipleOf")) {
+      for (const Json& step : values_of(schema["multipleOf"])) {
+        if (step == 1 && integer) continue;
+        const std::optional<Decimal> value = read_decimal(step.dump());
+        const std::optional<Machine> machine = value ? multiples_of(*value) : std::nullopt;
+        if (!machine)
+          merge_.broken(path_to(path, "multipleOf"),
+                        fmt::format("expected a step of at most {} of its last decimal place, found {}",
+                                    most_step, step.dump()));
+        all.push_back(expression_of(*machine));
+      }
+    }
+    if (!all.empty()) {
+      all.push_back(integer ? integers(range) : numbers(range));
+      return all_but(all, {}, path);
+    }
     if (!range.low && !range.high) return integer ? integer_ : number_;
     return integer ? integers(range) : numbers(range);
   }
@@ -363,8 +544,8 @@ class Builder {
   bool filtering_ = false;  // this is about a value of an enumeration
   int filtered_ = 0;        // enumerations so far
   uint32_t any_character_ = 0;
-  Expression any_characters_, rest_of_string_, space_, string_, integer_, number_, value_, any_object_,
-      colon_;
+  Expression any_characters_, plain_characters_, rest_of_string_, space_, string_, integer_, number_, value_,
+      any_object_, colon_;
 };
 
 }  // namespace

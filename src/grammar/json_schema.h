@@ -5,12 +5,17 @@
 // (json_number.h). Understood, of drafts 4 to 2020-12:
 //   boolean schemas, type (also a list; where it is missing, the types that other keywords speak of), enum,
 //   const; properties, required, additionalProperties (where it is missing beside `properties`, there are no
-//   others; other keys are not those of `properties`, but may repeat each other), minProperties and
-//   maxProperties where they follow from the rest or nothing is declared; items, prefixItems (items as a
-//   list, additionalItems), minItems, maxItems; minLength, maxLength, or pattern (pattern.h), or format
-//   (date, time, date-time, uuid, ipv4, email); minimum, maximum, exclusive ones; multipleOf 1 of integers;
-//   anyOf, oneOf (as anyOf: that only one holds is not looked after), allOf (merged); $ref to places in the
-//   schema itself (#, #/$defs/..., any JSON pointer), also recursive.
+//   others; other keys are not those of `properties`, but may repeat each other), patternProperties (not
+//   merged with another schema's properties), minProperties and maxProperties where they follow from the rest
+//   or nothing is declared; items, prefixItems (items as a list, additionalItems), minItems, maxItems,
+//   uniqueItems of at most 10 enumerated values; minLength, maxLength, pattern (pattern.h) and format (date,
+//   time, date-time, duration, uuid, ipv4, ipv6, hostname, email, uri; of the last three only common forms),
+//   also together; minimum, maximum, exclusive ones; multipleOf; anyOf, oneOf (as anyOf: that only one holds
+//   is not looked after), allOf (merged); not, if with then and else, dependentRequired, dependentSchemas and
+//   dependencies, where what is not to hold speaks of type, enum and const (of single values), required,
+//   properties, pattern and bounds, and of allOf, anyOf, not and $ref; $ref to places in the schema itself
+//   (#,
+//   #/$defs/..., any JSON pointer), also recursive.
 // Titles, descriptions, defaults, examples and the like are ignored. Any other keyword, and one that
 // cannot be honoured beside others, is an Error that names its path.
 #pragma once

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <map>
 #include <set>
 
 #include "base/error.h"
@@ -19,30 +20,6 @@ const std::set<std::string, std::less<>> annotations{
     "readOnly", "writeOnly",   "$defs",   "definitions", "contentEncoding", "contentMediaType"};
 
 bool is_annotation(const std::string& key) { return annotations.count(key) > 0 || key.starts_with("x-"); }
-
-// A schema for what satisfies both.
-Json both(const Json& a, const Json& b) {
-  Json list = Json::array();
-  for (const Json* schema : {&a, &b}) {
-    if (schema->is_boolean()) {
-      if (!schema->get<bool>()) return false;
-      continue;
-    }
-    const bool is_list = schema->is_object() && schema->size() == 1 && schema->contains("allOf") &&
-                         (*schema)["allOf"].is_array();
-    const auto add = [&](const Json& part) {
-      if (std::find(list.begin(), list.end(), part) == list.end()) list.push_back(part);
-    };
-    if (is_list) {
-      for (const Json& part : (*schema)["allOf"]) add(part);
-    } else {
-      add(*schema);
-    }
-  }
-  if (list.empty()) return true;
-  if (list.size() == 1) return list[0];
-  return Json{{"allOf", std::move(list)}};
-}
 
 // Drafts 4 to 2019-09 in the words of 2020-12.
 void modernise(Json& schema) {
@@ -72,7 +49,9 @@ const Json* find(const Json& schema, const std::string& key) {
 
 std::string_view kind_of_key(std::string_view key) {
   static const std::vector<std::pair<std::string_view, std::vector<std::string_view>>> kinds{
-      {"object", {"properties", "required", "additionalProperties", "minProperties", "maxProperties"}},
+      {"object",
+       {"properties", "patternProperties", "required", "additionalProperties", "minProperties",
+        "maxProperties"}},
       {"array", {"items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems"}},
       {"string", {"minLength", "maxLength", "pattern", "format"}},
       {"number", {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}}};
@@ -83,6 +62,33 @@ std::string_view kind_of_key(std::string_view key) {
 }
 
 }  // namespace
+
+Json both(const Json& a, const Json& b) {
+  Json list = Json::array();
+  for (const Json* schema : {&a, &b}) {
+    if (schema->is_boolean()) {
+      if (!schema->get<bool>()) return false;
+      continue;
+    }
+    const bool is_list = schema->is_object() && schema->size() == 1 && schema->contains("allOf") &&
+                         (*schema)["allOf"].is_array();
+    const auto add = [&](const Json& part) {
+      if (std::find(list.begin(), list.end(), part) == list.end()) list.push_back(part);
+    };
+    if (is_list) {
+      for (const Json& part : (*schema)["allOf"]) add(part);
+    } else {
+      add(*schema);
+    }
+  }
+  if (list.empty()) return true;
+  if (list.size() == 1) return list[0];
+  return Json{{"allOf", std::move(list)}};
+}
+
+std::vector<Json> values_of(const Json& value) {
+  return value.is_array() ? std::vector<Json>(value.begin(), value.end()) : std::vector<Json>{value};
+}
 
 std::string path_to(const std::string& path, const std::string& key) {
   std::string out = path + "/";
@@ -189,19 +195,20 @@ void SchemaMerge::check(const std::string& key, const Json& value, const std::st
   } else if (counts.count(key) > 0) {
     if (!value.is_number_unsigned() || value.get<uint64_t>() > most_count)
       expected = "a whole number, not too large";
-  } else if (key == "properties") {
+  } else if (key == "properties" || key == "patternProperties") {
     if (!value.is_object()) expected = "an object";
   } else if (key == "prefixItems") {
     if (!value.is_array()) expected = "a list";
   } else if (key == "pattern" || key == "format") {
     if (!value.is_string()) expected = "a string";
-  } else if (key == "minimum" || key == "maximum" || key == "multipleOf") {
+  } else if (key == "minimum" || key == "maximum") {
     if (!value.is_number()) expected = "a number";
+  } else if (key == "multipleOf") {
+    if (!value.is_number() || value <= 0) expected = "a number above 0";
   } else if (key == "exclusiveMinimum" || key == "exclusiveMaximum") {
     if (!value.is_number() && !value.is_boolean()) expected = "a number";
   } else if (key == "uniqueItems") {
     if (!value.is_boolean()) expected = "true or false";
-    if (value == true) broken(path, "this keyword cannot be honoured");
   } else if (key != "items" && key != "additionalProperties" && key != "additionalItems") {
     broken(path, "this keyword cannot be honoured");
   }
@@ -234,6 +241,14 @@ std::vector<Json> SchemaMerge::expand(const Json& schema, const std::string& pat
         }
       }
       if (key != "allOf") all = combine(all, any, path);
+    } else if (key == "not") {
+      all = combine(all, negate(value, at, depth + 1), path);
+    } else if (key == "if") {
+      all = combine(all, conditional(schema, path, depth + 1), path);
+    } else if (key == "then" || key == "else") {
+      continue;  // beside an if, or of no meaning
+    } else if (key == "dependentRequired" || key == "dependentSchemas" || key == "dependencies") {
+      all = combine(all, dependencies(value, at, depth + 1), path);
     } else if (key == "const" || key == "enum") {
       const Json values = key == "const" ? Json::array({value}) : value;
       if (!values.is_array()) broken(at, "expected a list of values");
@@ -245,6 +260,149 @@ std::vector<Json> SchemaMerge::expand(const Json& schema, const std::string& pat
   }
   modernise(own);
   return combine({own}, all, path);
+}
+
+std::vector<Json> SchemaMerge::conditional(const Json& schema, const std::string& path, int depth) const {
+  const auto branch = [&](const char* key) {
+    const Json* found = find(schema, key);
+    return found == nullptr ? std::vector{Json(Json::object())} : expand(*found, path_to(path, key), depth);
+  };
+  const Json& condition = schema["if"];
+  const std::string at = path_to(path, "if");
+  std::vector<Json> all = combine(expand(condition, at, depth), branch("then"), path);
+  const std::vector<Json> otherwise = combine(negate(condition, at, depth), branch("else"), path);
+  all.insert(all.end(), otherwise.begin(), otherwise.end());
+  return all;
+}
+
+// Properties that ask for other properties, or for a schema.
+std::vector<Json> SchemaMerge::dependencies(const Json& needs, const std::string& path, int depth) const {
+  if (!needs.is_object()) broken(path, "expected an object");
+  std::vector<Json> all{Json::object()};
+  for (const auto& [key, need] : needs.items()) {
+    const std::string at = path_to(path, key);
+    if (need.is_array()) check("required", need, at);
+    std::vector<Json> either{Json{{"properties", {{key, false}}}}};
+    const std::vector<Json> with{Json{{"required", Json::array({key})}}};
+    for (Json& one : combine(with, expand(need.is_array() ? Json{{"required", need}} : need, at, depth), at))
+      either.push_back(std::move(one));
+    all = combine(all, either, path);
+  }
+  return all;
+}
+
+// One of the keywords does not hold: what that means, for each of them.
+std::vector<Json> SchemaMerge::negate(const Json& schema, const std::string& path, int depth) const {
+  if (depth > most_depth) broken(path, "references and combinators go in circles, or nest too deep");
+  if (schema.is_boolean())
+    return schema.get<bool>() ? std::vector<Json>{} : std::vector{Json(Json::object())};
+  if (!schema.is_object()) broken(path, "expected a schema: an object, true or false");
+  Json own = schema;
+  modernise(own);
+  std::vector<Json> any;
+  const auto add = [&](Json one) { any.push_back(std::move(one)); };
+  const auto add_all = [&](std::vector<Json> more) { any.insert(any.end(), more.begin(), more.end()); };
+  const auto typed = [&](const char* type, const char* key, Json value) {
+    add(Json{{"type", type}, {key, std::move(value)}});
+  };
+  static const std::map<std::string, std::pair<const char*, const char*>, std::less<>> opposite_bounds{
+      {"minimum", {"number", "exclusiveMaximum"}},
+      {"exclusiveMinimum", {"number", "maximum"}},
+      {"maximum", {"number", "exclusiveMinimum"}},
+      {"exclusiveMaximum", {"number", "minimum"}},
+      {"minLength", {"string", "maxLength"}},
+      {"maxLength", {"string", "minLength"}},
+      {"minItems", {"array", "maxItems"}},
+      {"maxItems", {"array", "minItems"}},
+      {"minProperties", {"object", "maxProperties"}},
+      {"maxProperties", {"object", "minProperties"}}};
+  for (const auto& [key, value] : own.items()) {
+    const std::string at = path_to(path, key);
+    if (is_annotation(key)) continue;
+    if (key == "$ref") {
+      add_all(negate(target(value, at), at, depth + 1));
+    } else if (key == "not") {
+      add_all(expand(value, at, depth + 1));
+    } else if (key == "allOf" || key == "anyOf") {
+      if (!value.is_array() || value.empty()) broken(at, "expected a list of schemas");
+      std::vector<Json> none{Json::object()};
+      for (size_t i = 0; i < value.size(); ++i) {
+        std::vector<Json> part = negate(value[i], path_to(at, std::to_string(i)), depth + 1);
+        if (key == "allOf") {
+          add_all(std::move(part));
+        } else {
+          none = combine(none, part, path);
+        }
+      }
+      if (key == "anyOf") add_all(std::move(none));
+    } else if (key == "const" || key == "enum") {
+      if (key == "enum" && !value.is_array()) broken(at, "expected a list of values");
+      add_all(other_values(key == "const" ? std::vector<Json>{value} : values_of(value), at));
+    } else {
+      check(key, value, at);
+      if (key == "type") {
+        const std::vector<std::string> named = types_of(Json{{"type", value}});
+        const auto is_named = [&](const char* type) {
+          return std::find(named.begin(), named.end(), type) != named.end();
+        };
+        if (is_named("integer") && !is_named("number")) broken(at, "integer cannot be honoured inside not");
+        Json others = Json::array();
+        for (const char* type : {"object", "array", "string", "number", "boolean", "null"}) {
+          if (!is_named(type)) others.push_back(type);
+        }
+        if (!others.empty()) add(Json{{"type", std::move(others)}});
+      } else if (key == "required") {
+        for (const Json& one : value) typed("object", "properties", Json{{one.get<std::string>(), false}});
+      } else if (key == "properties") {
+        for (const auto& [name, what] : value.items()) {
+          add(Json{{"type", "object"},
+                   {"required", Json::array({name})},
+                   {"properties", {{name, Json{{"not", what}}}}}});
+        }
+      } else if (key == "pattern") {
+        typed("string", "not pattern", value);
+      } else if (const auto bound = opposite_bounds.find(key); bound != opposite_bounds.end()) {
+        const auto [type, opposite] = bound->second;
+        if (std::string_view(type) == "number") {
+          typed(type, opposite, value);
+        } else if (key.starts_with("max")) {
+          typed(type, opposite, value.get<uint64_t>() + 1);
+        } else if (value.get<uint64_t>() > 0) {
+          typed(type, opposite, value.get<uint64_t>() - 1);
+        }
+      } else {
+        broken(at, "this keyword cannot be honoured inside not, or in a condition");
+      }
+    }
+    if (any.size() > most_alternatives) broken(path, "too many alternatives");
+  }
+  return any;
+}
+
+// The schemas of everything but some values.
+std::vector<Json> SchemaMerge::other_values(std::vector<Json> values, const std::string& path) const {
+  Json texts = Json::array(), rest = Json::array({false, true, nullptr});
+  std::vector<Json> numbers, all;
+  for (Json& value : values) {
+    if (value.is_structured())
+      broken(path, "a list or an object cannot be honoured inside not, or in a condition");
+    if (value.is_string()) texts.push_back(value);
+    if (value.is_number()) numbers.push_back(value);
+    if (const auto at = std::find(rest.begin(), rest.end(), value); at != rest.end()) rest.erase(at);
+  }
+  all.push_back(Json{{"type", "object"}});
+  all.push_back(Json{{"type", "array"}});
+  all.push_back(Json{{"type", "string"}});
+  if (!texts.empty()) all.back()["not enum"] = texts;
+  if (!rest.empty()) all.push_back(Json{{"enum", rest}});
+  // The numbers below, between and above them.
+  std::sort(numbers.begin(), numbers.end());
+  for (size_t i = 0; i <= numbers.size(); ++i) {
+    all.push_back(Json{{"type", "number"}});
+    if (i > 0) all.back()["exclusiveMinimum"] = numbers[i - 1];
+    if (i < numbers.size()) all.back()["exclusiveMaximum"] = numbers[i];
+  }
+  return all;
 }
 
 std::vector<Json> SchemaMerge::combine(const std::vector<Json>& a, const std::vector<Json>& b,
@@ -263,6 +421,12 @@ std::vector<Json> SchemaMerge::combine(const std::vector<Json>& a, const std::ve
 Json SchemaMerge::merge(const Json& a, const Json& b, const std::string& path) const {
   if (a.empty()) return b;
   if (b.empty()) return a;
+  for (const auto& [one, other] : {std::pair(&a, &b), {&b, &a}}) {
+    if (one->contains("patternProperties") &&
+        (other->contains("properties") || other->contains("additionalProperties") ||
+         other->contains("patternProperties")))
+      broken(path_to(path, "patternProperties"), "cannot be combined with the properties of another schema");
+  }
   Json out = a;
   for (const auto& [key, value] : b.items()) {
     if (key == "properties") continue;
@@ -290,11 +454,10 @@ Json SchemaMerge::merge(const Json& a, const Json& b, const std::string& path) c
 Json SchemaMerge::merged_values(const std::string& key, const Json& a, const Json& b,
                                 const std::string& path) const {
   if (a == b) return a;
-  const auto list = [](const Json& value) { return value.is_array() ? value : Json::array({value}); };
   if (key == "type") {
     Json out = Json::array();
-    for (const Json& one : list(a)) {
-      for (const Json& other : list(b)) {
+    for (const Json& one : values_of(a)) {
+      for (const Json& other : values_of(b)) {
         if (one == other || (one == "integer" && other == "number")) out.push_back(one);
         if (one == "number" && other == "integer") out.push_back(other);
       }
@@ -308,9 +471,11 @@ Json SchemaMerge::merged_values(const std::string& key, const Json& a, const Jso
     }
     return out;
   }
-  if (key == "required") {
-    Json out = a;
-    for (const Json& one : b) {
+  if (key == "uniqueItems") return true;
+  if (key == "required" || key == "pattern" || key == "format" || key == "multipleOf" ||
+      key.starts_with("not ")) {
+    Json out = values_of(a);
+    for (const Json& one : values_of(b)) {
       if (std::find(out.begin(), out.end(), one) == out.end()) out.push_back(one);
     }
     return out;

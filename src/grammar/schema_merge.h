@@ -1,4 +1,4 @@
-// Schemas without $ref, allOf, anyOf and oneOf beside other keywords: what such a schema means.
+// Schemas without $ref, allOf, anyOf, oneOf, not, if and dependencies: what such a schema means.
 #pragma once
 
 #include <nlohmann/json.hpp>
@@ -19,7 +19,8 @@ class SchemaMerge {
   const Json& root() const { return root_; }
 
   // The schemas, free of references and combinators at the top, of which a document satisfies one if and only
-  // if it satisfies `schema`. Annotations are left out.
+  // if it satisfies `schema`. Annotations are left out. Merging makes lists of pattern, format and
+  // multipleOf, and two keywords of its own: "not enum" (strings) and "not pattern" (patterns).
   std::vector<Json> alternatives(const Json& schema, const std::string& path) const;
 
   // The part of the root that a $ref names.
@@ -30,6 +31,11 @@ class SchemaMerge {
  private:
   void check(const std::string& key, const Json& value, const std::string& path) const;
   std::vector<Json> expand(const Json& schema, const std::string& path, int depth) const;
+  // Of what satisfies `schema` not.
+  std::vector<Json> negate(const Json& schema, const std::string& path, int depth) const;
+  std::vector<Json> other_values(std::vector<Json> values, const std::string& path) const;
+  std::vector<Json> conditional(const Json& schema, const std::string& path, int depth) const;
+  std::vector<Json> dependencies(const Json& needs, const std::string& path, int depth) const;
   std::vector<Json> combine(const std::vector<Json>& a, const std::vector<Json>& b,
                             const std::string& path) const;
   Json merge(const Json& a, const Json& b, const std::string& path) const;
@@ -39,6 +45,10 @@ class SchemaMerge {
   std::string name_;
 };
 
+// A schema for what satisfies both.
+Json both(const Json& a, const Json& b);
+// A value, or the values of a list.
+std::vector<Json> values_of(const Json& value);
 // "#/a/b", of "#/a" and "b".
 std::string path_to(const std::string& path, const std::string& key);
 // The types that a schema without combinators admits: those of `type`, else those that its keywords speak of,

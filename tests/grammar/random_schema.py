@@ -25,8 +25,10 @@ FORMATS = {
 
 
 class RandomSchema:
-    def __init__(self, rng):
+    def __init__(self, rng, everything=True):
+        """everything: also what src/grammar narrows in ways that `document` does not foresee."""
         self.rng = rng
+        self.everything = everything
         self.definitions = {}
 
     def pick(self, values):
@@ -51,7 +53,8 @@ class RandomSchema:
     def schema(self, depth):
         kind = self.rng.random()
         if depth > 0 and kind < 0.45:
-            return self.pick([self.object, self.array, self.either, self.all])(depth - 1)
+            more = [self.conditional, self.dependent, self.patterned, self.set] if self.everything else []
+            return self.pick([self.object, self.array, self.either, self.all, *more])(depth - 1)
         if kind < 0.52 and self.definitions:
             return {"$ref": "#/$defs/" + self.pick(self.definitions).replace("/", "~1")}
         if kind < 0.55:
@@ -65,7 +68,7 @@ class RandomSchema:
         return self.pick([self.string, self.integer, self.number, lambda: {"type": self.pick(["boolean", "null"])}])()
 
     def string(self):
-        kind = self.rng.randint(0, 4)
+        kind = self.rng.randint(0, 7 if self.everything else 4)
         schema = {"type": "string"}
         if kind == 0:
             schema["pattern"] = self.pick(PATTERNS)
@@ -75,6 +78,16 @@ class RandomSchema:
             schema["minLength"] = self.rng.randint(0, 4)
             if self.rng.random() < 0.7:
                 schema["maxLength"] = schema["minLength"] + self.pick([0, 1, 5, 100])
+        elif kind == 5:
+            schema["pattern"] = self.pick(PATTERNS)
+            schema[self.pick(["minLength", "maxLength"])] = self.rng.randint(1, 5)
+        elif kind == 6:
+            schema["not"] = self.pick([{"const": self.pick(TEXTS)}, {"enum": self.rng.sample(TEXTS, 3)}, {"minLength": 4},
+                                       {"pattern": self.pick(PATTERNS)}])
+            if self.rng.random() < 0.4:
+                schema[self.pick(["minLength", "maxLength"])] = self.rng.randint(1, 3)
+        elif kind == 7:
+            schema["allOf"] = [{"pattern": pattern} for pattern in self.rng.sample(list(PATTERNS), 2)]
         return schema
 
     def integer(self):
@@ -84,14 +97,20 @@ class RandomSchema:
             schema[self.pick(["minimum", "exclusiveMinimum"])] = low
         if self.rng.random() < 0.6:
             schema[self.pick(["maximum", "exclusiveMaximum"])] = low + self.pick([2, 3, 10, 90, 1000, 123456])
+        if self.everything and self.rng.random() < 0.25:
+            schema["multipleOf"] = self.pick([2, 3, 5, 7, 10, 100, 2.5])
+        if self.everything and self.rng.random() < 0.15:
+            schema["not"] = self.pick([{"const": low + 1}, {"enum": [0, 1, low]}, {"minimum": low + 5}])
         return schema
 
     def number(self):
         schema = self.integer()
         schema["type"] = "number"
         for key in list(schema):
-            if key != "type" and self.rng.random() < 0.5:
+            if key not in ("type", "not", "multipleOf") and self.rng.random() < 0.5:
                 schema[key] += self.pick([0.5, 0.25, 0.125])
+        if "multipleOf" in schema:
+            schema["multipleOf"] = self.pick([3, 0.5, 0.25, 1.125])
         return schema
 
     def object(self, depth):
@@ -124,6 +143,42 @@ class RandomSchema:
         schemas = [self.schema(depth) for _ in range(self.rng.randint(1, 3))]
         return {self.pick(["anyOf", "anyOf", "oneOf"]): schemas}
 
+    def conditional(self, depth):
+        base = {"type": "object", "required": ["name"],
+                "properties": {"name": {"enum": ["a", "b", 1]}, "a": self.schema(depth), "b": self.string()}}
+        test = self.pick([{"properties": {"name": {"const": "a"}}}, {"required": ["a"]}, {"not": {"required": ["b"]}},
+                          {"properties": {"name": {"enum": ["b", 1]}}, "required": ["a"]},
+                          {"anyOf": [{"properties": {"b": {"minLength": 2}}, "required": ["b"]}, {"required": ["a"]}]}])
+        branches = [{"required": ["b"]}, {"properties": {"b": {"minLength": 1}}}, {"properties": {"a": False}}, True,
+                    {"properties": {"x1": self.integer()}, "required": ["x1"]}]
+        if self.rng.random() < 0.2:
+            return {**base, "not": test}
+        return {**base, "if": test, **{key: self.pick(branches) for key in ("then", "else") if self.rng.random() < 0.7}}
+
+    def dependent(self, depth):
+        keys = self.rng.sample(KEYS, 3)
+        schema = {"type": "object", "properties": {key: self.schema(depth) for key in keys}}
+        if self.rng.random() < 0.6:
+            return {**schema, "dependentRequired": {keys[0]: [keys[1]], keys[2]: self.rng.sample(keys, 2)}}
+        return {**schema, "dependentSchemas": {keys[0]: {"required": keys[1:2], "properties": {keys[2]: False}}}}
+
+    def patterned(self, depth):
+        patterns = self.rng.sample(["^a", "b$", "^[a-z]*$", "é|中", "^x\\d", "\""], self.rng.randint(1, 3))
+        schema = {"type": "object", "patternProperties": {pattern: self.schema(depth) for pattern in patterns}}
+        if self.rng.random() < 0.5:
+            schema["properties"] = {key: self.schema(depth) for key in self.rng.sample(KEYS, 2)}
+        if self.rng.random() < 0.5:
+            schema["additionalProperties"] = self.pick([False, True, self.schema(0)])
+        return schema
+
+    def set(self, depth):
+        schema = {"type": "array", "uniqueItems": True, "items": {"enum": [self.value(1) for _ in range(self.rng.randint(1, 6))]}}
+        if self.rng.random() < 0.5:
+            schema["minItems"] = self.rng.randint(0, 2)
+        if self.rng.random() < 0.5:
+            schema["maxItems"] = schema.get("minItems", 0) + self.rng.randint(0, 3)
+        return schema
+
     def all(self, depth):
         first = {"type": "object", "properties": {"a": self.schema(depth), "b": self.string()}}
         second = {"properties": {"x1": self.integer()}, "required": self.rng.sample(["a", "x1"], self.rng.randint(0, 2))}
@@ -155,6 +210,8 @@ class RandomSchema:
             return self.pick([None, {}, [], "", 0])
         if "$ref" in schema:
             return self.document(self.definitions[schema["$ref"][8:].replace("~1", "/")], depth - 1)
+        if "allOf" in schema and "pattern" in schema["allOf"][0]:
+            return self.text(self.pick(schema["allOf"]))
         if "allOf" in schema:
             first, second = schema["allOf"]
             return self.document({**first, **second, "properties": {**first["properties"], **second["properties"]}}, depth)
@@ -192,7 +249,11 @@ class RandomSchema:
         for key in schema.get("required", []):
             if key not in out:
                 out[key] = self.value(1)
-        more = schema.get("additionalProperties", False if schema.get("properties") else True)
+        by_pattern = list(schema.get("patternProperties", {}).values())
+        if by_pattern:
+            for key in self.rng.sample(["a1", "ab", "xb", "é", "x1", 'q"', "B"], 3):
+                out[key] = self.document(self.pick(by_pattern), depth - 1)
+        more = schema.get("additionalProperties", False if schema.get("properties") or by_pattern else True)
         if more is not False and self.rng.random() < 0.5:
             for key in self.rng.sample(["other", "abc", "n", 'q"', "z\\"], 2):
                 if key not in schema.get("properties", {}):
@@ -210,10 +271,11 @@ class RandomSchema:
 
     def text(self, schema):
         if "pattern" in schema:
-            return self.pick(PATTERNS[schema["pattern"]])
+            return self.pick(PATTERNS[schema["pattern"]] + self.pick(list(PATTERNS.values())))
         if "format" in schema:
             return self.pick(FORMATS[schema["format"]])
-        length = self.rng.randint(schema.get("minLength", 0), schema.get("maxLength", 8))
+        least = schema.get("minLength", 0)
+        length = self.rng.randint(least, schema.get("maxLength", least + 8))
         return self.pick(TEXTS) if not {"minLength", "maxLength"} & set(schema) else "".join(
             self.pick(["a", "é", "😀", '"', "\n", "z"]) for _ in range(length))
 
@@ -222,6 +284,9 @@ class RandomSchema:
         high = schema.get("maximum", schema.get("exclusiveMaximum", None))
         low = (high - 50 if high is not None else -500) if low is None else low
         high = low + 1000 if high is None else high
+        if "multipleOf" in schema and self.rng.random() < 0.7:
+            value = schema["multipleOf"] * self.rng.randint(int(low / schema["multipleOf"]), int(high / schema["multipleOf"]))
+            return int(value) if value == int(value) else value
         if type_ == "integer":
             return self.rng.randint(low + ("exclusiveMinimum" in schema), high - ("exclusiveMaximum" in schema))
         if self.rng.random() < 0.4:

@@ -19,7 +19,7 @@ def main():
     count = int(sys.argv[2]) if len(sys.argv) > 2 else 120
     os.makedirs(FOLDER, exist_ok=True)
     with open(os.path.join(FOLDER, "schemas.json"), "w") as file:
-        lines = [json.dumps(case, ensure_ascii=False) for case in cases(random.Random(seed), count)]
+        lines = [json.dumps(case, ensure_ascii=False) for case in cases(random.Random(seed), count, everything=False)]
         file.write("[\n" + ",\n".join(lines) + "\n]\n")
 
 

@@ -22,9 +22,9 @@ def validator_of(schema):
     return jsonschema.Draft202012Validator(relaxed(schema), format_checker=checker)
 
 
-def cases(rng, count):
+def cases(rng, count, everything=True):
     while count > 0:
-        maker = RandomSchema(rng)
+        maker = RandomSchema(rng, everything)
         schema = maker.whole()
         validator = validator_of(schema)
         documents = {}
