@@ -52,8 +52,7 @@ class Bench {
     const ModelSource source =
         random ? ModelSource{Config::from_file(options.model), nullptr} : open_model(options.model);
     model_ = load_for_running(source, options.weights, backend_);
-    const std::optional<DType> quantised = quantised_type(source, options.weights);
-    weights_ = !quantised ? name_of(model_->weights()) : *quantised == DType::q8 ? "int8" : "int4";
+    weights_ = type_text(*model_);
     load_seconds_ = seconds_since(start);
 
     RunnerOptions runner;
@@ -63,7 +62,8 @@ class Bench {
     runner_ = std::make_unique<SequenceRunner>(backend_, *model_, runner);
 
     bandwidth_ = measure_read_bandwidth(backend_.threads());
-    peak_ = quantised ? measure_peak_of_bytes(backend_.threads()) : measure_peak_flops(backend_.threads());
+    peak_ = weights_.starts_with("int") ? measure_peak_of_bytes(backend_.threads())
+                                        : measure_peak_flops(backend_.threads());
   }
 
   void run() {
@@ -162,15 +162,19 @@ class Bench {
         if (path.starts_with(model_->mtp_path(k) + ".")) return;
       }
       if (path == "model.embed_tokens.weight" && model_->lm_head) return;
-      if (path.ends_with("kv_b_proj.weight") && is_quantised(tensor.dtype()))
-        return;  // its two halves, below
+      if (path.ends_with("kv_b_proj.weight")) return;  // or its two halves, below
       add(tensor, is_expert_stack(path) ? static_cast<double>(config.num_experts_per_tok) /
                                               static_cast<double>(config.n_routed_experts)
                                         : 1.0);
     });
     for (Layer& layer : model_->model.layers) {
-      if (Mla* mla = std::get_if<Mla>(&layer.self_attn); mla && mla->w_uk)
+      Mla* mla = std::get_if<Mla>(&layer.self_attn);
+      if (!mla) continue;
+      if (mla->w_uk) {
         add(mla->w_uk, 1), add(mla->w_uv, 1);
+      } else {
+        add(mla->kv_b_proj.weight, 1);
+      }
     }
     return bytes;
   }

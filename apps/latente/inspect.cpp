@@ -8,10 +8,13 @@
 #include "base/memory.h"
 #include "checkpoint/checkpoint.h"
 #include "commands.h"
+#include "cpu/cpu_backend.h"
 #include "model/converted.h"
 #include "model/figures.h"
 #include "model/gguf.h"
 #include "model/model_source.h"
+#include "model/quantised_places.h"
+#include "model/run_weights.h"
 
 namespace latente {
 namespace {
@@ -117,6 +120,21 @@ std::optional<Stored> stored_in(const std::string& model, const Config& config) 
   return std::nullopt;
 }
 
+// The weights in memory where their type follows from how they are stored.
+struct Held {
+  std::string types;
+  int64_t bytes = 0;
+};
+std::optional<Held> held_as_stored(const std::string& model, const Config& config,
+                                   const std::optional<Stored>& stored) {
+  if (stored && config.converted) return Held{fmt::format("int{}", config.converted.bits), stored->bytes};
+  if (!is_gguf(model)) return std::nullopt;
+  CpuBackend backend(1);
+  Transformer transformer(config, DType::f32);
+  const int64_t bytes = stored_places(transformer, backend, GgufCheckpoint(model)).bytes();
+  return Held{type_text(transformer), bytes};
+}
+
 // A line for each type of elements, those with the most bytes first.
 void print_stored(const Stored& stored, int64_t parameters) {
   std::vector<std::pair<std::string, Stored::Sum>> sorted(stored.types.begin(), stored.types.end());
@@ -173,17 +191,15 @@ void inspect(const InspectOptions& options) {
 
   const int64_t parameters = count.total + count.mtp_own;
   const std::optional<Stored> stored = stored_in(options.model, config);
-  // A converted model runs as it is stored.
-  const bool as_stored = options.weights.empty() && stored && config.converted;
-  const std::string weights = as_stored                 ? fmt::format("int{}", config.converted.bits)
-                              : options.weights.empty() ? "bf16"
-                                                        : options.weights;
-  double weight_bytes = as_stored ? static_cast<double>(stored->bytes) / static_cast<double>(parameters)
-                                  : static_cast<double>(type_bytes(weights));
+  const std::optional<Held> held =
+      options.weights.empty() ? held_as_stored(options.model, config, stored) : std::nullopt;
+  const std::string weights = held ? held->types : options.weights.empty() ? "bf16" : options.weights;
+  double weight_bytes = held ? static_cast<double>(held->bytes) / static_cast<double>(parameters)
+                             : static_cast<double>(type_bytes(weights));
   double model_bytes = static_cast<double>(parameters) * weight_bytes;
-  double held = static_cast<double>(cache.own * cache_bytes * options.context * options.batch);
+  double cached = static_cast<double>(cache.own * cache_bytes * options.context * options.batch);
   fmt::print("\nmemory         weights {} ({}) + cache {} = {}\n", bytes_text(model_bytes), weights,
-             bytes_text(held), bytes_text(model_bytes + held));
+             bytes_text(cached), bytes_text(model_bytes + cached));
   fmt::print(
       "decode         reads {} a token at context {}\n",
       bytes_text(decode_bytes(config, options.context, weight_bytes, static_cast<double>(cache_bytes))),
@@ -210,7 +226,7 @@ void add_inspect(CLI::App& app) {
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
   command->add_option("--weights", options->weights,
-                      "Type of the weights in memory [bf16; of a converted model as it is stored]");
+                      "Type of the weights in memory [bf16; of GGUF files and converted models as stored]");
   command->add_option("--cache", options->cache, "Type of the cache")->capture_default_str();
   command->callback([options] { inspect(*options); });
 }

@@ -150,6 +150,7 @@ Session::Session(const SessionOptions& options)
       fail("--logit-bias: token {} lies outside the vocabulary of {}", id, source_.config.vocab_size);
   }
   model_ = load_for_running(source_, options.weights, backend_);
+  weights_ = type_text(*model_);
 
   RunnerOptions runner;
   runner.context = options.context > 0 ? options.context
@@ -321,6 +322,7 @@ std::string Session::describe(const GenerationStats& stats) const {
   text += fmt::format("cache       {} bytes a token; MHA of the same heads: {:.1f}× the main model's\n",
                       engine_->runner().cache_bytes_per_token(),
                       static_cast<double>(cache.mha) / static_cast<double>(cache.own));
+  text += fmt::format("weights     {}\n", weights_);
   text += fmt::format("loading     {:.2f} s", load_seconds_);
   return text;
 }

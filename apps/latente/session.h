@@ -114,6 +114,7 @@ class Session {
   std::optional<ChatTemplate> template_;
   std::unique_ptr<Engine> engine_;
   std::vector<int32_t> tokens_;
+  std::string weights_;  // types of them
   double load_seconds_ = 0;
 };
 

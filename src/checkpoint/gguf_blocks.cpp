@@ -53,32 +53,28 @@ float half(const std::byte* at) {
   return static_cast<float>(value);
 }
 
-// d, 32 int8.
-void decode_q8_0(const std::byte* block, float* out) {
-  float d = half(block);
-  for (int i = 0; i < 32; ++i) out[i] = d * static_cast<float>(static_cast<int8_t>(block[2 + i]));
+// 16 bytes: nibbles of 32 values, the first 16 in the lower ones.
+void nibbles_of(const std::byte* bytes, int8_t* codes) {
+  for (int i = 0; i < 16; ++i) {
+    codes[i] = static_cast<int8_t>(byte(bytes + i) & 15);
+    codes[i + 16] = static_cast<int8_t>(byte(bytes + i) >> 4);
+  }
 }
 
-// d, then (with_min) m, then (bits == 5) 32 high bits, then 32 nibbles, the first 16 values in the lower
-// ones. Without a minimum the codes are centred.
-void decode_simple(const std::byte* block, int bits, bool with_min, float* out) {
-  float d = half(block);
-  block += 2;
-  float m = 0;
-  if (with_min) {
-    m = half(block);
-    block += 2;
-  }
-  uint32_t high = 0;
-  if (bits == 5) {
-    std::memcpy(&high, block, 4);
-    block += 4;
-  }
-  for (int i = 0; i < 32; ++i) {
-    int nibble = i < 16 ? byte(block + i) & 15 : byte(block + i - 16) >> 4;
-    int code = nibble | static_cast<int>(high >> i & 1) << 4;
-    out[i] = with_min ? d * static_cast<float>(code) + m : d * static_cast<float>(code - (1 << (bits - 1)));
-  }
+// 4 bytes of fifth bits, then nibbles.
+void five_bits_of(const std::byte* bytes, int8_t* codes) {
+  uint32_t high;
+  std::memcpy(&high, bytes, 4);
+  nibbles_of(bytes + 4, codes);
+  for (int i = 0; i < 32; ++i) codes[i] = static_cast<int8_t>(codes[i] | (high >> i & 1) << 4);
+}
+
+// d, m, then codes of 4 or 5 bits.
+void decode_with_min(const std::byte* block, int bits, float* out) {
+  float d = half(block), m = half(block + 2);
+  int8_t codes[32];
+  (bits == 4 ? nibbles_of : five_bits_of)(block + 4, codes);
+  for (int i = 0; i < 32; ++i) out[i] = d * static_cast<float>(codes[i]) + m;
 }
 
 // 16 bytes of 4-bit scales and minima, 64 bytes of 2-bit codes, d, dmin; parts of 16 values.
@@ -152,12 +148,9 @@ void decode_q6_k(const std::byte* block, float* out) {
 constexpr std::array<int8_t, 16> iq4_values = {-127, -104, -83, -65, -49, -35, -22, -10,
                                                1,    13,   25,  38,  53,  69,  89,  113};
 
-// 16 bytes: nibbles of 32 values, the first 16 in the lower ones.
-void decode_iq4_part(const std::byte* nibbles, float scale, float* out) {
-  for (int i = 0; i < 32; ++i) {
-    int code = i < 16 ? byte(nibbles + i) & 15 : byte(nibbles + i - 16) >> 4;
-    out[i] = scale * static_cast<float>(iq4_values[static_cast<size_t>(code)]);
-  }
+void iq4_codes(const std::byte* nibbles, int8_t* codes) {
+  nibbles_of(nibbles, codes);
+  for (int i = 0; i < 32; ++i) codes[i] = iq4_values[static_cast<size_t>(codes[i])];
 }
 
 // d, 2 bytes of 2 high bits and 4 bytes of 4 low bits of 8 scales, 128 bytes of nibbles; parts of 32 values.
@@ -166,8 +159,42 @@ void decode_iq4_xs(const std::byte* block, float* out) {
   int high = byte(block + 2) | byte(block + 3) << 8;
   for (int j = 0; j < 8; ++j) {
     int scale = (byte(block + 4 + j / 2) >> (j % 2 * 4) & 15) | (high >> (2 * j) & 3) << 4;
-    decode_iq4_part(block + 8 + 16 * j, d * static_cast<float>(scale - 32), out + 32 * j);
+    int8_t codes[32];
+    iq4_codes(block + 8 + 16 * j, codes);
+    for (int i = 0; i < 32; ++i)
+      out[32 * j + i] = d * static_cast<float>(scale - 32) * static_cast<float>(codes[i]);
   }
+}
+
+// Of 32 values, from the bytes behind d; null for types that are more than d and codes.
+using CodesOfBlock = void (*)(const std::byte* bytes, int8_t* codes);
+CodesOfBlock codes_of(GgmlType type) {
+  switch (type) {
+    case GgmlType::q8_0:
+      return [](const std::byte* bytes, int8_t* codes) { std::memcpy(codes, bytes, 32); };
+    case GgmlType::q4_0:
+      return [](const std::byte* bytes, int8_t* codes) {
+        nibbles_of(bytes, codes);
+        for (int i = 0; i < 32; ++i) codes[i] = static_cast<int8_t>(codes[i] - 8);
+      };
+    case GgmlType::q5_0:
+      return [](const std::byte* bytes, int8_t* codes) {
+        five_bits_of(bytes, codes);
+        for (int i = 0; i < 32; ++i) codes[i] = static_cast<int8_t>(codes[i] - 16);
+      };
+    case GgmlType::iq4_nl:
+      return iq4_codes;
+    default:
+      return nullptr;
+  }
+}
+
+template <GgmlType type>
+void decode_scaled(const std::byte* block, float* out) {
+  float d = half(block);
+  int8_t codes[32];
+  codes_of(type)(block + 2, codes);
+  for (int i = 0; i < 32; ++i) out[i] = d * static_cast<float>(codes[i]);
 }
 
 // Null for types without a decoder, and for those of one value.
@@ -175,15 +202,15 @@ using DecodeBlock = void (*)(const std::byte* block, float* out);
 DecodeBlock decoder_of(GgmlType type) {
   switch (type) {
     case GgmlType::q8_0:
-      return decode_q8_0;
+      return decode_scaled<GgmlType::q8_0>;
     case GgmlType::q4_0:
-      return [](const std::byte* block, float* out) { decode_simple(block, 4, false, out); };
+      return decode_scaled<GgmlType::q4_0>;
     case GgmlType::q4_1:
-      return [](const std::byte* block, float* out) { decode_simple(block, 4, true, out); };
+      return [](const std::byte* block, float* out) { decode_with_min(block, 4, out); };
     case GgmlType::q5_0:
-      return [](const std::byte* block, float* out) { decode_simple(block, 5, false, out); };
+      return decode_scaled<GgmlType::q5_0>;
     case GgmlType::q5_1:
-      return [](const std::byte* block, float* out) { decode_simple(block, 5, true, out); };
+      return [](const std::byte* block, float* out) { decode_with_min(block, 5, out); };
     case GgmlType::q2_k:
       return decode_q2_k;
     case GgmlType::q3_k:
@@ -195,7 +222,7 @@ DecodeBlock decoder_of(GgmlType type) {
     case GgmlType::q6_k:
       return decode_q6_k;
     case GgmlType::iq4_nl:
-      return [](const std::byte* block, float* out) { decode_iq4_part(block + 2, half(block), out); };
+      return decode_scaled<GgmlType::iq4_nl>;
     case GgmlType::iq4_xs:
       return decode_iq4_xs;
     default:
@@ -245,6 +272,49 @@ void decode(GgmlType type, const std::byte* source, int64_t count, float* values
     DecodeBlock decode_block = decoder_of(type);
     for (; count > 0; count -= block.values, source += block.bytes, values += block.values)
       decode_block(source, values);
+  }
+}
+
+CodeForm code_form(GgmlType type) {
+  if (type == GgmlType::q4_1 || type == GgmlType::q4_k) return {4, true};
+  return {type == GgmlType::q4_0 ? 4 : codes_of(type) ? 8 : 0, false};
+}
+
+void decode_codes(GgmlType type, const std::byte* source, int64_t count, int8_t* codes, float* scales) {
+  const GgmlBlock& block = block_of(type);
+  LATENTE_ASSERT(count % block.values == 0);
+  float* offsets = scales + count / 32;
+  // Codes from 0 on, with what is there at 0.
+  const auto centre = [&](float scale, float minimum) {
+    for (int i = 0; i < 32; ++i) codes[i] = static_cast<int8_t>(codes[i] - 8);
+    codes += 32;
+    *scales++ = scale;
+    *offsets++ = minimum + 8 * scale;
+  };
+  if (type == GgmlType::q4_1) {
+    for (; count > 0; count -= 32, source += block.bytes) {
+      nibbles_of(source + 4, codes);
+      centre(half(source), half(source + 2));
+    }
+    return;
+  }
+  if (type == GgmlType::q4_k) {
+    for (; count > 0; count -= 256, source += block.bytes) {
+      for (int j = 0; j < 8; ++j) {
+        const ScaleMin part = scale_min(source + 4, j);
+        for (int i = 0; i < 32; ++i)
+          codes[i] = static_cast<int8_t>(byte(source + 16 + j / 2 * 32 + i) >> (j % 2 * 4) & 15);
+        centre(half(source) * static_cast<float>(part.scale),
+               -half(source + 2) * static_cast<float>(part.min));
+      }
+    }
+    return;
+  }
+  const CodesOfBlock of_block = codes_of(type);
+  LATENTE_ASSERT(of_block);
+  for (; count > 0; count -= 32, source += block.bytes, codes += 32) {
+    *scales++ = half(source);
+    of_block(source + 2, codes);
   }
 }
 

@@ -62,4 +62,16 @@ bool can_decode(GgmlType type);
 // `count` values, a whole number of blocks, to float32. The blocks need no alignment.
 void decode(GgmlType type, const std::byte* blocks, int64_t count, float* values);
 
+// What types come to that are whole numbers with a scale for each 32 values: signed codes of 8 bits (Q8_0,
+// Q5_0, IQ4_NL) or 4 (Q4_0), or of 4 with an offset for each 32 besides (Q4_1, Q4_K). bits is 0 for others.
+struct CodeForm {
+  int bits = 0;
+  bool offsets = false;
+};
+CodeForm code_form(GgmlType type);
+// Their codes [count] and scales [count / 32], behind which come offsets [count / 32]. Without offsets,
+// decode()'s values are scale · code to the bit, and the scales are float16 numbers; with offsets,
+// scale · code + offset but for rounding, and neither need be.
+void decode_codes(GgmlType type, const std::byte* blocks, int64_t count, int8_t* codes, float* scales);
+
 }  // namespace latente

@@ -50,7 +50,9 @@ class TensorSource {
   virtual void release(std::string_view) const {}
   // The tensor whose values scale blocks of this one, whose elements are FP8 codes; nothing for others.
   virtual std::optional<std::string> scale_name(std::string_view) const { return std::nullopt; }
-  // Nothing when the tensor is not stored as rows of blocks that decode() knows.
+  // Nothing when the tensor is absent or not stored as rows of blocks that decode() knows. A kv_b_proj.weight
+  // that is stored in two parts has none; they do, as k_b_proj.weight [heads · rank, nope] (transposed head
+  // by head) and v_b_proj.weight [heads · v, rank], and their rows can be read and released.
   virtual std::optional<MappedBlocks> blocks(std::string_view) const { return std::nullopt; }
 };
 

@@ -103,6 +103,7 @@ void CpuBackend::fill(View x, double value) {
       return fill_with(pool_, x, static_cast<uint8_t>(value));
     case DType::q8:
     case DType::q4:
+    case DType::q4m:
       LATENTE_ASSERT(false);
   }
 }

@@ -1,4 +1,5 @@
 #include "cpu/cpu_backend.h"
+#include "cpu/quantised.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/embedding.cpp"
@@ -52,12 +53,20 @@ void check_ids(const View& ids, int64_t rows) {
   LATENTE_ASSERT(inside);
 }
 
+void gather_quantised(const View& ids, const View& table, const View& out, int64_t begin, int64_t end) {
+  for (int64_t t = begin; t < end; ++t) {
+    quantised::unpack(quantised::form_of(table), static_cast<const std::byte*>(table.data), table[1],
+                      ids.as<int32_t>()[t], 1, out.as<float>() + t * out.stride(0));
+  }
+}
+
 }  // namespace
 
 void CpuBackend::embedding(View ids, View table, View out) {
   LATENTE_ASSERT(table.shape.rank() == 2 && out.shape == Shape({ids.count(), table[1]}));
   check_ids(ids, table[0]);
   for_rows(pool_, ids.count(), table[1], [&](int64_t begin, int64_t end) {
+    if (is_quantised(table.dtype)) return gather_quantised(ids, table, out, begin, end);
     HWY_DYNAMIC_DISPATCH(gather)(ids, table, out, begin, end);
   });
 }

@@ -68,6 +68,7 @@ bool CpuBackend::all_finite(View x) {
     case DType::u8:
     case DType::q8:
     case DType::q4:
+    case DType::q4m:
       return true;
   }
   return true;

@@ -42,6 +42,7 @@ void compute(Form form, const Problem& p, const Task& task) {
   for (int64_t g = 0; g == 0 || g < groups; g += depth) {
     block.groups = std::min(depth, groups - g);
     block.scales = panels + g * panel_rows * static_cast<int64_t>(sizeof(f16));
+    if (form.offsets) block.offsets = panels + (groups + g) * panel_rows * static_cast<int64_t>(sizeof(f16));
     block.codes = panels + scale_bytes(form, p.k) + g * form.group * panel_rows * form.bits / 8;
     if (g > 0 || p.accumulate) {
       block.init = block.c;
@@ -73,14 +74,18 @@ uint32_t four_codes(const int8_t* row, int64_t at, int64_t k) {
 // Two's complement of four bits, plus 8, in four bytes.
 uint32_t offset_codes(uint32_t word) { return (word & 0x0f0f0f0fu) ^ 0x08080808u; }
 
-void pack_panel(Form form, const int8_t* codes, const float* scales, int64_t rows, int64_t k, std::byte* to) {
+void pack_panel(Form form, const int8_t* codes, const float* scales, const float* offsets, int64_t rows,
+                int64_t k, std::byte* to) {
   const int64_t groups = groups_of(k, form.group), padded = groups * form.group;
   auto* to_scale = reinterpret_cast<uint16_t*>(to);
-  for (int64_t g = 0; g < groups; ++g) {
-    for (int64_t r = 0; r < panel_rows; ++r) {
-      *to_scale++ = r < rows ? f16(scales[r * groups + g]).bits : uint16_t{0};
+  const auto put = [&](const float* numbers) {
+    for (int64_t g = 0; g < groups; ++g) {
+      for (int64_t r = 0; r < panel_rows; ++r)
+        *to_scale++ = r < rows ? f16(numbers[r * groups + g]).bits : uint16_t{0};
     }
-  }
+  };
+  put(scales);
+  if (form.offsets) put(offsets);
   std::fill(reinterpret_cast<std::byte*>(to_scale), to + scale_bytes(form, k), std::byte{0});
   auto* word = reinterpret_cast<uint32_t*>(to + scale_bytes(form, k));
   const int64_t step = form.bits == 8 ? 4 : 8;
@@ -106,14 +111,15 @@ void pack(ThreadPool& pool, Form form, const int8_t* codes, const float* scales,
   pool.parallel_for(divide_up(n, panel_rows), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t row = i * panel_rows;
-      pack_panel(form, codes + row * k, scales + row * groups, std::min(panel_rows, n - row), k,
-                 panels + i * panel_bytes(form, k));
+      pack_panel(form, codes + row * k, scales + row * groups, scales + (n + row) * groups,
+                 std::min(panel_rows, n - row), k, panels + i * panel_bytes(form, k));
     }
   });
 }
 
 bool quantise(ThreadPool& pool, Form form, const float* values, const float* importance, int64_t n, int64_t k,
               std::byte* panels) {
+  LATENTE_ASSERT(!form.offsets);
   std::atomic<bool> finite{true};
   pool.parallel_for(divide_up(n, panel_rows), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {

@@ -17,11 +17,12 @@ namespace latente::quantised {
 
 inline Form form_of(DType type, int64_t group) {
   LATENTE_ASSERT(is_quantised(type));
-  return {type == DType::q8 ? 8 : 4, group};
+  return {type == DType::q8 ? 8 : 4, group, type == DType::q4m};
 }
 inline Form form_of(const View& w) { return form_of(w.dtype, w.group); }
 
-// codes [n, k] and scales [n, groups], as quantise_rows leaves them.
+// codes [n, k] and scales [n, groups], as quantise_rows leaves them; behind the scales offsets [n, groups]
+// where the form has them.
 void pack(ThreadPool& pool, Form form, const int8_t* codes, const float* scales, int64_t n, int64_t k,
           std::byte* panels);
 

@@ -1,6 +1,6 @@
 // Products of bytes on the tiles of AMX: sixteen rows of activations by sixteen of a panel's columns by 64
-// bytes an instruction. Sums within a group are the same whole numbers as everywhere, and are scaled and added
-// in the same order.
+// bytes an instruction. Sums within a group are the same whole numbers as everywhere, and are scaled and
+// added in the same order.
 #include "cpu/quantised_kernels.h"
 #include "hwy/detect_compiler_arch.h"
 
@@ -68,14 +68,18 @@ LATENTE_AMX inline void add_up(const std::byte* a, int64_t a_panel, const std::b
 
 using Totals = float[2][tile][2][panel_rows];
 
-template <int R, int P>
+LATENTE_AMX inline __m512 load_halves(const std::byte* from) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+
+template <bool with_offsets, int R, int P>
 LATENTE_AMX inline void scale(const Sums& sums, const std::byte* a, int64_t a_panel, int64_t group,
-                              const std::byte* scales, int64_t panel, const int64_t (&heights)[2],
-                              Totals& totals) {
-  __m512 of_columns[P];
+                              const std::byte* scales, const std::byte* offsets, int64_t panel,
+                              const int64_t (&heights)[2], Totals& totals) {
+  __m512 of_columns[P], offset[P];
   for (int p = 0; p < P; ++p) {
-    of_columns[p] =
-        _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(scales + p * panel)));
+    of_columns[p] = load_halves(scales + p * panel);
+    offset[p] = with_offsets ? load_halves(offsets + p * panel) : of_columns[p];
   }
   for (int r = 0; r < R; ++r) {
     const auto* of_rows = reinterpret_cast<const float*>(a + r * a_panel + tile * group);
@@ -84,7 +88,9 @@ LATENTE_AMX inline void scale(const Sums& sums, const std::byte* a, int64_t a_pa
       for (int p = 0; p < P; ++p) {
         float* total = totals[r][i][p];
         const __m512 sum = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_load_si512(sums[r][p][i])), of_row);
-        _mm512_store_ps(total, _mm512_fmadd_ps(sum, of_columns[p], _mm512_load_ps(total)));
+        __m512 out = _mm512_fmadd_ps(sum, of_columns[p], _mm512_load_ps(total));
+        if constexpr (with_offsets) out = _mm512_fmadd_ps(_mm512_set1_ps(of_rows[tile + i]), offset[p], out);
+        _mm512_store_ps(total, out);
       }
     }
   }
@@ -103,7 +109,7 @@ LATENTE_AMX void widen(const std::byte* from, int64_t bytes, std::byte* to) {
 }
 
 struct Place {
-  const std::byte *a, *codes, *scales;
+  const std::byte *a, *codes, *scales, *offsets;
   int64_t a_panel, panel, codes_panel;  // bytes from one panel to the next
   float* c;
   const float* init;
@@ -111,7 +117,7 @@ struct Place {
 };
 
 // c = init + a · w for R panels of rows, `rows` of them the first's, and P panels of columns.
-template <int R, int P>
+template <bool with_offsets, int R, int P>
 LATENTE_AMX void tiles(const Block& b, const Place& at, const int64_t (&heights)[2]) {
   alignas(64) Totals totals;
   alignas(64) Sums sums[2];
@@ -123,13 +129,13 @@ LATENTE_AMX void tiles(const Block& b, const Place& at, const int64_t (&heights)
   for (int64_t r = 0, row = 0; r < R; ++r) {
     for (int64_t i = 0; i < heights[r]; ++i, ++row) {
       for (int p = 0; p < P; ++p) {
-        _mm512_store_ps(totals[r][i][p], at.init ? _mm512_maskz_loadu_ps(
-                                                       masks[p], at.init + row * b.init_row + p * panel_rows)
-                                                 : _mm512_setzero_ps());
+        _mm512_store_ps(totals[r][i][p],
+                        at.init ? _mm512_maskz_loadu_ps(masks[p], at.init + row * b.init_row + p * panel_rows)
+                                : _mm512_setzero_ps());
       }
     }
   }
-  const int64_t group = b.form.group, bytes = group % 64 == 0 ? 64 : 32, a_group = tile * (group + 4);
+  const int64_t group = b.form.group, bytes = group % 64 == 0 ? 64 : 32, a_group = tile * (group + 8);
   const auto sums_of = [&](int64_t g) LATENTE_AMX {
     add_up<R, P>(at.a + g * a_group, at.a_panel, at.codes + g * group * panel_rows, at.codes_panel, group,
                  bytes, sums[g % 2]);
@@ -138,8 +144,9 @@ LATENTE_AMX void tiles(const Block& b, const Place& at, const int64_t (&heights)
   sums_of(0);
   for (int64_t g = 0; g < b.groups; ++g) {
     if (g + 1 < b.groups) sums_of(g + 1);
-    scale<R, P>(sums[g % 2], at.a + g * a_group, at.a_panel, group, at.scales + g * panel_rows * 2, at.panel,
-                heights, totals);
+    const int64_t halves = g * panel_rows * 2;
+    scale<with_offsets, R, P>(sums[g % 2], at.a + g * a_group, at.a_panel, group, at.scales + halves,
+                              with_offsets ? at.offsets + halves : nullptr, at.panel, heights, totals);
   }
   for (int64_t r = 0, row = 0; r < R; ++r) {
     for (int64_t i = 0; i < heights[r]; ++i, ++row) {
@@ -151,7 +158,7 @@ LATENTE_AMX void tiles(const Block& b, const Place& at, const int64_t (&heights)
   }
 }
 
-template <int P>
+template <bool with_offsets, int P>
 LATENTE_AMX void columns_of(const Block& b, Place at, int64_t j) {
   for (int64_t i = b.first; i < b.last; i += 2) {
     const int64_t row = b.panels.start(i);
@@ -161,9 +168,9 @@ LATENTE_AMX void columns_of(const Block& b, Place at, int64_t j) {
     at.c = b.c + row * b.c_row + j;
     at.init = b.init ? b.init + row * b.init_row + j : nullptr;
     if (two) {
-      tiles<2, P>(b, at, heights);
+      tiles<with_offsets, 2, P>(b, at, heights);
     } else {
-      tiles<1, P>(b, at, heights);
+      tiles<with_offsets, 1, P>(b, at, heights);
     }
   }
 }
@@ -194,9 +201,10 @@ LATENTE_AMX void multiply_block_amx(const Block& b) {
     const int64_t first = j / panel_rows * b.panel;
     const bool two = b.n - j > panel_rows;
     Place at{};
-    at.a_panel = b.groups * tile * (b.form.group + 4);
+    at.a_panel = b.groups * tile * (b.form.group + 8);
     at.panel = b.panel;
     at.scales = b.scales + first;
+    if (b.offsets) at.offsets = b.offsets + first;
     at.codes = b.codes + first;
     at.codes_panel = b.panel;
     at.columns = b.n - j;
@@ -207,9 +215,9 @@ LATENTE_AMX void multiply_block_amx(const Block& b) {
       at.codes_panel = wide_panel;
     }
     if (two) {
-      columns_of<2>(b, at, j);
+      (b.offsets ? columns_of<true, 2> : columns_of<false, 2>)(b, at, j);
     } else {
-      columns_of<1>(b, at, j);
+      (b.offsets ? columns_of<true, 1> : columns_of<false, 1>)(b, at, j);
     }
   }
   _tile_release();

@@ -103,10 +103,13 @@ HWY_INLINE hn::Vec<Floats> load_scales(const std::byte* from) {
   return hn::PromoteTo(Floats(), hn::LoadU(narrow, reinterpret_cast<const hwy::float16_t*>(from)));
 }
 
-// c[H, columns] = init + a · w over P panels of columns.
-template <int bits, int H, int P>
-void tile(const Block& b, const std::byte* HWY_RESTRICT a, const std::byte* HWY_RESTRICT scales,
-          const std::byte* HWY_RESTRICT codes, float* c, const float* init, int64_t columns) {
+// c[H, columns] = init + a · w over P panels of columns, which begin `panel` bytes behind the block's.
+template <int bits, bool offsets, int H, int P>
+void tile(const Block& b, const std::byte* HWY_RESTRICT a, int64_t panel, float* c, const float* init,
+          int64_t columns) {
+  const std::byte* HWY_RESTRICT scales = b.scales + panel;
+  const std::byte* HWY_RESTRICT codes = b.codes + panel;
+  const std::byte* HWY_RESTRICT of_groups = offsets ? b.offsets + panel : nullptr;
   const Floats d;
   const Ints di;
   constexpr int N = P * vectors;
@@ -177,15 +180,24 @@ void tile(const Block& b, const std::byte* HWY_RESTRICT a, const std::byte* HWY_
     LATENTE_UNROLL
     for (int j = 0; j < N; ++j) {
       const auto of_columns = load_scales(scales + j / vectors * b.panel + j % vectors * lanes * 2);
+      [[maybe_unused]] hn::Vec<Floats> offset;
+      if constexpr (offsets)
+        offset = load_scales(of_groups + j / vectors * b.panel + j % vectors * lanes * 2);
       LATENTE_UNROLL
       for (int i = 0; i < H; ++i) {
         float scale;
         std::memcpy(&scale, a + 4 * i, sizeof(scale));
         total[i][j] =
             hn::MulAdd(hn::Mul(hn::ConvertTo(d, sum[i][j]), hn::Set(d, scale)), of_columns, total[i][j]);
+        if constexpr (offsets) {
+          // The sum of the row's codes, from what its sums began with.
+          const float ones = static_cast<float>(word_at(a + 4 * (H + i)) / -offset_of(bits)) * scale;
+          total[i][j] = hn::MulAdd(hn::Set(d, ones), offset, total[i][j]);
+        }
       }
     }
     scales += panel_rows * 2;
+    if constexpr (offsets) of_groups += panel_rows * 2;
     a += H * (8 + b.form.group);
   }
   LATENTE_UNROLL
@@ -203,19 +215,18 @@ void tile(const Block& b, const std::byte* HWY_RESTRICT a, const std::byte* HWY_
   }
 }
 
-using TileFunction = void (*)(const Block&, const std::byte*, const std::byte*, const std::byte*, float*,
-                              const float*, int64_t);
+using TileFunction = void (*)(const Block&, const std::byte*, int64_t, float*, const float*, int64_t);
 
-template <int bits, bool wide, int... H>
+template <int bits, bool offsets, bool wide, int... H>
 constexpr std::array<TileFunction, sizeof...(H)> tile_table(std::integer_sequence<int, H...>) {
-  return {&tile < bits, H + 1, wide ? panels_of(H + 1) : 1 > ...};
+  return {&tile < bits, offsets, H + 1, wide ? panels_of(H + 1) : 1 > ...};
 }
 
-template <int bits>
+template <int bits, bool offsets>
 void block_of(const Block& b) {
   constexpr auto heights = std::make_integer_sequence<int, tile_rows>();
-  static constexpr auto narrow = tile_table<bits, false>(heights);
-  static constexpr auto wide = tile_table<bits, true>(heights);
+  static constexpr auto narrow = tile_table<bits, offsets, false>(heights);
+  static constexpr auto wide = tile_table<bits, offsets, true>(heights);
   const int64_t start = b.panels.start(b.first), row_bytes = packed_bytes(1, b.form.group, b.groups);
   // Heights of several panels differ by one; all of them take as many columns at once as the tallest.
   const int64_t at_once =
@@ -227,7 +238,7 @@ void block_of(const Block& b) {
     for (int64_t i = b.first; i < b.last; ++i) {
       const int64_t row = b.panels.start(i);
       (several && at_once > 1 ? wide : narrow)[static_cast<size_t>(b.panels.height(i) - 1)](
-          b, b.a + (row - start) * row_bytes, b.scales + panel, b.codes + panel, b.c + row * b.c_row + j,
+          b, b.a + (row - start) * row_bytes, panel, b.c + row * b.c_row + j,
           b.init ? b.init + row * b.init_row + j : nullptr, columns);
     }
     j += columns;
@@ -236,9 +247,11 @@ void block_of(const Block& b) {
 
 void block(const Block& b) {
   if (b.form.bits == 8) {
-    block_of<8>(b);
+    block_of<8, false>(b);
+  } else if (b.form.offsets) {
+    block_of<4, true>(b);
   } else {
-    block_of<4>(b);
+    block_of<4, false>(b);
   }
 }
 
@@ -286,9 +299,11 @@ void rows_for_amx(const gemm::Lines<float>& a, const gemm::Panels& panels, int64
         std::byte* at = to + packed_amx_bytes(1, group, (p - first) * groups + g);
         const int64_t column = k + g * group;
         float scale;
-        quantise_group(row + column, std::min(group, end - column), group,
-                       reinterpret_cast<int8_t*>(at + i * group), scale);
+        const int32_t sum = quantise_group(row + column, std::min(group, end - column), group,
+                                           reinterpret_cast<int8_t*>(at + i * group), scale);
+        const float scaled = static_cast<float>(sum) * scale;
         std::memcpy(at + rows_of_amx_tile * group + 4 * i, &scale, 4);
+        std::memcpy(at + rows_of_amx_tile * (group + 4) + 4 * i, &scaled, 4);
       }
     }
   }

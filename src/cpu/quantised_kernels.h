@@ -15,12 +15,13 @@ int64_t rows_of_tile(Unit unit);
 
 // Packed activations. Vectors: for each panel of H rows and each group, float scales [H], int32 starts [H]
 // (what a sum of products begins with), codes [group / 4, H, 4]. AMX: a panel is 16 rows, those beyond its
-// height undefined; for each group codes [16, group], float scales [16].
+// height undefined; for each group codes [16, group], float scales [16], and the sums of the codes times
+// these.
 inline int64_t packed_bytes(int64_t rows, int64_t group, int64_t groups) {
   return rows * groups * (8 + group);
 }
 inline int64_t packed_amx_bytes(int64_t panels, int64_t group, int64_t groups) {
-  return panels * rows_of_amx_tile * groups * (4 + group);
+  return panels * rows_of_amx_tile * groups * (8 + group);
 }
 
 // Packs the panels [first, last) of the rows of `a`, `groups` groups from column k on; beyond column `end`
@@ -34,8 +35,9 @@ struct Block {
   int64_t first = 0, last = 0, n = 0;
   Form form;
   int64_t groups = 0;
-  const std::byte* a = nullptr;       // of panel `first` on
-  const std::byte* scales = nullptr;  // of the first panel of columns, the first group
+  const std::byte* a = nullptr;        // of panel `first` on
+  const std::byte* scales = nullptr;   // of the first panel of columns, the first group
+  const std::byte* offsets = nullptr;  // likewise; null where the form has none
   const std::byte* codes = nullptr;
   int64_t panel = 0;   // bytes from one panel of columns to the next
   float* c = nullptr;  // row 0 of the panels

@@ -183,6 +183,9 @@ void GgufCheckpoint::name_latent_parts(const std::string& name, const Stored& ke
   check(values, {heads, config_.v_head_dim, rank});
   Shape shape{heads * (config_.qk_nope_head_dim + config_.v_head_dim), rank};
   add(name, {keys, values, 0, shape});
+  for (const Stored& half : {keys, values})
+    halves_.emplace(*name_of_gguf(half.tensor->name),
+                    Part{half, {}, 0, Shape{half.tensor->rows(), half.tensor->columns()}});
 }
 
 std::vector<std::string> GgufCheckpoint::names() const {
@@ -194,8 +197,10 @@ std::vector<std::string> GgufCheckpoint::names() const {
 }
 
 const GgufCheckpoint::Part& GgufCheckpoint::part(std::string_view name) const {
-  auto found = parts_.find(std::string(name));
-  if (found != parts_.end()) return found->second;
+  for (const auto* parts : {&parts_, &halves_}) {
+    auto found = parts->find(std::string(name));
+    if (found != parts->end()) return found->second;
+  }
   std::string gguf = gguf_name_of(name);
   fail("{}: no tensor {}{}", file().path(), gguf.empty() ? printable(name) : gguf,
        gguf.empty() ? "" : fmt::format(" for {}", name));
@@ -210,6 +215,7 @@ std::optional<DType> GgufCheckpoint::dtype_in_file(std::string_view name) const 
 }
 
 std::optional<MappedBlocks> GgufCheckpoint::blocks(std::string_view name) const {
+  if (!contains(name) && !halves_.contains(std::string(name))) return std::nullopt;
   const Part& found = part(name);
   const GgufTensor& tensor = *found.stored.tensor;
   if (found.values.tensor || !can_decode(tensor.type)) return std::nullopt;

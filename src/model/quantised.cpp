@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <map>
 #include <mutex>
 #include <tuple>
@@ -90,14 +91,13 @@ void fill_again_and_again(const View& view, uint64_t seed, double deviation) {
 }
 
 template <class Keep>
-void load(Transformer& model, Backend& backend, const QuantisedOptions& options, QuantisedPanels& panels,
-          const Keep& keep) {
-  const QuantisedPlaces plan = quantised_places(model, backend, options);
+void load(Transformer& model, Backend& backend, const QuantisedPlaces& plan, QuantisedPanels& panels,
+          const Keep& keep, int64_t most_packed, const std::function<void(int64_t, int64_t)>& progress) {
   const auto total = static_cast<int64_t>(plan.places.size() + plan.kept.size());
   int64_t bytes = 0, done = 0;
   const auto step = [&] {
     ++done;
-    if (options.progress) options.progress(done, total);
+    if (progress) progress(done, total);
   };
   const auto aligned = [](int64_t size) { return (size + 63) / 64 * 64; };
   for (const QuantisedPlace& place : plan.places) bytes += aligned(place.bytes);
@@ -117,7 +117,19 @@ void load(Transformer& model, Backend& backend, const QuantisedOptions& options,
     step();
   }
   for (auto& [path, gate] : model.gates()) allocate(gate->load);
-  pack_weights(model, backend);
+  pack_weights(model, backend, most_packed);
+}
+
+constexpr int64_t no_limit = std::numeric_limits<int64_t>::max();
+
+void load(Transformer& model, const TensorSource& checkpoint, Backend& backend, const QuantisedPlaces& plan,
+          int64_t most_packed, const std::function<void(int64_t, int64_t)>& progress) {
+  CheckpointPanels panels(backend, checkpoint);
+  ThreadPool pool;
+  const auto keep = [&](const std::string& path, const Tensor& tensor) {
+    load_parameter(path, tensor, checkpoint, true, pool);
+  };
+  load(model, backend, plan, panels, keep, most_packed, progress);
 }
 
 }  // namespace
@@ -125,22 +137,26 @@ void load(Transformer& model, Backend& backend, const QuantisedOptions& options,
 void load_quantised(Transformer& model, const TensorSource& checkpoint, Backend& backend,
                     const QuantisedOptions& options) {
   check_names(model, checkpoint);
-  CheckpointPanels panels(backend, checkpoint);
-  ThreadPool pool;
-  load(model, backend, options, panels, [&](const std::string& path, const Tensor& tensor) {
-    load_parameter(path, tensor, checkpoint, true, pool);
-  });
+  load(model, checkpoint, backend, quantised_places(model, backend, options), no_limit, options.progress);
+}
+
+void load_as_stored(Transformer& model, const TensorSource& checkpoint, Backend& backend, int64_t most_bytes,
+                    const std::function<void(int64_t, int64_t)>& progress) {
+  LATENTE_ASSERT(model.weights() == DType::f32);
+  check_names(model, checkpoint);
+  load(model, checkpoint, backend, stored_places(model, backend, checkpoint), most_bytes, progress);
 }
 
 void initialise_quantised(Transformer& model, uint64_t seed, Backend& backend,
                           const QuantisedOptions& options) {
   RandomPanels panels(backend, model, seed);
   const double deviation = model.config().initializer_range;
-  load(model, backend, options, panels, [&](const std::string& path, const Tensor& tensor) {
+  const auto keep = [&](const std::string& path, const Tensor& tensor) {
     allocate(tensor);
     if (path.ends_with("embed_tokens.weight")) return fill_again_and_again(tensor.view(), seed, deviation);
     initialise_parameter(path, tensor, deviation, seed);
-  });
+  };
+  load(model, backend, quantised_places(model, backend, options), panels, keep, no_limit, options.progress);
 }
 
 }  // namespace latente

@@ -1,6 +1,8 @@
 #include "model/quantised_places.h"
 
 #include <algorithm>
+#include <array>
+#include <cmath>
 
 #include "tensor/panels.h"
 #include "tensor/quantise.h"
@@ -11,15 +13,90 @@ namespace {
 constexpr int64_t piece_elements = 32 << 20;
 constexpr int64_t task_elements = 1 << 16;
 
+// Whatever the form of the others.
 bool is_kept(const std::string& path, const Tensor& tensor) {
-  return tensor.shape().rank() < 2 || path.ends_with("embed_tokens.weight") ||
-         path.ends_with("mlp.gate.weight") || path.ends_with("eh_proj.weight") || path.ends_with(".bias");
+  return tensor.shape().rank() < 2 || path.ends_with("mlp.gate.weight") || path.ends_with("eh_proj.weight") ||
+         path.ends_with(".bias");
+}
+
+// Of a matrix or a stack in this type: panels, or rows of floats.
+std::optional<Backend::Packed> form_of(const Backend& backend, const Shape& shape, DType type,
+                                       int64_t group) {
+  if (is_quantised(type)) return backend.quantised(shape, type, group);
+  const View rows(nullptr, shape, type);
+  return Backend::Packed{rows, rows.bytes()};
 }
 
 class Planning {
  public:
-  Planning(Transformer& model, Backend& backend, const QuantisedOptions& options)
-      : model_(model), backend_(backend), options_(options) {
+  Planning(Transformer& model, Backend& backend) : model_(model), backend_(backend) {}
+  virtual ~Planning() = default;
+
+  QuantisedPlaces plan() {
+    model_.for_each([&](const std::string& path, Tensor& tensor) { plan_parameter(path, tensor); });
+    const auto plan_halves = [&](Layer& layer, const std::string& path) {
+      if (Mla* mla = std::get_if<Mla>(&layer.self_attn)) plan_absorbed(*mla, path + ".self_attn.");
+    };
+    for (size_t i = 0; i < model_.model.layers.size(); ++i)
+      plan_halves(model_.model.layers[i], "model.layers." + std::to_string(i));
+    for (size_t k = 0; k < model_.mtp.size(); ++k)
+      plan_halves(model_.mtp[k].layer, model_.mtp_path(static_cast<int64_t>(k)));
+    return std::move(result_);
+  }
+
+ protected:
+  virtual void plan_parameter(const std::string& path, Tensor& tensor) = 0;
+  virtual void plan_absorbed(Mla& mla, const std::string& path) = 0;
+
+  bool in_module(const std::string& path) const {
+    for (size_t k = 0; k < model_.mtp.size(); ++k) {
+      if (path.starts_with(model_.mtp_path(static_cast<int64_t>(k)) + ".")) return true;
+    }
+    return false;
+  }
+
+  void keep(const std::string& path, const Tensor& tensor) { result_.kept.emplace_back(path, tensor); }
+
+  void add(QuantisedPlace place, DType type, int64_t group) {
+    // Short rows in short groups: what is beyond a row's end takes memory too.
+    while (group > least_group && group / 2 >= place.tensor[-1]) group /= 2;
+    const auto form = form_of(backend_, place.tensor.shape(), type, group);
+    if (!form) fail("{} cannot run weights of type {}", backend_.name(), name_of(type));
+    place.view = form->view;
+    place.bytes = form->bytes;
+    result_.places.push_back(std::move(place));
+  }
+
+  // The halves [heads, rank, nope] and [heads, v, rank], made of the rows of kv_b_proj.
+  static QuantisedPlace key_half(Mla& mla, const std::string& path, DType type) {
+    mla.w_uk = parameter({mla.heads, mla.kv_rank, mla.nope_dim}, type, false);
+    return {.path = path + "w_uk",
+            .source = path + "kv_b_proj.weight",
+            .tensor = mla.w_uk,
+            .view = {},
+            .stride = mla.nope_dim + mla.v_dim,
+            .transposed = true};
+  }
+  static QuantisedPlace value_half(Mla& mla, const std::string& path, DType type) {
+    mla.w_uv = parameter({mla.heads, mla.v_dim, mla.kv_rank}, type, false);
+    return {.path = path + "w_uv",
+            .source = path + "kv_b_proj.weight",
+            .tensor = mla.w_uv,
+            .view = {},
+            .first = mla.nope_dim,
+            .stride = mla.nope_dim + mla.v_dim};
+  }
+
+ private:
+  Transformer& model_;
+  Backend& backend_;
+  QuantisedPlaces result_;
+};
+
+class PlanningByOptions final : public Planning {
+ public:
+  PlanningByOptions(Transformer& model, Backend& backend, const QuantisedOptions& options)
+      : Planning(model, backend), options_(options) {
     if (!is_quantised(options.type) || !is_quantised(options.mtp) || options.group % 32 != 0 ||
         options.group < least_group || options.group > most_group) {
       fail(
@@ -28,68 +105,112 @@ class Planning {
     }
   }
 
-  QuantisedPlaces plan() {
-    model_.for_each([&](const std::string& path, Tensor& tensor) { plan(path, tensor); });
-    for (size_t i = 0; i < model_.model.layers.size(); ++i)
-      plan_absorbed(model_.model.layers[i], "model.layers." + std::to_string(i), options_.type);
-    for (size_t k = 0; k < model_.mtp.size(); ++k)
-      plan_absorbed(model_.mtp[k].layer, model_.mtp_path(static_cast<int64_t>(k)), mtp_type());
-    return std::move(result_);
+ private:
+  DType type_of(const std::string& path) const {
+    // Drafts of 4 bits are hardly ever right, and 8 gain nothing on a model of 8.
+    return options_.type == DType::q8 ? DType::q8 : in_module(path) ? options_.mtp : options_.type;
   }
+
+  void plan_parameter(const std::string& path, Tensor& tensor) override {
+    if (is_kept(path, tensor) || path.ends_with("embed_tokens.weight")) return keep(path, tensor);
+    add({.path = path, .source = path, .tensor = tensor, .view = {}}, type_of(path), options_.group);
+  }
+
+  void plan_absorbed(Mla& mla, const std::string& path) override {
+    const DType type = type_of(path);
+    add(key_half(mla, path, type), type, options_.group);
+    add(value_half(mla, path, type), type, options_.group);
+  }
+
+  const QuantisedOptions& options_;
+};
+
+// Nothing for types of floats.
+std::optional<DType> exact_type(GgmlType type) {
+  const CodeForm form = code_form(type);
+  if (form.bits == 0) return std::nullopt;
+  return form.bits == 8 ? DType::q8 : form.offsets ? DType::q4m : DType::q4;
+}
+
+bool is_float(GgmlType type) { return block_of(type).values == 1; }
+
+class PlanningAsStored final : public Planning {
+ public:
+  PlanningAsStored(Transformer& model, Backend& backend, const TensorSource& source)
+      : Planning(model, backend), source_(source) {}
 
  private:
-  // Drafts of 4 bits are hardly ever right, and 8 gain nothing on a model of 8.
-  DType mtp_type() const { return options_.type == DType::q8 ? DType::q8 : options_.mtp; }
+  static constexpr int64_t group = 32;  // of every type of blocks that has an exact form
 
-  void plan(const std::string& path, Tensor& tensor) {
-    if (is_kept(path, tensor)) {
-      result_.kept.emplace_back(path, tensor);
-      return;
+  // The released models are bfloat16, which float16 holds but for the smallest numbers.
+  static DType float_type(GgmlType type) { return type == GgmlType::f32 ? DType::f32 : DType::bf16; }
+  static DType held_type(GgmlType type) {
+    return is_float(type) ? float_type(type) : exact_type(type).value_or(DType::q8);
+  }
+  // What adds an error far below the type's own along another axis than that of its blocks.
+  static DType turned_type(GgmlType type) {
+    return is_float(type) || type == GgmlType::q8_0 ? float_type(type) : DType::q8;
+  }
+
+  std::optional<GgmlType> type_in_file(const std::string& name) const {
+    const auto blocks = source_.blocks(name);
+    return blocks ? std::optional(blocks->type) : std::nullopt;
+  }
+
+  // Of an attention's up-projection: of kv_b_proj, or of its parts.
+  struct Latent {
+    GgmlType keys, values;
+    bool split;
+  };
+  std::optional<Latent> latent(const std::string& path) const {
+    if (const auto whole = type_in_file(path + "kv_b_proj.weight")) return Latent{*whole, *whole, false};
+    const auto keys = type_in_file(path + "k_b_proj.weight"), values = type_in_file(path + "v_b_proj.weight");
+    if (!keys || !values) return std::nullopt;
+    return Latent{*keys, *values, true};
+  }
+
+  void hold(DType type, const std::string& path, Tensor& tensor) {
+    tensor.value().dtype = type;
+    if (!is_quantised(type)) return keep(path, tensor);
+    add({.path = path, .source = path, .tensor = tensor, .view = {}}, type, group);
+  }
+
+  void plan_parameter(const std::string& path, Tensor& tensor) override {
+    constexpr std::string_view up = "kv_b_proj.weight";
+    if (path.ends_with(up)) {
+      const auto found = latent(path.substr(0, path.size() - up.size()));
+      if (!found) return keep(path, tensor);
+      if (!found->split) return hold(held_type(found->keys), path, tensor);
+      const DType keys = turned_type(found->keys), values = turned_type(found->values);
+      const bool wide = keys == DType::f32 || values == DType::f32;
+      return hold(wide ? DType::f32 : keys == values ? keys : DType::bf16, path, tensor);
     }
-    bool in_module = false;
-    for (size_t k = 0; k < model_.mtp.size(); ++k)
-      in_module |= path.starts_with(model_.mtp_path(static_cast<int64_t>(k)) + ".");
-    add({.path = path, .source = path, .tensor = tensor, .view = {}}, in_module ? mtp_type() : options_.type);
+    const auto type = type_in_file(is_expert_stack(path) ? expert_path(path, 0) : path);
+    const bool of_model =
+        tensor.shape().rank() < 2 || path.ends_with(".bias") || path.ends_with("gate.weight");
+    if (!type || of_model) return keep(path, tensor);
+    hold(is_kept(path, tensor) ? float_type(*type) : held_type(*type), path, tensor);
   }
 
-  void plan_absorbed(Layer& layer, const std::string& path, DType type) {
-    Mla* mla = std::get_if<Mla>(&layer.self_attn);
-    if (!mla) return;
-    const int64_t stride = mla->nope_dim + mla->v_dim;
-    mla->w_uk = parameter({mla->heads, mla->kv_rank, mla->nope_dim}, type, false);
-    mla->w_uv = parameter({mla->heads, mla->v_dim, mla->kv_rank}, type, false);
-    const std::string source = path + ".self_attn.kv_b_proj.weight";
-    add({.path = path + ".self_attn.w_uk",
-         .source = source,
-         .tensor = mla->w_uk,
-         .view = {},
-         .stride = stride,
-         .transposed = true},
-        type);
-    add({.path = path + ".self_attn.w_uv",
-         .source = source,
-         .tensor = mla->w_uv,
-         .view = {},
-         .first = mla->nope_dim,
-         .stride = stride},
-        type);
+  void plan_absorbed(Mla& mla, const std::string& path) override {
+    const auto found = latent(path);
+    if (!found || (is_float(found->keys) && is_float(found->values))) return;
+    const DType values = held_type(found->values);
+    if (!found->split) {
+      const DType keys = turned_type(found->keys);
+      add(key_half(mla, path, keys), keys, group);
+      return add(value_half(mla, path, values), values, group);
+    }
+    const DType keys = held_type(found->keys);
+    QuantisedPlace half = key_half(mla, path, keys);
+    half.source = path + "k_b_proj.weight", half.stride = mla.kv_rank, half.transposed = false;
+    add(std::move(half), keys, group);
+    half = value_half(mla, path, values);
+    half.source = path + "v_b_proj.weight", half.stride = mla.v_dim, half.first = 0;
+    add(std::move(half), values, group);
   }
 
-  void add(QuantisedPlace place, DType type) {
-    // Short rows in short groups: what is beyond a row's end takes memory too.
-    int64_t group = options_.group;
-    while (group > least_group && group / 2 >= place.tensor[-1]) group /= 2;
-    const auto form = backend_.quantised(place.tensor.shape(), type, group);
-    if (!form) fail("{} cannot run weights of type {}", backend_.name(), name_of(type));
-    place.view = form->view;
-    place.bytes = form->bytes;
-    result_.places.push_back(std::move(place));
-  }
-
-  Transformer& model_;
-  Backend& backend_;
-  const QuantisedOptions& options_;
-  QuantisedPlaces result_;
+  const TensorSource& source_;
 };
 
 }  // namespace
@@ -99,7 +220,18 @@ std::string QuantisedPlace::source_of(int64_t i) const {
 }
 
 QuantisedPlaces quantised_places(Transformer& model, Backend& backend, const QuantisedOptions& options) {
-  return Planning(model, backend, options).plan();
+  return PlanningByOptions(model, backend, options).plan();
+}
+
+QuantisedPlaces stored_places(Transformer& model, Backend& backend, const TensorSource& source) {
+  return PlanningAsStored(model, backend, source).plan();
+}
+
+int64_t QuantisedPlaces::bytes() const {
+  int64_t bytes = 0;
+  for (const QuantisedPlace& place : places) bytes += place.bytes;
+  for (const auto& [path, tensor] : kept) bytes += tensor.count() * size_of(tensor.dtype());
+  return bytes;
 }
 
 std::vector<QuantisedPiece> pieces_of(const QuantisedPlace& place) {
@@ -122,13 +254,13 @@ std::vector<QuantisedPiece> pieces_of(const QuantisedPlace& place) {
 
 int64_t QuantisedPanels::bytes(const QuantisedPlace& place, const QuantisedPiece& piece) const {
   const View& view = place.view;
-  return backend_.quantised({piece.matrices, piece.rows, view[-1]}, view.dtype, view.group)->bytes;
+  return form_of(backend_, {piece.matrices, piece.rows, view[-1]}, view.dtype, view.group)->bytes;
 }
 
 void QuantisedPanels::make(const QuantisedPlace& place, const QuantisedPiece& piece, void* panels) {
   const View& view = place.view;
   const int64_t k = place.columns();
-  View to = backend_.quantised({piece.matrices, piece.rows, k}, view.dtype, view.group)->view;
+  View to = form_of(backend_, {piece.matrices, piece.rows, k}, view.dtype, view.group)->view;
   to.data = panels;
   // What is read transposed is read a head at a time.
   const int64_t at_once = place.transposed ? piece.rows
@@ -159,6 +291,7 @@ void CheckpointPanels::make_rows(const QuantisedPlace& place, int64_t matrix, in
   const int64_t k = place.columns();
   const std::string name = place.source_of(matrix);
   const int64_t first = (place.stride > 0 ? matrix * place.stride : 0) + place.first;
+  if (!place.transposed && take_codes(place, name, first + row, rows, to, index, to_row)) return;
   values.resize(static_cast<size_t>(rows * k));
   if (place.transposed) {
     LATENTE_ASSERT(row == 0 && rows == place.rows());
@@ -171,15 +304,52 @@ void CheckpointPanels::make_rows(const QuantisedPlace& place, int64_t matrix, in
   } else {
     checkpoint_.read_rows(name, place.source_rows(), first + row, View(values.data(), {rows, k}, DType::f32));
   }
+  const float* read = place.transposed ? turned.data() : values.data();
+  if (!is_quantised(to.dtype)) {
+    const int64_t at = (index * to[-2] + to_row) * k * size_of(to.dtype);
+    return convert(DType::f32, read, to.dtype, static_cast<char*>(to.data) + at, rows * k);
+  }
   const std::vector<float>* columns = nullptr;
   if (importance_ && !place.transposed) {  // whose columns are another product's
     const auto found = importance_->find(name);
     if (found != importance_->end()) columns = &found->second;
     LATENTE_ASSERT(!columns || static_cast<int64_t>(columns->size()) == k);
   }
-  if (!backend().quantise(place.transposed ? turned.data() : values.data(),
-                          columns ? columns->data() : nullptr, to, index, to_row, rows))
-    fail("{}: {}: expected finite values that 8 or 4 bits can hold", checkpoint_.file_of(name), name);
+  if (!backend().quantise(read, columns ? columns->data() : nullptr, to, index, to_row, rows)) refuse(name);
+}
+
+bool CheckpointPanels::take_codes(const QuantisedPlace& place, const std::string& name, int64_t first,
+                                  int64_t rows, const View& to, int64_t index, int64_t to_row) {
+  constexpr int64_t group = 32;            // of all types that have codes
+  constexpr float beyond_half = 65520.0f;  // what float16 rounds to infinity
+  thread_local std::vector<int8_t> codes;
+  thread_local std::vector<float> scales;
+  const int64_t k = place.columns();
+  const std::optional<MappedBlocks> stored = checkpoint_.blocks(name);
+  if (!stored || exact_type(stored->type) != to.dtype || to.group != group) return false;
+  if (stored->shape[-1] != k || stored->shape.count() != place.source_rows() * k) return false;
+  const GgmlBlock& block = block_of(stored->type);
+  const int64_t row_bytes = k / block.values * block.bytes;
+  codes.resize(static_cast<size_t>(rows * k));
+  scales.resize(codes.size() / group * (to.dtype == DType::q4m ? 2 : 1));
+  decode_codes(stored->type, stored->bytes.data() + first * row_bytes, rows * k, codes.data(), scales.data());
+  for (size_t i = 0; i < scales.size(); ++i) {
+    if (!(std::abs(scales[i]) < beyond_half)) refuse(name);
+    if (i * group >= codes.size()) continue;  // an offset
+    int8_t* of_group = codes.data() + i * group;
+    if (*std::min_element(of_group, of_group + group) > -128) continue;
+    // Quantisers hardly write it, and products do not take it.
+    std::array<float, group> again;
+    std::transform(of_group, of_group + group, again.begin(), [&](int8_t code) { return scales[i] * code; });
+    quantise_rows(again.data(), 1, group, 8, group, of_group, &scales[i]);
+    if (!(std::abs(scales[i]) < beyond_half)) refuse(name);
+  }
+  backend().pack_quantised(codes.data(), scales.data(), to, index, to_row, rows);
+  return true;
+}
+
+void CheckpointPanels::refuse(const std::string& name) const {
+  fail("{}: {}: expected finite values that 8 or 4 bits can hold", checkpoint_.file_of(name), name);
 }
 
 void CheckpointPanels::made(const QuantisedPlace& place, const QuantisedPiece& piece) {

@@ -17,9 +17,9 @@ namespace latente {
 // A matrix or a stack of them.
 struct QuantisedPlace {
   std::string path;    // of the tensor
-  std::string source;  // the parameter it is made of: itself, or kv_b_proj of its absorbed halves
+  std::string source;  // what it is made of: itself, or of absorbed halves kv_b_proj, k_b_proj or v_b_proj
   Tensor tensor;
-  View view;          // as panels, without data
+  View view;          // without data: as panels, or rows of floats of absorbed halves
   int64_t bytes = 0;  // of them
   // Of the absorbed halves: a head's rows in the source, and whether they are read transposed.
   int64_t first = 0, stride = 0;
@@ -35,11 +35,15 @@ struct QuantisedPlace {
 
 struct QuantisedPlaces {
   std::vector<QuantisedPlace> places;
-  std::vector<std::pair<std::string, Tensor>> kept;  // (path, tensor): parameters in the model's type
+  std::vector<std::pair<std::string, Tensor>> kept;  // (path, tensor): parameters in their own type
+  int64_t bytes() const;                             // of all
 };
 
 // Error for options without sense, or when the backend does not know the form.
 QuantisedPlaces quantised_places(Transformer& model, Backend& backend, const QuantisedOptions& options);
+
+// As blocks() of the source has them (model/quantised.h, load_as_stored); gives the parameters their types.
+QuantisedPlaces stored_places(Transformer& model, Backend& backend, const TensorSource& source);
 
 // What is quantised at a time: some matrices whole, or some rows of one.
 struct QuantisedPiece {
@@ -73,7 +77,8 @@ class QuantisedPanels {
   ThreadPool pool_;
 };
 
-// Of a checkpoint's values. Error naming the matrix when one is not finite.
+// Of a checkpoint's codes where it has them in a place's form, else of its values. Error naming the matrix
+// when one is not finite.
 class CheckpointPanels final : public QuantisedPanels {
  public:
   CheckpointPanels(Backend& backend, const TensorSource& checkpoint, const Importance* importance = nullptr)
@@ -83,6 +88,10 @@ class CheckpointPanels final : public QuantisedPanels {
   void make_rows(const QuantisedPlace& place, int64_t matrix, int64_t row, int64_t rows, const View& to,
                  int64_t index, int64_t to_row) override;
   void made(const QuantisedPlace& place, const QuantisedPiece& piece) override;
+  // Rows [first, first + rows) of a matrix; false when it has no such codes.
+  bool take_codes(const QuantisedPlace& place, const std::string& name, int64_t first, int64_t rows,
+                  const View& to, int64_t index, int64_t to_row);
+  [[noreturn]] void refuse(const std::string& name) const;
 
   const TensorSource& checkpoint_;
   const Importance* importance_;  // or null

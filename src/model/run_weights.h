@@ -11,19 +11,26 @@
 namespace latente {
 
 struct RunWeights {
-  // "auto" (as stored; bf16 for random weights), "f32", "bf16", "f64"; "int8" and "int4" quantise (see
-  // model/quantised.h), and what they leave out is then as stored. A converted model (model/converted.h) only
-  // runs as it is stored.
+  // "auto" (as stored, see load_as_stored for GGUF files; bf16 for random weights), "f32", "bf16", "f64";
+  // "int8" and "int4" quantise (see model/quantised.h), and what they leave out is then as stored. A
+  // converted model (model/converted.h) only runs as it is stored.
   std::string type = "auto";
   int64_t group = 0;  // of int8 and int4; 0 = as stored, else default_group
 };
 
-// The type that quantised weights will have: q8 or q4; nothing for weights that are not. Error where a
+// The type that quantised weights will have: q8 or q4; nothing for weights that are not, or in forms of their
+// own (runs_as_stored). Error where a
 // converted model is asked to be another.
 std::optional<DType> quantised_type(const ModelSource& source, const RunWeights& weights);
 
-// The type of what is not quantised.
+// Whether the weights are run in the blocks that they are stored in.
+bool runs_as_stored(const ModelSource& source, const RunWeights& weights);
+
+// The type of what is neither quantised nor run as stored.
 DType base_type(const ModelSource& source, const RunWeights& weights);
+
+// The types of the matrices that products read, those with the most elements first: "bf16", "int4, int8".
+std::string type_text(Transformer& model);
 
 // Without source.tensors the weights are random: to see how fast a model of this shape would be. Error for
 // other names of types, and where loading has one.

@@ -113,7 +113,15 @@ int64_t check_names(Transformer& model, const TensorSource& checkpoint) {
 }
 
 void load_parameter(const std::string& path, const Tensor& tensor, const TensorSource& checkpoint,
-                    bool map_where_possible, ThreadPool& pool) {
+                    bool map_where_possible, ThreadPool& pool, const std::function<void()>& step) {
+  if (is_expert_stack(path)) {
+    allocate(tensor);
+    for (int64_t e = 0; e < tensor[0]; ++e) {
+      read_by_all(pool, checkpoint, expert_path(path, e), expert_view(tensor.view(), e));
+      if (step) step();
+    }
+    return;
+  }
   std::optional<MappedTensor> mapped;
   if (map_where_possible) mapped = checkpoint.map(path);
   if (mapped && mapped->view.dtype == tensor.dtype() && mapped->view.shape == tensor.shape()) {
@@ -122,6 +130,7 @@ void load_parameter(const std::string& path, const Tensor& tensor, const TensorS
     allocate(tensor);
     read_by_all(pool, checkpoint, path, tensor.view());
   }
+  if (step) step();
 }
 
 void load_parameters(Transformer& model, const TensorSource& checkpoint, const LoadOptions& options) {
@@ -132,16 +141,7 @@ void load_parameters(Transformer& model, const TensorSource& checkpoint, const L
     if (options.progress) options.progress(done, total);
   };
   model.for_each([&](const std::string& path, Tensor& tensor) {
-    if (is_expert_stack(path)) {
-      allocate(tensor);
-      for (int64_t e = 0; e < tensor[0]; ++e) {
-        read_by_all(pool, checkpoint, expert_path(path, e), expert_view(tensor.view(), e));
-        step();
-      }
-      return;
-    }
-    load_parameter(path, tensor, checkpoint, options.map_where_possible, pool);
-    step();
+    load_parameter(path, tensor, checkpoint, options.map_where_possible, pool, step);
   });
   for (auto& [path, gate] : model.gates()) allocate(gate->load);
 }

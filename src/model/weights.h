@@ -34,9 +34,9 @@ struct LoadOptions {
   std::function<void(int64_t done, int64_t total)> progress;
 };
 void load_parameters(Transformer& model, const TensorSource& checkpoint, const LoadOptions& options = {});
-// One of them, which is no stack of experts.
+// One of them. `step`, which may be empty, is called after each of the tensors it is made of.
 void load_parameter(const std::string& path, const Tensor& tensor, const TensorSource& checkpoint,
-                    bool map_where_possible, ThreadPool& pool);
+                    bool map_where_possible, ThreadPool& pool, const std::function<void()>& step = {});
 
 // Packs the weights that only products read (Backend::pack), for running alone: they can be neither trained
 // nor saved afterwards. Returns the bytes that took; 0 where the backend has no such form, or where it would

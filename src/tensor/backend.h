@@ -88,7 +88,7 @@ class Backend {
   virtual void swiglu_backward(View d_out, View gate, View up, Grad d_gate, Grad d_up) = 0;
 
   // -- embedding.cpp --
-  // out[t] = table[ids[t]]; ids [T] i32 within [0, V)
+  // out[t] = table[ids[t]]; ids [T] i32 within [0, V). The table may be quantised: then in panels.
   virtual void embedding(View ids, View table, View out) = 0;
   virtual void embedding_backward(View ids, View d_out, Grad d_table) = 0;
 
@@ -122,16 +122,17 @@ class Backend {
   };
   virtual std::optional<Packed> packed(View w) const = 0;
   virtual void pack(View w, View to) = 0;
-  // The form of a weight of this shape in 8 or 4 bits (DType::q8, q4) with a scale for each `group` elements
-  // of a row (tensor/quantise.h), if this device has one. What such a weight meets is rounded to 8 bits, row
-  // by row and group by group.
+  // The form of a weight of this shape in 8 or 4 bits (DType::q8, q4, q4m) with a scale for each `group`
+  // elements of a row (tensor/quantise.h), if this device has one. What such a weight meets is rounded to 8
+  // bits, row by row and group by group.
   virtual std::optional<Packed> quantised(Shape shape, DType type, int64_t group) const = 0;
   // Packs the rows [row, row + rows) of a matrix, the `index`-th of a stack, given as codes [rows, K] and
-  // scales [rows, groups]; row is a multiple of 16.
+  // scales [rows, groups], of q4m followed by offsets [rows, groups]; row is a multiple of 16.
   virtual void pack_quantised(const int8_t* codes, const float* scales, View to, int64_t index, int64_t row,
                               int64_t rows) = 0;
-  // The same from values [rows, K], quantised as quantise_rows does; importance [K] or null. False when a
-  // value or a scale is not finite. Both may be called for different rows from several threads at once.
+  // The same from values [rows, K], quantised as quantise_rows does (not to q4m); importance [K] or null.
+  // False when a value or a scale is not finite. Both may be called for different rows from several threads
+  // at once.
   virtual bool quantise(const float* values, const float* importance, View to, int64_t index, int64_t row,
                         int64_t rows) = 0;
   // A matrix a head: out[t, h] = w[h] · x[t, h] (transpose false: w [H, N, K], x [T, H, K], out [T, H, N]),

@@ -8,9 +8,9 @@
 
 namespace latente {
 
-// q8 and q4: whole numbers with a scale a group (tensor/quantise.h); only as panels, whose size their backend
-// knows.
-enum class DType : uint8_t { f64, f32, bf16, f16, f8e4m3, i64, i32, u8, q8, q4 };
+// q8, q4, q4m: whole numbers with a scale a group, and q4m with an offset a group besides
+// (tensor/quantise.h); only as panels, whose size their backend knows.
+enum class DType : uint8_t { f64, f32, bf16, f16, f8e4m3, i64, i32, u8, q8, q4, q4m };
 
 constexpr int64_t size_of(DType type) {
   switch (type) {
@@ -28,17 +28,18 @@ constexpr int64_t size_of(DType type) {
       return 1;
     case DType::q8:
     case DType::q4:
+    case DType::q4m:
       break;
   }
   return 0;
 }
 
 constexpr bool is_floating(DType type) { return type <= DType::f8e4m3; }
-constexpr bool is_quantised(DType type) { return type == DType::q8 || type == DType::q4; }
+constexpr bool is_quantised(DType type) { return type >= DType::q8; }
 
 constexpr std::string_view name_of(DType type) {
-  constexpr std::string_view names[] = {"f64", "f32", "bf16", "f16", "f8e4m3",
-                                        "i64", "i32", "u8",   "q8",  "q4"};
+  constexpr std::string_view names[] = {"f64", "f32", "bf16", "f16", "f8e4m3", "i64",
+                                        "i32", "u8",  "q8",   "q4",  "q4m"};
   return names[static_cast<int>(type)];
 }
 

@@ -19,10 +19,17 @@ int code_at(Form form, const std::byte* codes, int64_t r, int64_t i) {
   return (i % 8 < 4 ? both & 15 : both >> 4) - 8;
 }
 
+float half_at(const std::byte* halves, int64_t i) {
+  f16 half;
+  std::memcpy(&half.bits, halves + i * 2, sizeof(half.bits));
+  return static_cast<float>(half);
+}
+
 }  // namespace
 
 int64_t scale_bytes(Form form, int64_t k) {
-  const int64_t bytes = groups_of(k, form.group) * panel_rows * static_cast<int64_t>(sizeof(f16));
+  const int64_t numbers = groups_of(k, form.group) * panel_rows * (form.offsets ? 2 : 1);
+  const int64_t bytes = numbers * static_cast<int64_t>(sizeof(f16));
   return divide_up(bytes, cache_line) * cache_line;
 }
 
@@ -38,11 +45,14 @@ void unpack(Form form, const std::byte* panels, int64_t k, int64_t first, int64_
     const std::byte* codes = panel + scale_bytes(form, k);
     const int64_t r = row % panel_rows;
     for (int64_t at = 0; at < k; at += form.group) {
-      f16 scale;
-      std::memcpy(&scale.bits, panel + (at / form.group * panel_rows + r) * 2, sizeof(scale.bits));
-      const float step = static_cast<float>(scale);
-      for (int64_t i = at; i < std::min(k, at + form.group); ++i)
-        values[i] = step * static_cast<float>(code_at(form, codes, r, i));
+      const int64_t group = at / form.group * panel_rows + r;
+      const float step = half_at(panel, group);
+      const float offset =
+          form.offsets ? half_at(panel, groups_of(k, form.group) * panel_rows + group) : 0.0f;
+      for (int64_t i = at; i < std::min(k, at + form.group); ++i) {
+        const float value = step * static_cast<float>(code_at(form, codes, r, i));
+        values[i] = form.offsets ? value + offset : value;
+      }
     }
   }
 }

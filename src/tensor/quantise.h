@@ -1,5 +1,6 @@
 // Weights of 8 or 4 bits: whole numbers with a scale for each group of neighbours along a row,
-// w[i] = scale[i / group] · code[i].
+// w[i] = scale[i / group] · code[i]. Of type q4m, which only files of other programs bring along, each group
+// has an offset besides: w[i] = scale[i / group] · code[i] + offset[i / group].
 #pragma once
 
 #include <array>

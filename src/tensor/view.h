@@ -45,7 +45,7 @@ struct View {
   std::array<int64_t, max_rank> strides{};  // in elements
   DType dtype = DType::f32;
   Layout layout = Layout::rows;
-  int32_t group = 0;  // q8 and q4: elements of a row that share a scale
+  int32_t group = 0;  // quantised: elements of a row that share a scale
 
   View() = default;
   View(void* data, Shape shape, DType dtype);  // contiguous

@@ -49,6 +49,37 @@ TEST(GgufBlocks, DecodeAsThePythonPackageToTheBit) {
                                              "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"}));
 }
 
+TEST(GgufBlocks, CodesAndScalesAreTheValues) {
+  SafetensorsFile file(LATENTE_TEST_DATA "/reference/gguf/blocks.safetensors");
+  std::set<std::string> compared;
+  for (GgmlType type : known_types()) {
+    const CodeForm form = code_form(type);
+    if (form.bits == 0) continue;
+    const std::string name(name_of(type));
+    compared.insert(name);
+    const View values = file.view(name + ".values");
+    const auto count = static_cast<size_t>(values.count());
+    std::vector<int8_t> codes(count);
+    std::vector<float> scales(count / 32 * (form.offsets ? 2 : 1));
+    decode_codes(type, static_cast<const std::byte*>(file.view(name + ".blocks").data), values.count(),
+                 codes.data(), scales.data());
+    for (size_t i = 0; i < count; ++i) {
+      const float found = scales[i / 32] * static_cast<float>(codes[i]), expected = values.as<float>()[i];
+      if (form.bits == 4) {
+        ASSERT_TRUE(codes[i] >= -8 && codes[i] <= 7) << name;
+      }
+      if (!form.offsets) {
+        ASSERT_EQ(found, expected) << name << " at " << i;
+      } else {
+        const float offset = scales[count / 32 + i / 32];
+        ASSERT_NEAR(found + offset, expected, 1e-6 * (std::abs(found) + std::abs(offset)))
+            << name << " at " << i;
+      }
+    }
+  }
+  EXPECT_EQ(compared, (std::set<std::string>{"Q4_0", "Q4_1", "Q5_0", "Q8_0", "IQ4_NL", "Q4_K"}));
+}
+
 TEST(GgufBlocks, Float32IsCopied) {
   std::vector<float> values = {1.5f, -0.0f, 1e-40f}, copy(3);
   decode(GgmlType::f32, reinterpret_cast<const std::byte*>(values.data()), 3, copy.data());

@@ -15,14 +15,17 @@ namespace latente {
 namespace {
 
 struct Codes {
-  Codes(Random& random, int64_t n, int64_t k, int bits, int64_t group)
+  Codes(Random& random, int64_t n, int64_t k, DType type, int64_t group)
       : codes(static_cast<size_t>(n * k)), scales(static_cast<size_t>(n * groups_of(k, group))) {
     std::vector<float> rows(codes.size());
     for (float& w : rows) w = static_cast<float>(random.normal());
-    quantise_rows(rows.data(), n, k, bits, group, codes.data(), scales.data());
+    quantise_rows(rows.data(), n, k, type == DType::q8 ? 8 : 4, group, codes.data(), scales.data());
+    if (type != DType::q4m) return;
+    for (size_t i = 0, count = scales.size(); i < count; ++i)
+      scales.push_back(static_cast<float>(f16(static_cast<float>(random.normal()))));
   }
   std::vector<int8_t> codes;
-  std::vector<float> scales;
+  std::vector<float> scales;  // and offsets
 };
 
 struct Weight {
@@ -36,18 +39,21 @@ struct Weight {
 };
 
 // One element as quantised.h defines it.
-float element(const float* x, const int8_t* codes, const float* scales, int64_t k, int64_t group,
-              float start) {
+float element(const float* x, const int8_t* codes, const float* scales, const float* offsets, int64_t k,
+              int64_t group, float start) {
   float total = start;
   for (int64_t g = 0; g * group < k; ++g) {
     const int64_t begin = g * group, end = std::min(k, begin + group);
     float extent = 0;
     for (int64_t i = begin; i < end; ++i) extent = std::max(extent, std::abs(x[i]));
     const float inverse = extent > 1e-30f ? 127 / extent : 0;
-    int32_t sum = 0;
-    for (int64_t i = begin; i < end; ++i)
-      sum += codes[i] * static_cast<int32_t>(std::nearbyint(x[i] * inverse));
+    int32_t sum = 0, ones = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      const auto code = static_cast<int32_t>(std::nearbyint(x[i] * inverse));
+      sum += codes[i] * code, ones += code;
+    }
     total = std::fma(static_cast<float>(sum) * (extent / 127), scales[g], total);
+    if (offsets) total = std::fma(static_cast<float>(ones) * (extent / 127), offsets[g], total);
   }
   return total;
 }
@@ -76,9 +82,8 @@ class Quantised : public ::testing::TestWithParam<Case> {};
 
 TEST_P(Quantised, LinearIsTheSumOfItsGroupsBitForBit) {
   const Case& c = GetParam();
-  const int bits = c.type == DType::q8 ? 8 : 4;
   Random random(7);
-  const Codes w(random, c.n, c.k, bits, c.group);
+  const Codes w(random, c.n, c.k, c.type, c.group);
   Array<float> x(1, c.m, c.k, 3), bias(1, 1, c.n);
   x.randomise(random), bias.randomise(random);
   for (const int64_t target : targets()) {
@@ -95,8 +100,11 @@ TEST_P(Quantised, LinearIsTheSumOfItsGroupsBitForBit) {
       for (int64_t i = 0; i < c.m; ++i) {
         for (int64_t j = 0; j < c.n; ++j) {
           const float start = with_bias ? bias(0, j) : accumulate ? 0.25f : 0.0f;
-          const float expected = element(&x(i, 0), w.codes.data() + j * c.k,
-                                         w.scales.data() + j * groups_of(c.k, c.group), c.k, c.group, start);
+          const int64_t groups = groups_of(c.k, c.group);
+          const float* scales = w.scales.data() + j * groups;
+          const float expected =
+              element(&x(i, 0), w.codes.data() + j * c.k, scales,
+                      c.type == DType::q4m ? scales + c.n * groups : nullptr, c.k, c.group, start);
           if (target == HWY_STATIC_TARGET) {
             ASSERT_NEAR(out(i, j), expected, 1e-4) << "at " << i << ", " << j;
           } else {
@@ -113,6 +121,7 @@ TEST_P(Quantised, LinearIsTheSumOfItsGroupsBitForBit) {
 // The definition and the kernels that fill panels agree to the bit, on every instruction set.
 TEST_P(Quantised, PanelsAreThoseOfTheDefinition) {
   const Case c = GetParam();
+  if (c.type == DType::q4m) return;  // which nothing is quantised to
   const int bits = c.type == DType::q8 ? 8 : 4;
   Random random(11);
   std::vector<float> rows(static_cast<size_t>(c.n * c.k)), importance(static_cast<size_t>(c.k));
@@ -146,21 +155,22 @@ TEST_P(Quantised, PanelsAreThoseOfTheDefinition) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Shapes, Quantised,
-                         ::testing::Values(Case{DType::q8, 32, 1, 16, 32}, Case{DType::q8, 64, 1, 100, 256},
-                                           Case{DType::q8, 128, 7, 33, 300},
-                                           Case{DType::q8, 64, 40, 130, 1100}, Case{DType::q8, 32, 3, 1, 8},
-                                           Case{DType::q8, 64, 200, 48, 64}, Case{DType::q4, 32, 1, 16, 32},
-                                           Case{DType::q4, 64, 1, 100, 256}, Case{DType::q4, 128, 7, 33, 300},
-                                           Case{DType::q4, 64, 40, 130, 1100}, Case{DType::q4, 32, 3, 1, 8},
-                                           Case{DType::q4, 64, 200, 48, 64},
-                                           Case{DType::q8, 256, 13, 65, 700},
-                                           Case{DType::q4, 256, 6, 65, 700}),
-                         [](const auto& test) {
-                           const Case& c = test.param;
-                           return std::string(name_of(c.type)) + "_group" + std::to_string(c.group) + "_" +
-                                  std::to_string(c.m) + "x" + std::to_string(c.n) + "x" + std::to_string(c.k);
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, Quantised,
+    ::testing::Values(Case{DType::q8, 32, 1, 16, 32}, Case{DType::q8, 64, 1, 100, 256},
+                      Case{DType::q8, 128, 7, 33, 300}, Case{DType::q8, 64, 40, 130, 1100},
+                      Case{DType::q8, 32, 3, 1, 8}, Case{DType::q8, 64, 200, 48, 64},
+                      Case{DType::q4, 32, 1, 16, 32}, Case{DType::q4, 64, 1, 100, 256},
+                      Case{DType::q4, 128, 7, 33, 300}, Case{DType::q4, 64, 40, 130, 1100},
+                      Case{DType::q4, 32, 3, 1, 8}, Case{DType::q4, 64, 200, 48, 64},
+                      Case{DType::q8, 256, 13, 65, 700}, Case{DType::q4, 256, 6, 65, 700},
+                      Case{DType::q4m, 32, 1, 100, 256}, Case{DType::q4m, 32, 40, 130, 1100},
+                      Case{DType::q4m, 64, 7, 33, 300}),
+    [](const auto& test) {
+      const Case& c = test.param;
+      return std::string(name_of(c.type)) + "_group" + std::to_string(c.group) + "_" + std::to_string(c.m) +
+             "x" + std::to_string(c.n) + "x" + std::to_string(c.k);
+    });
 
 TEST(Quantised, ExpertsHaveTheBitsOfSingleMatrices) {
   CpuBackend cpu(2);
@@ -170,11 +180,11 @@ TEST(Quantised, ExpertsHaveTheBitsOfSingleMatrices) {
   std::vector<int32_t> offsets = {0, 3, 3, 17, 18, 23}, sorted = order;
   Array<float> x(1, 10, k), out(1, rows, n);
   x.randomise(random);
-  for (DType type : {DType::q8, DType::q4}) {
+  for (DType type : {DType::q8, DType::q4, DType::q4m}) {
     Weight stack(cpu, {experts, n, k}, type, 32);
     std::vector<Codes> codes;
     for (int64_t e = 0; e < experts; ++e) {
-      codes.emplace_back(random, n, k, type == DType::q8 ? 8 : 4, 32);
+      codes.emplace_back(random, n, k, type, 32);
       cpu.pack_quantised(codes.back().codes.data(), codes.back().scales.data(), stack.packed.view, e, 0, n);
     }
     cpu.grouped_linear(x.matrix(), list_view(sorted), list_view(offsets), stack.packed.view, out.matrix());
@@ -187,6 +197,28 @@ TEST(Quantised, ExpertsHaveTheBitsOfSingleMatrices) {
         for (int64_t j = 0; j < n; ++j) ASSERT_EQ(alone(0, j), out(r, j)) << "row " << r << ", column " << j;
       }
     }
+  }
+}
+
+TEST(Quantised, EmbeddingsAreRowsOfPanels) {
+  CpuBackend cpu(2);
+  Random random(9);
+  constexpr int64_t n = 35, k = 96;
+  for (DType type : {DType::q8, DType::q4, DType::q4m}) {
+    const Codes w(random, n, k, type, 32);
+    Weight table(cpu, {n, k}, type, 32);
+    cpu.pack_quantised(w.codes.data(), w.scales.data(), table.packed.view, 0, 0, n);
+    std::vector<int32_t> ids = {34, 0, 17, 17, 5};
+    Array<float> out(1, 5, k, 3);
+    cpu.embedding(list_view(ids), table.packed.view, out.matrix());
+    for (int64_t t = 0; t < 5; ++t) {
+      for (int64_t i = 0; i < k; ++i) {
+        const auto at = static_cast<size_t>(ids[static_cast<size_t>(t)] * k + i);
+        const float offset = type == DType::q4m ? w.scales[at / 32 + n * k / 32] : 0;
+        ASSERT_EQ(out(t, i), w.scales[at / 32] * static_cast<float>(w.codes[at]) + offset);
+      }
+    }
+    ASSERT_EQ(out.written_outside(), 0);
   }
 }
 
@@ -211,7 +243,7 @@ TEST(Quantised, WeightsThatAreNotFiniteAreRefused) {
 TEST(Quantised, WhatIsNotFiniteStaysSo) {
   CpuBackend cpu(1);
   Random random(5);
-  const Codes w(random, 16, 64, 8, 32);
+  const Codes w(random, 16, 64, DType::q8, 32);
   Weight weight(cpu, {16, 64}, DType::q8, 32);
   cpu.pack_quantised(w.codes.data(), w.scales.data(), weight.packed.view, 0, 0, weight.packed.view[-2]);
   for (float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
