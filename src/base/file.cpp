@@ -10,8 +10,10 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <memory>
 #include <random>
 #include <utility>
 
@@ -38,7 +40,10 @@ class Descriptor {
     if (fd_ >= 0) ::close(fd_);
   }
   Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
+  Descriptor& operator=(Descriptor&& other) noexcept {
+    std::swap(fd_, other.fd_);
+    return *this;
+  }
   int get() const { return fd_; }
   explicit operator bool() const { return fd_ >= 0; }
   int release() { return std::exchange(fd_, -1); }
@@ -135,6 +140,8 @@ MappedFile::MappedFile(std::string path) : path_(std::move(path)) {
   if (S_ISDIR(info.st_mode)) fail("{}: expected a file, found a directory", path_);
   if (!S_ISREG(info.st_mode)) fail("{}: expected a regular file that can be mapped", path_);
   size_ = static_cast<size_t>(info.st_size);
+  device_ = info.st_dev;
+  inode_ = info.st_ino;
   if (size_ == 0) return;
   void* memory = ::mmap(nullptr, size_, PROT_READ, MAP_SHARED, fd.get(), 0);
   if (memory == MAP_FAILED) fail_system("map", path_);
@@ -148,12 +155,16 @@ MappedFile::~MappedFile() {
 MappedFile::MappedFile(MappedFile&& other) noexcept
     : path_(std::move(other.path_)),
       data_(std::exchange(other.data_, nullptr)),
-      size_(std::exchange(other.size_, 0)) {}
+      size_(std::exchange(other.size_, 0)),
+      device_(other.device_),
+      inode_(other.inode_) {}
 
 MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   std::swap(path_, other.path_);
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
+  std::swap(device_, other.device_);
+  std::swap(inode_, other.inode_);
   return *this;
 }
 
@@ -164,6 +175,78 @@ void MappedFile::advise(Advice advice, size_t offset, size_t length) const {
   size_t end = length > size_ - offset ? size_ : offset + length;
   constexpr int flags[] = {MADV_NORMAL, MADV_SEQUENTIAL, MADV_RANDOM, MADV_WILLNEED, MADV_DONTNEED};
   ::madvise(const_cast<std::byte*>(data_) + begin, end - begin, flags[static_cast<int>(advice)]);
+}
+
+FileReader::FileReader(const MappedFile& file) : path_(file.path_) {
+  Descriptor fd(open_retrying(path_, O_RDONLY | O_DIRECT));
+  direct_ = static_cast<bool>(fd);
+  if (!fd) fd = Descriptor(open_retrying(path_, O_RDONLY));
+  if (!fd) fail_system("open", path_);
+  struct stat info {};
+  if (::fstat(fd.get(), &info) != 0) fail_system("examine", path_);
+  if (info.st_dev != file.device_ || info.st_ino != file.inode_)
+    fail("{}: expected the file that was opened before, found another", path_);
+  fd_ = fd.release();
+}
+
+FileReader::~FileReader() { ::close(fd_); }
+
+// Both ends on blocks, but for the end of the file: at least `needed` bytes. False where the file system
+// takes no such reads after all.
+bool FileReader::read_blocks(int64_t offset, std::span<std::byte> to, size_t needed) const {
+  size_t done = 0;
+  while (done < needed) {
+    ssize_t got = ::pread(fd_, to.data() + done, to.size() - done, offset + static_cast<int64_t>(done));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0 && errno == EINVAL) {
+      ::fcntl(fd_, F_SETFL, ::fcntl(fd_, F_GETFL) & ~O_DIRECT);
+      direct_ = false;
+      return false;
+    }
+    if (got < 0) fail_system("read", path_);
+    done += static_cast<size_t>(got);
+    if (got == 0) fail("{}: expected {} bytes from byte {} on, found {}", path_, needed, offset, done);
+  }
+  return true;
+}
+
+void FileReader::read_through_cache(int64_t offset, std::span<std::byte> to) const {
+  for (size_t done = 0; done < to.size();) {
+    ssize_t got = ::pread(fd_, to.data() + done, to.size() - done, offset + static_cast<int64_t>(done));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) fail_system("read", path_);
+    if (got == 0) fail("{}: expected {} bytes from byte {} on, found {}", path_, to.size(), offset, done);
+    done += static_cast<size_t>(got);
+  }
+  ::posix_fadvise(fd_, offset, static_cast<off_t>(to.size()), POSIX_FADV_DONTNEED);
+}
+
+void FileReader::read(int64_t offset, std::span<std::byte> to) const {
+  constexpr size_t unit = block, most = size_t{1} << 20;
+  struct Free {
+    void operator()(std::byte* memory) const { std::free(memory); }
+  };
+  // Where addresses and blocks disagree, and for the ends.
+  thread_local std::unique_ptr<std::byte, Free> buffer;
+  while (!to.empty()) {
+    if (!direct_) return read_through_cache(offset, to);
+    const size_t before = static_cast<size_t>(offset) % unit;
+    size_t count = to.size() / unit * unit;
+    if (before == 0 && count > 0 && reinterpret_cast<uintptr_t>(to.data()) % unit == 0) {
+      if (!read_blocks(offset, to.first(count), count)) continue;
+    } else {
+      const bool agree = reinterpret_cast<uintptr_t>(to.data()) % unit == before;
+      count = std::min(to.size(), (agree ? unit : most) - before);
+      if (!buffer) buffer.reset(static_cast<std::byte*>(std::aligned_alloc(unit, most)));
+      if (!buffer) fail("out of memory: could not allocate {} bytes", most);
+      const size_t whole = (before + count + unit - 1) / unit * unit;
+      if (!read_blocks(offset - static_cast<int64_t>(before), {buffer.get(), whole}, before + count))
+        continue;
+      std::memcpy(to.data(), buffer.get() + before, count);
+    }
+    to = to.subspan(count);
+    offset += static_cast<int64_t>(count);
+  }
 }
 
 std::string read_file(const std::string& path, int64_t max_bytes) {

@@ -6,6 +6,7 @@
 // their writer is dead.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -38,9 +39,36 @@ class MappedFile {
   void advise(Advice advice, size_t offset = 0, size_t length = std::numeric_limits<size_t>::max()) const;
 
  private:
+  friend class FileReader;
   std::string path_;
   const std::byte* data_ = nullptr;
   size_t size_ = 0;
+  uint64_t device_ = 0, inode_ = 0;
+};
+
+// Reads pieces of a mapped file into memory of the caller's, past the page cache where the file system can
+// (O_DIRECT): nothing is read twice, nobody else's pages have to go, and the processor copies at most the
+// ends. Elsewhere it reads through the cache and gives the pages back. read() may be called from several
+// threads at once.
+class FileReader {
+ public:
+  // Error when the name stands for another file by now.
+  explicit FileReader(const MappedFile& file);
+  ~FileReader();
+  FileReader(const FileReader&) = delete;
+  FileReader& operator=(const FileReader&) = delete;
+
+  // Fastest where the address and the offset agree modulo `block`. Error when the file ends before `to` does.
+  void read(int64_t offset, std::span<std::byte> to) const;
+  static constexpr int64_t block = 4096;
+
+ private:
+  bool read_blocks(int64_t offset, std::span<std::byte> to, size_t needed) const;
+  void read_through_cache(int64_t offset, std::span<std::byte> to) const;
+
+  std::string path_;
+  int fd_ = -1;
+  mutable std::atomic<bool> direct_{false};
 };
 
 // The whole file, which may be a pipe. Error above max_bytes.
