@@ -37,6 +37,7 @@ struct Row {
   std::string kind;
   int64_t tokens = 0, depth = 0;
   double per_second = 0, spread = 0, bound = 0;
+  std::optional<Residency::Figures> experts{};  // of the measured runs, where they are read from the disk
 };
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
@@ -53,6 +54,7 @@ class Bench {
         random ? ModelSource{Config::from_file(options.model), nullptr} : open_model(options.model);
     model_ = load_for_running(source, options.weights, backend_);
     weights_ = type_text(*model_);
+    announce_experts(*model_);
     load_seconds_ = seconds_since(start);
 
     RunnerOptions runner;
@@ -110,6 +112,8 @@ class Bench {
     body();  // records plans, warms caches
     std::map<std::string, double> seconds;
     if (options_.profile) runner_->runner().profile_into(&seconds);
+    const Residency* residency = residency_of(*model_);
+    const Residency::Figures before = residency ? residency->figures() : Residency::Figures();
     for (int64_t i = 0; i < options_.repeat; ++i) {
       const auto start = std::chrono::steady_clock::now();
       body();
@@ -124,6 +128,7 @@ class Bench {
     Row row{kind, count, depth};
     row.per_second = rates[rates.size() / 2];
     row.spread = (rates.back() - rates.front()) / row.per_second;
+    if (residency) row.experts = residency->figures().since(before);
     return row;
   }
 
@@ -181,15 +186,23 @@ class Bench {
 
   void show(const Row& row) {
     if (options_.json) {
-      const nlohmann::ordered_json json = {{"kind", row.kind},     {"tokens", row.tokens},
-                                           {"depth", row.depth},   {"threads", backend_.threads().size()},
-                                           {"weights", weights_},  {"tok_s", row.per_second},
-                                           {"spread", row.spread}, {"bound_share", row.bound}};
+      nlohmann::ordered_json json = {{"kind", row.kind},     {"tokens", row.tokens},
+                                     {"depth", row.depth},   {"threads", backend_.threads().size()},
+                                     {"weights", weights_},  {"tok_s", row.per_second},
+                                     {"spread", row.spread}, {"bound_share", row.bound}};
+      if (row.experts) {
+        json["experts_wanted"] = row.experts->wanted;
+        json["experts_found"] = row.experts->found;
+        json["experts_bytes_read"] = row.experts->bytes_read;
+        json["experts_seconds_waited"] = row.experts->waited;
+        json["experts_resident"] = row.experts->resident;
+      }
       std::printf("%s\n", json.dump().c_str());
     } else {
       std::printf("%-8s %7lld %7lld %12.1f %6.1f %% %12s\n", row.kind.c_str(),
                   static_cast<long long>(row.tokens), static_cast<long long>(row.depth), row.per_second,
                   100 * row.spread, share_text(row.bound).c_str());
+      if (row.experts) std::printf("  experts: %s\n", describe_experts(*row.experts).c_str());
     }
     std::fflush(stdout);
   }

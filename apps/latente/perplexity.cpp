@@ -40,6 +40,7 @@ void measure(const PerplexityOptions& options) {
            source.config.vocab_size);
   }
   const auto model = load_for_running(source, options.weights, backend);
+  announce_experts(*model);
   LikelihoodOptions how;
   how.context =
       options.context > 0 ? options.context : std::min<int64_t>(source.config.max_position_embeddings, 2048);

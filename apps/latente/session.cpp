@@ -73,6 +73,34 @@ void add_weight_options(CLI::App& command, RunWeights& weights) {
       .add_option("--group", weights.group,
                   "Elements that share a scale, of int8 and int4: 32, 64, 128 or 256 [64, or as stored]")
       ->check(CLI::IsMember({32, 64, 128, 256}));
+  command
+      .add_option(
+          "--memory", weights.memory,
+          "Memory for weights, such as 24G; routed experts beyond it are read from the disk when they "
+          "are chosen [what is available, less a margin]")
+      ->transform(CLI::AsSizeValue(false))
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 62));
+}
+
+void announce_experts(Transformer& model) {
+  const Residency* residency = residency_of(model);
+  if (!residency) return;
+  const Residency::Figures figures = residency->figures();
+  const auto text = [](int64_t bytes) { return bytes_text(static_cast<double>(bytes)); };
+  std::fprintf(
+      stderr,
+      "experts: %s of %s stay on the disk and are read when they are chosen; %s of memory keep those "
+      "used last\n",
+      text(figures.memory - figures.budget).c_str(), text(figures.memory).c_str(),
+      text(figures.budget).c_str());
+}
+
+std::string describe_experts(const Residency::Figures& figures) {
+  return fmt::format(
+      "{:.1f} % found in memory, {} read, {:.1f} s waited, {} in memory",
+      100.0 * static_cast<double>(figures.found) / static_cast<double>(std::max<int64_t>(figures.wanted, 1)),
+      bytes_text(static_cast<double>(figures.bytes_read)), figures.waited,
+      bytes_text(static_cast<double>(figures.resident)));
 }
 
 void add_threads_option(CLI::App& command, int& threads) {
@@ -151,6 +179,7 @@ Session::Session(const SessionOptions& options)
   }
   model_ = load_for_running(source_, options.weights, backend_);
   weights_ = type_text(*model_);
+  announce_experts(*model_);
 
   RunnerOptions runner;
   runner.context = options.context > 0 ? options.context
@@ -323,6 +352,8 @@ std::string Session::describe(const GenerationStats& stats) const {
                       engine_->runner().cache_bytes_per_token(),
                       static_cast<double>(cache.mha) / static_cast<double>(cache.own));
   text += fmt::format("weights     {}\n", weights_);
+  if (const Residency* residency = residency_of(*model_))
+    text += fmt::format("experts     {}\n", describe_experts(residency->figures()));
   text += fmt::format("loading     {:.2f} s", load_seconds_);
   return text;
 }

@@ -11,6 +11,7 @@
 
 #include "cpu/cpu_backend.h"
 #include "infer/engine.h"
+#include "model/experts_on_demand.h"
 #include "model/model_source.h"
 #include "model/run_weights.h"
 #include "model/weights.h"
@@ -46,6 +47,11 @@ void add_session_options(CLI::App& command, SessionOptions& options);
 void add_weight_options(CLI::App& command, RunWeights& weights);
 
 void add_threads_option(CLI::App& command, int& threads);
+
+// Says on stderr what of the experts is on the disk, if any are.
+void announce_experts(Transformer& model);
+// How reading them went: "87.5 % found in memory, …".
+std::string describe_experts(const Residency::Figures& figures);
 
 // Of a model directory or a GGUF file.
 Tokenizer load_tokenizer(const std::string& model);

@@ -169,7 +169,7 @@ std::optional<MappedTensor> Checkpoint::map(std::string_view name) const {
   const std::shared_ptr<const SafetensorsFile>& file = files_[files_of_.at(name)];
   std::optional<View> view = file->try_view(found);
   if (!view) return std::nullopt;
-  return MappedTensor{*view, std::const_pointer_cast<SafetensorsFile>(file)};
+  return MappedTensor{*view, std::const_pointer_cast<SafetensorsFile>(file), &file->file()};
 }
 
 void Checkpoint::release(std::string_view name) const {

@@ -13,10 +13,14 @@
 
 namespace latente {
 
-// A tensor where it lies in a mapped file: read-only memory that lives as long as `owner`.
+class MappedFile;
+
+// A tensor where it lies in a mapped file: read-only memory that lives as long as `owner`, as does `file`,
+// which is null where the source has no file to read pieces of again.
 struct MappedTensor {
   View view;
   std::shared_ptr<void> owner;
+  const MappedFile* file = nullptr;
 };
 
 // A matrix in GGML's blocks where it lies in a mapped file: rows of shape[-1] values, without gaps.

@@ -50,6 +50,7 @@ class CpuBackend final : public Backend {
   void route_backward(View d_weights, View scores, View weights, View experts, View token_mask,
                       const Routing& routing, Grad d_logits) override;
   void expert_order(View experts, View offsets, View rows, View slots) override;
+  void will_read(View gate, View up, View down, View offsets) override;
   void grouped_linear(View x, View rows, View offsets, View w, View out) override;
   void grouped_linear_backward_input(View d_out, View offsets, View w, Grad d_x) override;
   void grouped_linear_backward_weight(View d_out, View x, View rows, View offsets, Grad d_w) override;

@@ -1,7 +1,10 @@
 // A linear layer an expert: the rows of expert e are offsets[e] <= r < offsets[e + 1].
+#include <numeric>
 #include <span>
+#include <utility>
 #include <vector>
 
+#include "base/residency.h"
 #include "cpu/cpu_backend.h"
 #include "cpu/gemm.h"
 #include "cpu/quantised.h"
@@ -11,13 +14,64 @@ namespace {
 
 using gemm::Problem;
 
+// Experts, or the numbers of their pieces.
+struct Chosen {
+  std::span<const int32_t> numbers;
+  int32_t first = 0;  // of expert 0
+
+  int64_t expert(int32_t number) const { return number - first; }
+};
+
+// Those with rows, valid until the next call.
+std::span<int32_t> with_rows(const View& offsets) {
+  thread_local std::vector<int32_t> experts;
+  experts.clear();
+  const int32_t* offset = offsets.as<int32_t>();
+  for (int32_t e = 0; e + 1 < static_cast<int32_t>(offsets.count()); ++e) {
+    if (offset[e] < offset[e + 1]) experts.push_back(e);
+  }
+  return experts;
+}
+
+Chosen all_of(const View& offsets) {
+  thread_local std::vector<int32_t> experts;
+  experts.resize(static_cast<size_t>(offsets.count() - 1));
+  std::iota(experts.begin(), experts.end(), 0);
+  return {experts};
+}
+
+// Calls products(chosen) for the experts with rows: for those in memory first, while others are read.
+template <class Products>
+void for_resident(const View& w, const View& offsets, const Products& products) {
+  std::span<int32_t> experts = with_rows(offsets);
+  if (!w.residency) return products(Chosen{experts});
+  for (int32_t& number : experts) number += w.first_piece;
+  while (!experts.empty()) {
+    const auto there = experts.first(w.residency->await(experts));
+    products(Chosen{there, w.first_piece});
+    w.residency->release(there);
+    experts = experts.subspan(there.size());
+  }
+}
+
+// The matrix of an expert.
+template <class S>
+const S* matrix_of(const View& w, int64_t e) {
+  if (w.residency)
+    return reinterpret_cast<const S*>(w.residency->at(w.first_piece + static_cast<int32_t>(e)));
+  return static_cast<const S*>(w.data) + e * w.stride(0);
+}
+
 // Calls problem(e, begin, end) for each expert and solves the problems it returns.
 template <class T, class S, class MakeProblem>
-void solve(ThreadPool& pool, const View& offsets, const MakeProblem& problem) {
+void solve(ThreadPool& pool, const View& offsets, const Chosen& experts, const MakeProblem& problem) {
   thread_local std::vector<Problem<T, S>> problems;
   problems.clear();
   const int32_t* offset = offsets.as<int32_t>();
-  for (int64_t e = 0; e + 1 < offsets.count(); ++e) problems.push_back(problem(e, offset[e], offset[e + 1]));
+  for (int32_t number : experts.numbers) {
+    const int64_t e = experts.expert(number);
+    problems.push_back(problem(e, offset[e], offset[e + 1]));
+  }
   gemm::multiply<T, S>(pool, problems);
 }
 
@@ -30,8 +84,8 @@ gemm::Lines<T> sorted_lines(const View& x, const View& rows, int64_t begin, bool
 
 template <class T, class S>
 void forward(ThreadPool& pool, const View& x, const View& rows, const View& offsets, const View& w,
-             const View& out) {
-  solve<T, S>(pool, offsets, [&](int64_t e, int64_t begin, int64_t end) {
+             const Chosen& experts, const View& out) {
+  solve<T, S>(pool, offsets, experts, [&](int64_t e, int64_t begin, int64_t end) {
     Problem<T, S> problem{.m = end - begin,
                           .n = w[1],
                           .k = w[2],
@@ -39,27 +93,27 @@ void forward(ThreadPool& pool, const View& x, const View& rows, const View& offs
                           .c = out.as<T>() + begin * out.stride(0),
                           .c_row = out.stride(0)};
     if (w.layout == Layout::panels) {
-      problem.panels = w.panels_as<S>() + e * w.stride(0);
+      problem.panels = matrix_of<S>(w, e);
       problem.panel = w.stride(1) * w.stride(2);
     } else {
-      problem.b = {w.as<S>() + e * w.stride(0), w.stride(1), true};
+      problem.b = {matrix_of<S>(w, e), w.stride(1), true};
     }
     return problem;
   });
 }
 
 void forward_quantised(ThreadPool& pool, const View& x, const View& rows, const View& offsets, const View& w,
-                       const View& out) {
+                       const Chosen& experts, const View& out) {
   thread_local std::vector<quantised::Problem> problems;
   problems.clear();
   const int32_t* offset = offsets.as<int32_t>();
-  for (int64_t e = 0; e + 1 < offsets.count(); ++e) {
-    if (offset[e] == offset[e + 1]) continue;
+  for (int32_t number : experts.numbers) {
+    const int64_t e = experts.expert(number);
     problems.push_back({.m = offset[e + 1] - offset[e],
                         .n = w[1],
                         .k = w[2],
                         .a = sorted_lines<float>(x, rows, offset[e], true),
-                        .panels = static_cast<const std::byte*>(w.data) + e * w.stride(0),
+                        .panels = matrix_of<std::byte>(w, e),
                         .c = out.as<float>() + offset[e] * out.stride(0),
                         .c_row = out.stride(0)});
   }
@@ -69,7 +123,7 @@ void forward_quantised(ThreadPool& pool, const View& x, const View& rows, const 
 template <class T, class S>
 void backward_input(ThreadPool& pool, const View& d_out, const View& offsets, const View& w,
                     const Grad& d_x) {
-  solve<T, S>(pool, offsets, [&](int64_t e, int64_t begin, int64_t end) {
+  solve<T, S>(pool, offsets, all_of(offsets), [&](int64_t e, int64_t begin, int64_t end) {
     return Problem<T, S>{.m = end - begin,
                          .n = w[2],
                          .k = w[1],
@@ -84,7 +138,7 @@ void backward_input(ThreadPool& pool, const View& d_out, const View& offsets, co
 template <class T>
 void backward_weight(ThreadPool& pool, const View& d_out, const View& x, const View& rows,
                      const View& offsets, const Grad& d_w) {
-  solve<T, T>(pool, offsets, [&](int64_t e, int64_t begin, int64_t end) {
+  solve<T, T>(pool, offsets, all_of(offsets), [&](int64_t e, int64_t begin, int64_t end) {
     return Problem<T, T>{.m = d_out[1],
                          .n = x[1],
                          .k = end - begin,
@@ -101,15 +155,29 @@ void backward_weight(ThreadPool& pool, const View& d_out, const View& x, const V
 void CpuBackend::grouped_linear(View x, View rows, View offsets, View w, View out) {
   LATENTE_ASSERT(w.shape.rank() == 3 && offsets.count() == w[0] + 1);
   LATENTE_ASSERT(x[1] == w[2] && out[1] == w[1] && out[0] == (rows ? rows.count() : x[0]));
-  if (is_quantised(w.dtype)) {
-    forward_quantised(pool_, x, rows, offsets, w, out);
-  } else if (x.dtype == DType::f64) {
-    forward<double, double>(pool_, x, rows, offsets, w, out);
-  } else if (w.dtype == DType::bf16) {
-    forward<float, bf16>(pool_, x, rows, offsets, w, out);
-  } else {
-    forward<float, float>(pool_, x, rows, offsets, w, out);
+  for_resident(w, offsets, [&](const Chosen& experts) {
+    if (is_quantised(w.dtype)) {
+      forward_quantised(pool_, x, rows, offsets, w, experts, out);
+    } else if (x.dtype == DType::f64) {
+      forward<double, double>(pool_, x, rows, offsets, w, experts, out);
+    } else if (w.dtype == DType::bf16) {
+      forward<float, bf16>(pool_, x, rows, offsets, w, experts, out);
+    } else {
+      forward<float, float>(pool_, x, rows, offsets, w, experts, out);
+    }
+  });
+}
+
+void CpuBackend::will_read(View gate, View up, View down, View offsets) {
+  if (!gate.residency) return;
+  LATENTE_ASSERT(gate.residency == up.residency && gate.residency == down.residency);
+  thread_local std::vector<int32_t> pieces;
+  pieces.clear();
+  const std::span<const int32_t> experts = with_rows(offsets);
+  for (const View* w : {&gate, &up, &down}) {
+    for (int32_t e : experts) pieces.push_back(w->first_piece + e);
   }
+  gate.residency->expect(pieces);
 }
 
 void CpuBackend::grouped_linear_backward_input(View d_out, View offsets, View w, Grad d_x) {

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <set>
 
+#include "model/experts_on_demand.h"
 #include "model/quantised_places.h"
 #include "model/weights.h"
 #include "tensor/panels.h"
@@ -19,6 +20,12 @@ void copy_by_all(ThreadPool& pool, const void* from, void* to, int64_t bytes) {
     std::memcpy(static_cast<char*>(to) + begin, static_cast<const char*>(from) + begin,
                 static_cast<size_t>(end - begin));
   });
+}
+
+ExpertStack stack_of(const QuantisedPlace& place, const MappedTensor& stored) {
+  ExpertStack stack{place.path, place.tensor, place.view, place.bytes / place.matrices(), {}};
+  for (int64_t e = 0; e < place.matrices(); ++e) stack.pieces.push_back(piece_of(stored, e * stack.bytes));
+  return stack;
 }
 
 }  // namespace
@@ -69,26 +76,45 @@ void load_converted(Transformer& model, const TensorSource& checkpoint, Backend&
                     const ConvertedOptions& options) {
   const QuantisedPlaces plan = quantised_places(model, backend, options_of(model.config().converted));
   check_converted_names(plan, checkpoint);
-  int64_t bytes = 0, done = 0;
+  int64_t done = 0;
   const auto total = static_cast<int64_t>(plan.places.size() + plan.kept.size());
   const auto step = [&] {
     ++done;
     if (options.progress) options.progress(done, total);
   };
   std::vector<MappedTensor> stored;
-  bool copied = false;
+  std::vector<ExpertStack> stacks;
+  bool is_aligned = true;  // unless another program laid the file out
+  int64_t of_experts = 0, of_others = 0;
   for (const QuantisedPlace& place : plan.places) {
     stored.push_back(mapped_panels(place, checkpoint, backend));
-    bytes += aligned(place.bytes);
-    // Another program may have laid the file out.
-    copied |= reinterpret_cast<uintptr_t>(stored.back().view.data) % line != 0;
+    is_aligned &= reinterpret_cast<uintptr_t>(stored.back().view.data) % line == 0;
+    const bool experts = is_expert_stack(place.path) && stored.back().file;
+    (experts ? of_experts : of_others) += aligned(place.bytes);
+    if (experts) stacks.push_back(stack_of(place, stored.back()));
   }
-  copied |= bytes <= options.most_copied;
+  for (const auto& [path, tensor] : plan.kept) of_others += tensor.count() * size_of(tensor.dtype());
+
+  bool copied = true, on_demand = false;
+  if (of_others + of_experts > options.memory) {
+    const int64_t least = least_expert_memory(stacks, model.config().num_experts_per_tok);
+    on_demand = !stacks.empty() && of_others + least <= options.memory;
+    copied = on_demand || !options.else_mapped || !is_aligned;
+    if (!on_demand && !options.else_mapped) check_memory(options.memory, of_others, least);
+  }
+  if (on_demand) read_on_demand(stacks, options.memory - of_others);
+
   ThreadPool pool;
-  const std::shared_ptr<void> memory = copied ? backend.allocate(bytes) : nullptr;
+  int64_t bytes = 0;
+  const auto is_copied = [&](const QuantisedPlace& place) {
+    return copied && !place.tensor.view().residency;
+  };
+  for (const QuantisedPlace& place : plan.places) bytes += is_copied(place) ? aligned(place.bytes) : 0;
+  const std::shared_ptr<void> memory = bytes > 0 ? backend.allocate(bytes) : nullptr;
   auto* at = static_cast<char*>(memory.get());
-  for (size_t i = 0; i < plan.places.size(); ++i) {
+  for (size_t i = 0; i < plan.places.size(); ++i, step()) {
     const QuantisedPlace& place = plan.places[i];
+    if (place.tensor.view().residency) continue;
     View view = place.view;
     view.data = stored[i].view.data;
     if (copied) {
@@ -98,10 +124,9 @@ void load_converted(Transformer& model, const TensorSource& checkpoint, Backend&
       at += aligned(place.bytes);
     }
     bind_view(place.tensor, view, copied ? memory : stored[i].owner);
-    step();
   }
   for (const auto& [path, tensor] : plan.kept) {
-    load_parameter(path, tensor, checkpoint, true, pool);
+    load_parameter(path, tensor, checkpoint, !on_demand, pool);
     step();
   }
   for (auto& [path, gate] : model.gates()) allocate(gate->load);

@@ -36,12 +36,14 @@ MappedTensor mapped_panels(const QuantisedPlace& place, const TensorSource& chec
 // Error when the checkpoint has a tensor that does not belong to them.
 void check_converted_names(const QuantisedPlaces& places, const TensorSource& checkpoint);
 
-// Loads a converted checkpoint of the model's config. Panels are used where they lie in the file, or copied
-// into large pages by all threads while that takes no more than `most_copied` bytes: reading all of them for
-// each token is faster then. Error where load_parameters has one, and for tensors that are not the panels
-// expected here.
+// Loads a converted checkpoint of the model's config. Weights are copied into large pages by all threads; when
+// they would take more than `memory`, routed experts stay on the disk and are read when they are chosen
+// (model/experts_on_demand.h). Error where load_parameters has one, for tensors that are not the panels
+// expected here, and when even that takes more memory.
 struct ConvertedOptions {
-  int64_t most_copied = 0;
+  int64_t memory = std::numeric_limits<int64_t>::max();
+  // Instead of the last of these errors: everything is used where it lies in the file, at the disk's speed.
+  bool else_mapped = false;
   std::function<void(int64_t done, int64_t total)> progress{};
 };
 void load_converted(Transformer& model, const TensorSource& checkpoint, Backend& backend,

@@ -26,9 +26,13 @@ Tensor Moe::operator()(const Tensor& x, Step& at) const {
   if (routed.balance_loss) at.balance_losses.push_back(routed.balance_loss);
 
   ExpertOrder order = expert_order(routed.experts, count);
+  const auto from_shared = [&] { return shared_experts.gate_proj ? shared_experts(x, at) : Tensor(); };
+  // Computed first where there is something to wait for.
+  const bool reading = expert_read(order, experts.gate_proj, experts.up_proj, experts.down_proj);
+  Tensor shared = reading ? from_shared() : Tensor();                               // [T, hidden]
   auto [gated, up] = expert_gate_up(x, order, experts.gate_proj, experts.up_proj);  // [T·K, inner]
   Tensor y = expert_linear(swiglu(gated, up), order, experts.down_proj);            // [T·K, hidden]
-  Tensor shared = shared_experts.gate_proj ? shared_experts(x, at) : Tensor();      // [T, hidden]
+  if (!reading) shared = from_shared();
   return combine(y, routed.weights, order, shared);
 }
 

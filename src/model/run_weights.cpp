@@ -5,8 +5,10 @@
 
 #include "base/memory.h"
 #include "model/converted.h"
+#include "model/experts_on_demand.h"
 #include "model/gguf.h"
 #include "model/quantised.h"
+#include "model/quantised_places.h"
 #include "model/weights.h"
 #include "tensor/quantise.h"
 
@@ -62,21 +64,92 @@ std::string type_text(Transformer& model) {
   return fmt::format("{}", fmt::join(names, ", "));
 }
 
+namespace {
+
+int64_t default_memory() {
+  const int64_t available = available_memory();
+  return available - std::min(std::max(available / 8, int64_t{1} << 30), available / 2);
+}
+
+// Weights that have to be in memory as a whole.
+void check_whole(const RunWeights& weights, int64_t bytes) {
+  if (weights.memory == 0 || bytes <= weights.memory) return;
+  fail(
+      "memory: expected at least {} for these weights, found {}; experts of a model that latente convert "
+      "wrote "
+      "are read as they are needed",
+      bytes_text(static_cast<double>(bytes)), bytes_text(static_cast<double>(weights.memory)));
+}
+
+// The stacks of a model's routed experts where they can be read as they lie; nothing where they cannot.
+std::vector<ExpertStack> stacks_in(Transformer& model, const TensorSource& checkpoint) {
+  std::vector<ExpertStack> stacks;
+  bool all = true;
+  model.for_each([&](const std::string& path, Tensor& tensor) {
+    if (!is_expert_stack(path)) return;
+    ExpertStack stack{path, tensor, tensor.view(), tensor[1] * tensor[2] * size_of(tensor.dtype()), {}};
+    for (int64_t e = 0; all && e < tensor[0]; ++e) {
+      const std::string name = expert_path(path, e);
+      const std::optional<MappedTensor> mapped =
+          checkpoint.contains(name) ? checkpoint.map(name) : std::nullopt;
+      all = mapped && mapped->file && mapped->view.dtype == tensor.dtype() &&
+            mapped->view.shape == Shape{tensor[1], tensor[2]};
+      if (all) stack.pieces.push_back(piece_of(*mapped));
+    }
+    stacks.push_back(std::move(stack));
+  });
+  if (!all) stacks.clear();
+  return stacks;
+}
+
+void load_floating(Transformer& model, const TensorSource& checkpoint, const RunWeights& weights,
+                   Backend& backend) {
+  LoadOptions how;
+  how.map_where_possible = true;
+  const int64_t memory = weights.memory > 0 ? weights.memory : default_memory();
+  int64_t all = 0;
+  model.for_each(
+      [&](const std::string&, Tensor& tensor) { all += tensor.count() * size_of(tensor.dtype()); });
+  const std::vector<ExpertStack> stacks =
+      all > memory ? stacks_in(model, checkpoint) : std::vector<ExpertStack>();
+  if (stacks.empty()) {
+    check_whole(weights, all);
+    load_parameters(model, checkpoint, how);
+    pack_weights(model, backend, available_memory() / 2);
+    return;
+  }
+  int64_t every_token = all;
+  for (const ExpertStack& stack : stacks) every_token -= stack.tensor[0] * stack.bytes;
+  check_memory(memory, every_token, least_expert_memory(stacks, model.config().num_experts_per_tok));
+  how = {};
+  how.without_experts = true;
+  load_parameters(model, checkpoint, how);
+  read_on_demand(stacks, memory - every_token);
+  pack_weights(model, backend);
+}
+
+}  // namespace
+
 std::unique_ptr<Transformer> load_for_running(const ModelSource& source, const RunWeights& weights,
                                               Backend& backend) {
   constexpr uint64_t seed = 1;
   auto model = std::make_unique<Transformer>(source.config, base_type(source, weights));
   if (source.config.converted && source.tensors) {
-    load_converted(*model, *source.tensors, backend, {.most_copied = available_memory() / 2});
+    ConvertedOptions how;
+    how.memory = weights.memory > 0 ? weights.memory : default_memory();
+    how.else_mapped = weights.memory == 0;
+    load_converted(*model, *source.tensors, backend, how);
     return model;
   }
   if (runs_as_stored(source, weights)) {
+    if (weights.memory > 0) check_whole(weights, stored_places(*model, backend, *source.tensors).bytes());
     load_as_stored(*model, *source.tensors, backend, available_memory() / 2);
     return model;
   }
   if (const auto type = quantised_type(source, weights)) {
     const QuantisedOptions how{
         .type = *type, .group = weights.group > 0 ? weights.group : default_group, .progress = {}};
+    if (weights.memory > 0) check_whole(weights, quantised_places(*model, backend, how).bytes());
     if (source.tensors) {
       load_quantised(*model, *source.tensors, backend, how);
     } else {
@@ -85,13 +158,11 @@ std::unique_ptr<Transformer> load_for_running(const ModelSource& source, const R
     return model;
   }
   if (source.tensors) {
-    LoadOptions how;
-    how.map_where_possible = true;
-    load_parameters(*model, *source.tensors, how);
-  } else {
-    allocate_parameters(*model);
-    initialise(*model, seed);
+    load_floating(*model, *source.tensors, weights, backend);
+    return model;
   }
+  allocate_parameters(*model);
+  initialise(*model, seed);
   pack_weights(*model, backend, available_memory() / 2);
   return model;
 }

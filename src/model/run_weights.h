@@ -16,6 +16,11 @@ struct RunWeights {
   // converted model (model/converted.h) only runs as it is stored.
   std::string type = "auto";
   int64_t group = 0;  // of int8 and int4; 0 = as stored, else default_group
+  // Bytes that weights may take. When they are more, and lie in safetensors in the form that they run in,
+  // routed experts are read when they are chosen (model/experts_on_demand.h). 0 = what is available, less a
+  // margin for the cache, activations and others; then weights that cannot be held to it are loaded all the
+  // same.
+  int64_t memory = 0;
 };
 
 // The type that quantised weights will have: q8 or q4; nothing for weights that are not, or in forms of their
@@ -33,7 +38,7 @@ DType base_type(const ModelSource& source, const RunWeights& weights);
 std::string type_text(Transformer& model);
 
 // Without source.tensors the weights are random: to see how fast a model of this shape would be. Error for
-// other names of types, and where loading has one.
+// other names of types, where loading has one, and when weights.memory is too little.
 std::unique_ptr<Transformer> load_for_running(const ModelSource& source, const RunWeights& weights,
                                               Backend& backend);
 

@@ -8,6 +8,7 @@ namespace latente {
 namespace {
 
 View expert_view(const View& stack, int64_t expert) {
+  LATENTE_ASSERT(!stack.residency);
   Shape shape{stack[1], stack[2]};
   char* data =
       stack.data ? static_cast<char*>(stack.data) + expert * shape.count() * size_of(stack.dtype) : nullptr;
@@ -141,6 +142,7 @@ void load_parameters(Transformer& model, const TensorSource& checkpoint, const L
     if (options.progress) options.progress(done, total);
   };
   model.for_each([&](const std::string& path, Tensor& tensor) {
+    if (options.without_experts && is_expert_stack(path)) return;
     load_parameter(path, tensor, checkpoint, options.map_where_possible, pool, step);
   });
   for (auto& [path, gate] : model.gates()) allocate(gate->load);
@@ -158,6 +160,7 @@ int64_t pack_weights(Transformer& model, Backend& backend, int64_t most_bytes) {
     // Embeddings are looked up; the latent's up-projection is also read head by head, transposed (absorbed
     // attention).
     if (path.ends_with("embed_tokens.weight") || path.ends_with("kv_b_proj.weight")) return;
+    if (tensor.view().residency) return;
     if (const auto packed = backend.packed(tensor.view())) {
       places.push_back({tensor, packed->view, bytes});
       bytes += (packed->bytes + 63) / 64 * 64;

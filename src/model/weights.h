@@ -30,6 +30,8 @@ int64_t check_names(Transformer& model, const TensorSource& checkpoint);
 // file's own type are used where they lie.
 struct LoadOptions {
   bool map_where_possible = false;
+  // Stacks of routed experts get no memory: somebody else binds them.
+  bool without_experts = false;
   // Called after each parameter with the number done and the total, for progress; may be empty.
   std::function<void(int64_t done, int64_t total)> progress;
 };

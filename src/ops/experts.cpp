@@ -59,6 +59,15 @@ ExpertOrder expert_order(const Tensor& experts, int64_t expert_count) {
   return {offsets, rows, slots};
 }
 
+bool expert_read(const ExpertOrder& order, const Tensor& gate, const Tensor& up, const Tensor& down) {
+  if (!gate.view().residency) return false;
+  const Tensor offsets = order.offsets;
+  offsets.plan()->record("expert_read", {offsets, gate, up, down}, {}, [=](Backend& b) {
+    b.will_read(gate.view(), up.view(), down.view(), offsets.view());
+  });
+  return true;
+}
+
 std::pair<Tensor, Tensor> expert_gate_up(const Tensor& x, const ExpertOrder& order, const Tensor& gate,
                                          const Tensor& up) {
   LATENTE_ASSERT(gate.shape() == up.shape() && gate[2] == x[1]);

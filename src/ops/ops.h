@@ -47,6 +47,9 @@ struct ExpertOrder {
   Tensor offsets, rows, slots;
 };
 ExpertOrder expert_order(const Tensor& experts, int64_t expert_count);
+// Where the experts' weights are in memory on demand, asks for those that were chosen, and returns true.
+// Without gradient.
+bool expert_read(const ExpertOrder& order, const Tensor& gate, const Tensor& up, const Tensor& down);
 // x [T, D] gathered by expert, times two stacked weights: [T·K, F] each.
 std::pair<Tensor, Tensor> expert_gate_up(const Tensor& x, const ExpertOrder& order, const Tensor& gate,
                                          const Tensor& up);

@@ -159,6 +159,9 @@ class Backend {
   // Sorts the T·K choices by expert, stably: offsets [E + 1] i32; rows [T·K] i32: the token of each sorted
   // row; slots [T, K] i32: the sorted row of each choice.
   virtual void expert_order(View experts, View offsets, View rows, View slots) = 0;
+  // Said before the products of stacks that are in memory on demand (View::residency): the experts with rows
+  // will be read, of gate first and of down last. Reading them begins.
+  virtual void will_read(View gate, View up, View down, View offsets) = 0;
   // out[r] = x[rows[r]] · w[e]ᵀ for offsets[e] <= r < offsets[e+1]; x [T, D] with rows [R], or [R, D] with
   // null rows; w [E, N, D], out [R, N].
   virtual void grouped_linear(View x, View rows, View offsets, View w, View out) = 0;

@@ -13,6 +13,8 @@ View Tensor::view() const {
   view.dtype = value_->dtype;
   view.layout = value_->layout;
   view.group = value_->group;
+  view.first_piece = value_->first_piece;
+  view.residency = value_->residency;
   view.data = root.data ? static_cast<char*>(root.data) + value_->offset * size_of(value_->dtype) : nullptr;
   return view;
 }
@@ -22,6 +24,7 @@ bool Tensor::has_storage() const {
 }
 
 Tensor Tensor::alias(Shape shape, std::array<int64_t, max_rank> strides, int64_t offset) const {
+  LATENTE_ASSERT(!value_->residency);
   auto value = std::make_shared<Value>();
   value->shape = shape;
   value->strides = strides;
@@ -100,6 +103,8 @@ void bind_view(const Tensor& tensor, const View& view, std::shared_ptr<void> own
   value.dtype = view.dtype;
   value.layout = view.layout;
   value.group = view.group;
+  value.first_piece = view.first_piece;
+  value.residency = view.residency;
 }
 
 Tensor buffer(Shape shape, DType dtype, std::string name) {

@@ -17,7 +17,8 @@ struct Value {
   std::array<int64_t, max_rank> strides{};
   DType dtype = DType::f32;
   Layout layout = Layout::rows;
-  int32_t group = 0;     // see View
+  int32_t group = 0, first_piece = 0;  // see View
+  Residency* residency = nullptr;
   std::string name;      // a parameter's checkpoint path; otherwise free text for messages
   Plan* plan = nullptr;  // the plan an intermediate or input belongs to
   bool requires_grad = false;

@@ -39,6 +39,8 @@ class Shape {
 // products can.
 enum class Layout : uint8_t { rows, panels };
 
+class Residency;
+
 struct View {
   void* data = nullptr;
   Shape shape;
@@ -46,6 +48,10 @@ struct View {
   DType dtype = DType::f32;
   Layout layout = Layout::rows;
   int32_t group = 0;  // quantised: elements of a row that share a scale
+  // Of a stack of matrices that are only in memory on demand: matrix i is piece first_piece + i. Whoever
+  // reads one awaits it (base/residency.h).
+  int32_t first_piece = 0;
+  Residency* residency = nullptr;
 
   View() = default;
   View(void* data, Shape shape, DType dtype);  // contiguous
@@ -61,12 +67,12 @@ struct View {
 
   template <class T>
   T* as() const {
-    LATENTE_ASSERT(dtype == dtype_of<T> && layout == Layout::rows);
+    LATENTE_ASSERT(dtype == dtype_of<T> && layout == Layout::rows && !residency);
     return static_cast<T*>(data);
   }
   template <class T>
   const T* panels_as() const {
-    LATENTE_ASSERT(dtype == dtype_of<T> && layout == Layout::panels);
+    LATENTE_ASSERT(dtype == dtype_of<T> && layout == Layout::panels && !residency);
     return static_cast<const T*>(data);
   }
   template <class T>

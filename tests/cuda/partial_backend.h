@@ -50,6 +50,7 @@ class PartialCudaBackend final : public Backend {
   void head_linear(View, View, bool, View) override { unreached(); }
   void route(View, View, View, const Routing&, View, View, View, View, View) override { unreached(); }
   void route_backward(View, View, View, View, View, const Routing&, Grad) override { unreached(); }
+  void will_read(View, View, View, View) override { unreached(); }
   void grouped_linear_backward_input(View, View, View, Grad) override { unreached(); }
   void grouped_linear_backward_weight(View, View, View, View, Grad) override { unreached(); }
   void combine_backward(View, View, View, View, Grad, Grad) override { unreached(); }

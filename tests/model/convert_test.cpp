@@ -104,9 +104,9 @@ TEST_P(Converting, LoadsAsWhatIsQuantisedOnLoad) {
       expect_equal(*load_for_running(source, {}, backend()), *expected);
       expect_equal(*load_for_running(source, asked, backend()), *expected);
 
-      for (int64_t most_copied : {int64_t{0}, int64_t{1} << 40}) {
+      for (int64_t memory : {int64_t{0}, int64_t{1} << 40}) {
         Transformer model(source.config, base_type(source, {}));
-        load_converted(model, *source.tensors, backend(), {.most_copied = most_copied});
+        load_converted(model, *source.tensors, backend(), {.memory = memory, .else_mapped = true});
         expect_equal(model, *expected);
       }
     }
