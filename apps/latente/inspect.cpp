@@ -72,6 +72,7 @@ struct Stored {
   std::map<std::string, Sum> types;
   int64_t bytes = 0;
   size_t files = 0;
+  int64_t experts = 0;  // bytes of routed ones in safetensors
 
   void add(std::string_view type, int64_t size) {
     Sum& sum = types[std::string(type)];
@@ -99,6 +100,7 @@ Stored stored_in(const Checkpoint& checkpoint, const ConvertedConfig& converted)
   for (const std::string& name : checkpoint.names()) {
     const SafetensorsEntry& entry = checkpoint.entry(name);
     stored.add(name.ends_with(panels_suffix) ? "panels" : entry.dtype_name, entry.bytes);
+    if (name.find(".mlp.experts.") != name.npos) stored.experts += entry.bytes;
     if (const auto scales = checkpoint.scale_name(name)) {
       const SafetensorsEntry& scale = checkpoint.entry(*scales);
       stored.add(scale.dtype_name, scale.bytes);
@@ -200,6 +202,17 @@ void inspect(const InspectOptions& options) {
   double cached = static_cast<double>(cache.own * cache_bytes * options.context * options.batch);
   fmt::print("\nmemory         weights {} ({}) + cache {} = {}\n", bytes_text(model_bytes), weights,
              bytes_text(cached), bytes_text(model_bytes + cached));
+  if (stored && stored->experts > 0 && options.weights.empty()) {
+    int64_t layers = 0;
+    for (int64_t i = 0; i < config.num_hidden_layers + config.num_mtp_layers; ++i)
+      layers += config.is_moe_layer(i) ? 1 : 0;
+    const auto every_token = static_cast<double>(stored->bytes - stored->experts);
+    const double of_layer = static_cast<double>(stored->experts * config.num_experts_per_tok) /
+                            static_cast<double>(std::max<int64_t>(layers * config.n_routed_experts, 1));
+    fmt::print(
+        "from the disk  in {} or more of memory: {} that every token reads, {} for a layer's experts\n",
+        bytes_text(every_token + of_layer), bytes_text(every_token), bytes_text(of_layer));
+  }
   fmt::print(
       "decode         reads {} a token at context {}\n",
       bytes_text(decode_bytes(config, options.context, weight_bytes, static_cast<double>(cache_bytes))),
