@@ -117,8 +117,9 @@ class Builder {
   Expression expression(const Json& schema, const std::string& path) {
     if (schema.is_object() && schema.size() == 1) {
       // Alone, references and alternatives are rules of their own.
-      const std::string& key = schema.begin().key();
-      const Json& value = schema.begin().value();
+      const auto only = schema.begin();
+      const std::string& key = only.key();
+      const Json& value = only.value();
       const std::string at = path_to(path, key);
       if (key == "$ref") return schema_call(merge_.target(value, at), value.get<std::string>());
       if ((key == "anyOf" || key == "oneOf") && value.is_array()) {

@@ -36,23 +36,41 @@ bool Drafter::begin_anew(Sequence& s) {
   return true;
 }
 
-void Drafter::catch_up(Sequence& s, const Stretch& last) {
-  if (s.lost()) return;
-  for (int64_t k = 0; k < std::min(runner_->modules(), s.depth); ++k) {
-    int64_t& done = s.predicted[static_cast<size_t>(k)];
-    // The last position that the main model has run is left for drafting to begin with.
-    const int64_t last_run = s.processed == s.length() - 1 ? s.processed - 1 : s.processed;
-    const int64_t end = std::min(last_run, s.length() - k - 1);
-    while (done < end) {
-      const int64_t piece = std::min(end - done, runner_->options().chunk);
+void Drafter::catch_up(std::span<const Behind> sequences) {
+  // A pass takes pieces whole, and of one form: which one a token gets depends on its own sequence alone.
+  std::vector<Behind> left, later;
+  for (int64_t k = 0; k < runner_->modules(); ++k) {
+    left.assign(sequences.begin(), sequences.end());
+    while (!left.empty()) {
       rows_.clear();
-      for (int64_t i = done; i < done + piece; ++i) {
-        const int32_t state = state_of(s, i, last);
-        rows_.push_back(
-            {s.tokens[static_cast<size_t>(i + k + 1)], static_cast<int32_t>(i), s.place, state, state});
+      later.clear();
+      Runner::Form form{};
+      for (const Behind& behind : left) {
+        Sequence& s = *behind.sequence;
+        if (s.lost() || k >= s.depth) continue;
+        int64_t& done = s.predicted[static_cast<size_t>(k)];
+        // The last position that the main model has run is left for drafting to begin with.
+        const int64_t last_run = s.processed == s.length() - 1 ? s.processed - 1 : s.processed;
+        const int64_t end = std::min(last_run, s.length() - k - 1);
+        if (done >= end) continue;
+        const int64_t most = runner_->options().chunk, piece = std::min(end - done, most);
+        const Runner::Form its = runner_->form_for(done, piece);
+        const int64_t room = most - static_cast<int64_t>(rows_.size());
+        if (rows_.empty()) form = its;
+        if (its != form || piece > room) {
+          later.push_back(behind);
+          continue;
+        }
+        for (int64_t i = done; i < done + piece; ++i) {
+          const int32_t state = state_of(s, i, behind.last);
+          rows_.push_back(
+              {s.tokens[static_cast<size_t>(i + k + 1)], static_cast<int32_t>(i), s.place, state, state});
+        }
+        done += piece;
+        if (done < end) later.push_back(behind);
       }
-      runner_->predict(k, k, rows_, runner_->form_for(done, piece));
-      done += piece;
+      if (!rows_.empty()) runner_->predict(k, k, rows_, form);
+      left.swap(later);
     }
   }
 }

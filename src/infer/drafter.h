@@ -22,9 +22,15 @@ class Drafter {
   // Where the hidden state of `position` is left by the last pass, or was by those before.
   int32_t state_of(const Sequence& sequence, int64_t position, const Stretch& last = {}) const;
 
-  // Runs the modules in use over the positions whose later tokens are known; `last` if that pass has just
-  // been run. The modules may be up to most_behind positions behind what ran before it.
-  void catch_up(Sequence& sequence, const Stretch& last = {});
+  // A sequence whose modules are to catch up; `last` if that pass has just been run.
+  struct Behind {
+    Sequence* sequence;
+    Stretch last{};
+  };
+  // Runs the modules in use over the positions whose later tokens are known, of all sequences together. The
+  // modules may be up to most_behind positions behind what ran before the last pass.
+  void catch_up(std::span<const Behind> sequences);
+  void catch_up(Sequence& sequence) { catch_up(std::vector{Behind{&sequence}}); }
   static constexpr int64_t most_behind = 64;
   // Modules that are to be left behind have lost the thread when they are that far.
   void let_lie(Sequence& sequence);

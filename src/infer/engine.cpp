@@ -299,13 +299,17 @@ void Engine::read() {
     }
     logits = logits.subspan(vocabulary);
   }
+  std::vector<Drafter::Behind> behind;
+  for (const Piece& piece : pieces) {
+    if (keeps_up(*piece.sequence, running_.size())) {
+      behind.push_back({piece.sequence, piece.stretch});
+    } else {
+      drafter_.let_lie(*piece.sequence);
+    }
+  }
+  drafter_.catch_up(behind);
   for (size_t i = 0; i < pieces.size(); ++i) {
     Sequence& s = *pieces[i].sequence;
-    if (keeps_up(s, running_.size())) {
-      drafter_.catch_up(s, pieces[i].stretch);
-    } else {
-      drafter_.let_lie(s);
-    }
     remember(s, s.processed / pool_.page_size() * pool_.page_size());
     if (!pieces[i].samples) continue;
     s.first_token = Sequence::Clock::now();
@@ -343,6 +347,7 @@ void Engine::propose(std::span<Sequence* const> sequences) {
   Lengths& lengths = lengths_for(sequences.size());
   int64_t by_modules = -1, by_look_up = -1;  // chosen when somebody asks
   std::vector<Sequence*> drafting;
+  std::vector<Drafter::Behind> behind;
   std::vector<int64_t> counts;
   for (Sequence* s : sequences) {
     s->drafts.clear();
@@ -369,10 +374,11 @@ void Engine::propose(std::span<Sequence* const> sequences) {
     count = std::clamp<int64_t>(room, 0, count);
     if (count == 0) continue;
     if (s->lost() && !drafter_.begin_anew(*s)) continue;
-    if (s->behind() > s->depth + 1) drafter_.catch_up(*s);
+    if (s->behind() > s->depth + 1) behind.push_back({s});
     drafting.push_back(s);
     counts.push_back(count);
   }
+  drafter_.catch_up(behind);
   drafter_.draft(drafting, counts);
 }
 
@@ -401,16 +407,16 @@ void Engine::write() {
   if (sequences.empty()) return;
   const auto begin = Sequence::Clock::now();
   const size_t plans = runner_.plans();
-  bool unusual = false;
+  std::vector<Drafter::Behind> behind;
   for (Sequence* s : sequences) {
     if (s->lost() || s->behind() < Drafter::most_behind / 2) continue;
     if (keeps_up(*s, sequences.size())) {
-      drafter_.catch_up(*s);
-      unusual = true;
+      behind.push_back({s});
     } else {
       drafter_.let_lie(*s);
     }
   }
+  drafter_.catch_up(behind);
   propose(sequences);
 
   std::vector<Row> rows;
@@ -435,7 +441,8 @@ void Engine::write() {
   for (Sequence* s : sequences) {
     if (s->ended) finish(*s);
   }
-  learn(sequences, right, seconds_between(begin, Sequence::Clock::now()), unusual || runner_.plans() > plans);
+  learn(sequences, right, seconds_between(begin, Sequence::Clock::now()),
+        !behind.empty() || runner_.plans() > plans);
 }
 
 // What a pass says about how many drafts pay.

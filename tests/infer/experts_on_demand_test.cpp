@@ -121,7 +121,9 @@ TEST_P(ExpertsOnDemand, TextAndLogitsAreThoseFromMemory) {
         EXPECT_LE(figures.budget, weights.memory);
         EXPECT_GT(figures.bytes_read, 0);
         EXPECT_GT(figures.wanted, 0);
-        if (share > 0.8) EXPECT_GT(figures.found, 0);
+        if (share > 0.8) {
+          EXPECT_GT(figures.found, 0);
+        }
       }
     }
   }
