@@ -143,7 +143,8 @@ bool Engine::start(Sequence& s) {
   bool lost = false;
   if (s.adaptive && modules > 0) {
     PagePool::Match without = pool_.match(s.tokens, 0);
-    lost = without.positions >= match.positions + page_size;
+    // The modules' own entries end a few tokens before the main model's.
+    lost = std::min(without.positions, s.length() - 1) > match.positions + modules;
     if (lost) match = std::move(without);
   }
   const int64_t reuse = std::min(match.positions, s.length() - 1);
