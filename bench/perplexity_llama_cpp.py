@@ -46,7 +46,9 @@ def quantised(source, out, kind):
 
 def scores(path, ids, context_size, stride, threads):
     """-log p of each token but the first."""
-    model = ll.llama_model_load_from_file(str(path).encode(), ll.llama_model_default_params())
+    params = ll.llama_model_default_params()
+    params.use_extra_bufts = False  # weights repacked for AMX, which not every build may use
+    model = ll.llama_model_load_from_file(str(path).encode(), params)
     params = ll.llama_context_default_params()
     params.n_ctx = params.n_batch = params.n_ubatch = context_size
     params.n_threads = params.n_threads_batch = threads
