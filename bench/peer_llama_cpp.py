@@ -127,6 +127,8 @@ def main():
     p.add_argument("--depth", default="0")
     p.add_argument("--threads", type=int, default=os.cpu_count())
     p.add_argument("--repeat", type=int, default=3)
+    p.add_argument("--plain-weights", action="store_true",
+                   help="do not repack them for AMX and the like (0.3.36 aborts with quantised weights on AMX)")
     p.add_argument("--gguf", help="keep the weights in this file, and use it again")
     args = p.parse_args()
     import llama_cpp as ll
@@ -139,7 +141,9 @@ def main():
     log = ll.llama_log_callback(lambda *a: None)
     ll.llama_log_set(log, None)
     start = time.perf_counter()
-    model = ll.llama_model_load_from_file(path.encode(), ll.llama_model_default_params())
+    mp = ll.llama_model_default_params()
+    mp.use_extra_bufts = not args.plain_weights
+    model = ll.llama_model_load_from_file(path.encode(), mp)
     depths = [int(d) for d in args.depth.split(",")]
     cp = ll.llama_context_default_params()
     cp.n_ctx = max(depths) + max(args.prompt, args.gen) + 64
