@@ -1,4 +1,5 @@
 // latente chat: a conversation in the terminal, through the checkpoint's own chat template.
+#include <poll.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -101,10 +102,14 @@ class Chat {
   // A line from the terminal; false at its end.
   static bool ask(std::string& line) {
     while (true) {
+      interrupted_at_prompt = false;
       std::fputs("\n> ", stdout);
       std::fflush(stdout);
-      interrupted_at_prompt = false;
-      if (std::getline(std::cin, line)) {
+      // Ctrl-C may come before reading begins, or to another thread, and would not end it then.
+      pollfd terminal{STDIN_FILENO, POLLIN, 0};
+      while (!interrupted_at_prompt && poll(&terminal, 1, 50) <= 0) {
+      }
+      if (!interrupted_at_prompt && std::getline(std::cin, line)) {
         if (line.size() >= longest_line) std::fputs("(a terminal cuts lines as long as this)\n", stderr);
         return true;
       }
