@@ -6,7 +6,6 @@
 #include <algorithm>
 
 #include "base/file.h"
-#include "base/memory.h"
 #include "commands.h"
 #include "cpu/cpu_backend.h"
 #include "infer/calibration.h"
@@ -18,7 +17,8 @@ namespace latente {
 namespace {
 
 struct Options {
-  std::string model, out, weights, mtp_weights = "int8", calibration, shard_size = "5GB";
+  std::string model, out, weights, mtp_weights = "int8", calibration;
+  int64_t shard_bytes = ConvertOptions().max_shard_bytes;
   int64_t group = default_group, calibration_tokens = 16384;
   int threads = 0;
 };
@@ -58,8 +58,7 @@ Importance calibrated(const Options& options, CpuBackend& backend) {
 
 void convert(const Options& options) {
   ConvertOptions how;
-  how.max_shard_bytes = parse_bytes("--shard-size", options.shard_size);
-  if (how.max_shard_bytes == 0) fail("--shard-size: expected at least a byte");
+  how.max_shard_bytes = options.shard_bytes;
   CpuBackend backend(options.threads);
   Importance importance;
   if (!options.calibration.empty()) importance = calibrated(options, backend);
@@ -117,8 +116,8 @@ void add_convert(CLI::App& app) {
   command->add_option("--calibration-tokens", options->calibration_tokens, "Tokens of it to read at most")
       ->capture_default_str()
       ->check(CLI::Range(512, 1 << 24));
-  command->add_option("--shard-size", options->shard_size, "Bytes a file at most, such as 500MB or 4GiB")
-      ->capture_default_str();
+  add_bytes_option(*command, "--shard-size", options->shard_bytes,
+                   "Bytes a file at most, such as 500MB or 4GiB [5GB]");
   add_threads_option(*command, options->threads);
   command->callback([options] { convert(*options); });
 }

@@ -73,13 +73,17 @@ void add_weight_options(CLI::App& command, RunWeights& weights) {
       .add_option("--group", weights.group,
                   "Elements that share a scale, of int8 and int4: 32, 64, 128 or 256 [64, or as stored]")
       ->check(CLI::IsMember({32, 64, 128, 256}));
-  command
-      .add_option(
-          "--memory", weights.memory,
-          "Memory for weights, such as 24G; routed experts beyond it are read from the disk when they "
-          "are chosen [what is available, less a margin]")
-      ->transform(CLI::AsSizeValue(false))
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 62));
+  add_bytes_option(command, "--memory", weights.memory,
+                   "Memory for weights, such as 24G; routed experts beyond it are read from the disk when "
+                   "they are chosen [what is available, less a margin]");
+}
+
+void add_bytes_option(CLI::App& command, const std::string& name, int64_t& bytes, const std::string& help) {
+  const auto read = [name, &bytes](const std::string& text) {
+    bytes = parse_bytes(name, text);
+    if (bytes == 0) fail("{}: expected more than nothing", name);
+  };
+  command.add_option_function<std::string>(name, read, help)->type_name("SIZE");
 }
 
 void announce_experts(Transformer& model) {
@@ -155,8 +159,8 @@ void add_session_options(CLI::App& command, SessionOptions& options) {
   command.add_flag("--stats", options.stats, "Print speed, acceptance and cache size at the end");
   command.add_option("--ctx-size", options.context, "Tokens a sequence can have [the model's, at most 4096]")
       ->check(CLI::Range(2, 1 << 24));
-  command.add_option(
-      "--cache-memory", options.cache_memory,
+  add_bytes_option(
+      command, "--cache-memory", options.cache_memory,
       "Memory for the cache, such as 2G [what --ctx-size needs for each sequence at a time]: what "
       "finds no room in it waits, and what was kept of earlier prompts goes");
   command.add_option("--kv-cache-dtype", options.cache, "f32, bf16, or for MLA int8 or fp8")
@@ -188,10 +192,7 @@ Session::Session(const SessionOptions& options)
   runner.sequences = options.parallel;
   if (options.cache_tokens < 0) fail("--cache-tokens: expected 0 or more, found {}", options.cache_tokens);
   runner.pages = (options.cache_tokens + runner.page_size - 1) / runner.page_size;
-  if (!options.cache_memory.empty()) {
-    runner.cache_bytes = parse_bytes("--cache-memory", options.cache_memory);
-    if (runner.cache_bytes == 0) fail("--cache-memory: expected more than nothing");
-  }
+  runner.cache_bytes = options.cache_memory;
   engine_ = std::make_unique<Engine>(backend_, *model_, runner);
 
   generation_.max_tokens = options.max_tokens;

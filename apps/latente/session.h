@@ -26,7 +26,7 @@ struct SessionOptions {
   RunWeights weights;
   int64_t context = 0;
   int64_t parallel = 1, cache_tokens = 0;  // sequences at a time; tokens of all of them, 0 = context for each
-  std::string cache_memory;                // instead, such as 2G
+  int64_t cache_memory = 0;                // bytes; instead, if not 0
   int threads = 0;
   int64_t max_tokens = 256;
   // Not given = the model's own default; the seed is then from the clock.
@@ -45,6 +45,9 @@ void add_session_options(CLI::App& command, SessionOptions& options);
 
 // The flags of RunWeights.
 void add_weight_options(CLI::App& command, RunWeights& weights);
+
+// A flag that takes a size such as 2G (base/memory.h), more than 0.
+void add_bytes_option(CLI::App& command, const std::string& name, int64_t& bytes, const std::string& help);
 
 void add_threads_option(CLI::App& command, int& threads);
 

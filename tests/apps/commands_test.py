@@ -547,6 +547,7 @@ class Errors(unittest.TestCase):
                 ([*generate, "--ctx-size", "many"], "--ctx-size: "),
                 ([*generate, "--cache-memory", "lots"], "--cache-memory: expected a size"),
                 ([*generate, "--cache-memory", "0"], "--cache-memory: "),
+                ([*generate, "--memory", "5X"], "--memory: expected a size"),
                 ([*generate, "--draft", 8], "--draft: "),
                 ([*generate, "-t", -1], "temperature: "),
                 ([*generate, "--top-p", 2], "top_p: "),
