@@ -27,9 +27,10 @@ void compute(Form form, const Problem& p, const Task& task) {
   const int64_t depth = task.last - task.first == 1 ? groups : std::max<int64_t>(usual_depth / form.group, 1);
   thread_local Scratch<std::byte> of_rows;
   const int64_t most_panels = std::min(panels_at_once, task.last - task.first);
-  std::byte* rows = of_rows.reserve(
-      unit == Unit::amx ? packed_amx_bytes(most_panels, form.group, std::min(depth, groups))
-                        : packed_bytes(most_panels * rows_of_tile(unit), form.group, std::min(depth, groups)));
+  std::byte* rows =
+      of_rows.reserve(unit == Unit::amx ? packed_amx_bytes(most_panels, form.group, std::min(depth, groups))
+                                        : packed_bytes(most_panels * rows_of_tile(unit), form.group,
+                                                       std::min(depth, groups)));
   const std::byte* panels = p.panels + task.n0 / panel_rows * panel_bytes(form, p.k);
   Block block;
   block.panels = task.panels;
@@ -54,7 +55,8 @@ void compute(Form form, const Problem& p, const Task& task) {
     for (int64_t i = task.first; i < task.last; i += panels_at_once) {
       block.first = i;
       block.last = std::min(i + panels_at_once, task.last);
-      pack_rows(unit, p.a, block.panels, block.first, block.last, g * form.group, p.k, form, block.groups, rows);
+      pack_rows(unit, p.a, block.panels, block.first, block.last, g * form.group, p.k, form, block.groups,
+                rows);
       multiply_block(unit, block);
     }
   }

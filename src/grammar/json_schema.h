@@ -14,8 +14,7 @@
 //   is not looked after), allOf (merged); not, if with then and else, dependentRequired, dependentSchemas and
 //   dependencies, where what is not to hold speaks of type, enum and const (of single values), required,
 //   properties, pattern and bounds, and of allOf, anyOf, not and $ref; $ref to places in the schema itself
-//   (#,
-//   #/$defs/..., any JSON pointer), also recursive.
+//   (#, #/$defs/..., any JSON pointer), also recursive.
 // Titles, descriptions, defaults, examples and the like are ignored. Any other keyword, and one that
 // cannot be honoured beside others, is an Error that names its path.
 #pragma once

@@ -36,8 +36,8 @@ class PagePool {
   int64_t available() const;
 
   // Keeps the prefix `tokens`, whose entries lie in `pages` (tokens beyond these are what modules have read
-  // ahead), for later sequences; what is known already stays
-  // where it is. `modules` MTP modules have run there, too. The caller goes on holding its pages.
+  // ahead), for later sequences; what is known already stays where it is. `modules` MTP modules have run
+  // there, too. The caller goes on holding its pages.
   void remember(std::span<const int32_t> tokens, std::span<const int32_t> pages, int64_t modules);
 
   int64_t page_size() const { return page_size_; }

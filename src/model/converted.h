@@ -18,6 +18,8 @@
 // that description, and that another device's backend would lay them out as it needs them.
 #pragma once
 
+#include <limits>
+
 #include "model/quantised.h"
 
 namespace latente {
@@ -36,8 +38,8 @@ MappedTensor mapped_panels(const QuantisedPlace& place, const TensorSource& chec
 // Error when the checkpoint has a tensor that does not belong to them.
 void check_converted_names(const QuantisedPlaces& places, const TensorSource& checkpoint);
 
-// Loads a converted checkpoint of the model's config. Weights are copied into large pages by all threads; when
-// they would take more than `memory`, routed experts stay on the disk and are read when they are chosen
+// Loads a converted checkpoint of the model's config. Weights are copied into large pages by all threads;
+// when they would take more than `memory`, routed experts stay on the disk and are read when they are chosen
 // (model/experts_on_demand.h). Error where load_parameters has one, for tensors that are not the panels
 // expected here, and when even that takes more memory.
 struct ConvertedOptions {

@@ -232,7 +232,8 @@ std::optional<MappedTensor> GgufCheckpoint::map(std::string_view name) const {
   std::optional<DType> type = dtype_of_type(found->type);
   if (!type || reinterpret_cast<uintptr_t>(found->bytes.data()) % static_cast<size_t>(size_of(*type)) != 0)
     return std::nullopt;
-  return MappedTensor{View(const_cast<std::byte*>(found->bytes.data()), found->shape, *type), found->owner, nullptr};
+  return MappedTensor{View(const_cast<std::byte*>(found->bytes.data()), found->shape, *type), found->owner,
+                      nullptr};
 }
 
 void GgufCheckpoint::release(std::string_view name) const {

@@ -70,8 +70,8 @@ class GgufCheckpoint final : public TensorSource {
   std::vector<std::shared_ptr<GgufFile>> files_;
   std::unordered_map<std::string_view, Stored> stored_;  // by their names in the files
   std::unordered_map<std::string, Part> parts_;
-  std::unordered_map<std::string, Part>
-      halves_;  // k_b_proj and v_b_proj, of what is also a part as kv_b_proj
+  // k_b_proj and v_b_proj, of what is also a part as kv_b_proj.
+  std::unordered_map<std::string, Part> halves_;
   Config config_;
 };
 

@@ -27,10 +27,10 @@ void load_quantised(Transformer& model, const TensorSource& checkpoint, Backend&
                     const QuantisedOptions& options = {});
 
 // From blocks of quantised values (TensorSource::blocks), each matrix in the precision it is stored in: Q8_0,
-// Q4_0, Q5_0 and IQ4_NL to the bit, in groups of 32, and Q4_K and Q4_1 but for the rounding of
-// scales and offsets to float16; other types rounded to 8 bits in groups of 32. Floats
-// stay as they are, but for float16, which is held as bfloat16. The model's type must be float32: norms,
-// biases and routers are; an MTP module's eh_proj is bfloat16. What the latent's up-projection needs along
+// Q4_0, Q5_0 and IQ4_NL to the bit, in groups of 32, and Q4_K and Q4_1 but for the rounding of scales and
+// offsets to float16; other types rounded to 8 bits in groups of 32. Floats stay as they are, but for
+// float16, which is held as bfloat16. The model's type must be float32: norms, biases and routers are; an MTP
+// module's eh_proj is bfloat16. What the latent's up-projection needs along
 // the other axis than it is stored in (stored_places) is bfloat16 if it is Q8_0, else rounded to 8 bits.
 // Packing floats for products takes `most_bytes` at most. Errors as above.
 void load_as_stored(Transformer& model, const TensorSource& checkpoint, Backend& backend, int64_t most_bytes,

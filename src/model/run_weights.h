@@ -24,8 +24,7 @@ struct RunWeights {
 };
 
 // The type that quantised weights will have: q8 or q4; nothing for weights that are not, or in forms of their
-// own (runs_as_stored). Error where a
-// converted model is asked to be another.
+// own (runs_as_stored). Error where a converted model is asked to be another.
 std::optional<DType> quantised_type(const ModelSource& source, const RunWeights& weights);
 
 // Whether the weights are run in the blocks that they are stored in.
