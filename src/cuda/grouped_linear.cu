@@ -155,16 +155,16 @@ void launch(const View& x, const View& rows, const View& offsets, const View& w,
 
 }  // namespace
 
-void grouped_linear(View x, View rows, View offsets, View w, View out, StreamHandle stream) {
+void grouped_linear(View x, View rows, View offsets, View w, View out, const Context& context) {
   LATENTE_ASSERT(offsets.count() == w[0] + 1 && x[1] == w[2] && out[1] == w[1]);
   LATENTE_ASSERT((rows ? rows.count() : x[0]) == out[0]);
   if (out.count() == 0) return;
   if (x.dtype == DType::f64) {
-    launch<double, double>(x, rows, offsets, w, out, stream);
+    launch<double, double>(x, rows, offsets, w, out, context.stream);
   } else if (w.dtype == DType::bf16) {
-    launch<float, bf16>(x, rows, offsets, w, out, stream);
+    launch<float, bf16>(x, rows, offsets, w, out, context.stream);
   } else {
-    launch<float, float>(x, rows, offsets, w, out, stream);
+    launch<float, float>(x, rows, offsets, w, out, context.stream);
   }
 }
 

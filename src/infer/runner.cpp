@@ -5,6 +5,7 @@
 
 #include "base/memory.h"
 #include "model/layers.h"
+#include "tensor/device.h"
 
 namespace latente {
 namespace {
@@ -45,11 +46,11 @@ Runner::Runner(Backend& backend, const Transformer& model, const RunnerOptions& 
       model_(&model),
       options_(options),
       pages_a_sequence_((options.context + options.page_size - 1) / options.page_size) {
-  DType activation = activation_type(model.weights());
+  DType activation = backend.activation_type(model.weights());
   const DType cache_type = activation == DType::f64 ? DType::f64 : options.cache_type;
   if (options_.pages == 0 && options.cache_bytes > 0) {
     const int64_t page =
-        options.page_size * bytes_a_token(model.make_caches(1, options.page_size, cache_type));
+        options.page_size * bytes_a_token(model.make_caches(backend, 1, options.page_size, cache_type));
     if (options.cache_bytes / page < pages_a_sequence_) {
       const int64_t needed = pages_a_sequence_ * page;
       fail("--cache-memory: a sequence of {} tokens needs {} ({} bytes), found {}", options.context,
@@ -60,15 +61,16 @@ Runner::Runner(Backend& backend, const Transformer& model, const RunnerOptions& 
     options_.pages = std::min(options.cache_bytes / page, most / options.page_size);
   }
   if (options_.pages == 0) options_.pages = options.sequences * pages_a_sequence_;
-  caches_ = model.make_caches(options_.pages, options.page_size, cache_type);
-  rope_table_ = make_rope_table(model.config(), options.context);
-  block_table_ = buffer({options.sequences, pages_a_sequence_}, DType::i32, "block table");
+  caches_ = model.make_caches(backend, options_.pages, options.page_size, cache_type);
+  rope_table_ = make_rope_table(backend, model.config(), options.context);
+  block_table_ = buffer(backend, {options.sequences, pages_a_sequence_}, DType::i32, "block table");
   pages_of_.assign(static_cast<size_t>(options.sequences * pages_a_sequence_), 0);
   if (model.mtp.empty() || options.states == 0) return;
-  module_table_ = buffer({options.sequences, pages_a_sequence_}, DType::i32, "block table of modules");
+  module_table_ = buffer(backend, {options.sequences, pages_a_sequence_}, DType::i32, "block table of modules");
   first_module_page_.assign(static_cast<size_t>(options.sequences), 0);
   for (size_t level = 0; level <= model.mtp.size(); ++level) {
-    states_.push_back(buffer({1, options.states, model.config().hidden_size}, activation, "hidden states"));
+    states_.push_back(
+        buffer(backend, {1, options.states, model.config().hidden_size}, activation, "hidden states"));
   }
 }
 

@@ -18,10 +18,11 @@ CrossEntropy linear_cross_entropy(const Tensor& h, const Tensor& weight, const T
                                   const Tensor& token_weights) {
   LATENTE_ASSERT(h.shape().rank() == 2 && weight[1] == h[1] && targets.count() == h[0]);
   Plan& plan = *h.plan();
-  Tensor nll = plan.intermediate({h[0]}, h.dtype());
+  const DType exact = exact_type(h.dtype());
+  Tensor nll = plan.intermediate({h[0]}, exact);
   Tensor predicted = plan.intermediate({h[0]}, DType::i32);
-  Tensor loss = plan.intermediate({1}, h.dtype());
-  Tensor scratch = plan.intermediate({chunk_rows(h[0], weight[0]), weight[0]}, h.dtype());
+  Tensor loss = plan.intermediate({1}, exact);
+  Tensor scratch = plan.intermediate({chunk_rows(h[0], weight[0]), weight[0]}, exact);
   plan.record(
       "linear_cross_entropy", {h, weight, targets, token_weights}, {scratch, nll, predicted, loss},
       [=](Backend& b) {

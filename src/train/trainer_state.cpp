@@ -5,6 +5,7 @@
 #include "base/memory.h"
 #include "checkpoint/training_state.h"
 #include "model/weights.h"
+#include "tensor/device.h"
 #include "train/trainer.h"
 
 namespace latente {
@@ -55,15 +56,21 @@ void Trainer::start(Start how) {
   training_->allocate(arena);
   if (validation_) validation_->allocate(arena);
 
+  LoadOptions to_device;
+  to_device.device = backend_;
   if (how == Start::resume && latest.directory) {
     TrainingState state(*latest.directory);
     if (std::string dtype = state.json().value("dtype", options_.model.dtype); dtype != options_.model.dtype) {
       fail("model.dtype: {} was trained as {}, found {}", options_.out, dtype, options_.model.dtype);
     }
-    load_parameters(*model_, Checkpoint(state.model_directory()));
+    load_parameters(*model_, Checkpoint(state.model_directory()), to_device);
     optimizer_ = std::make_unique<Optimizer>(*backend_, *model_, gradients_, options_.optimizer);
     optimizer_->for_each_state(
-        [&](const std::string& name, const View& view) { state.tensors().read(name, view); });
+        [&](const std::string& name, const View& view) {
+          HostWriter writer(*backend_, view);
+          state.tensors().read(name, writer.view());
+          writer.finish();
+        });
     const nlohmann::json& json = state.json();
     step_ = saved_step_ = state.step();
     optimizer_->set_steps(count_of(json, "optimizer_steps", state.directory()));
@@ -79,9 +86,10 @@ void Trainer::start(Start how) {
     return;
   }
   if (initial_) {
-    load_parameters(*model_, *initial_);
+    load_parameters(*model_, *initial_, to_device);
   } else {
     initialise(*model_, static_cast<uint64_t>(options_.model.seed));
+    move_parameters(*model_, *backend_);
   }
   optimizer_ = std::make_unique<Optimizer>(*backend_, *model_, gradients_, options_.optimizer);
 }
@@ -90,7 +98,7 @@ void Trainer::save() {
   if (saved_step_ == step_) return;
   saved_step_ = step_;
   TrainingStateWriter writer(options_.out + "/checkpoints", step_);
-  optimizer_->for_each_state([&](const std::string& name, const View& view) { writer.tensor(name, view); });
+  optimizer_->for_each_state([&](const std::string& name, const View& view) { writer.tensor(name, on_host(*backend_, view).view); });
   nlohmann::json json;
   json["optimizer_steps"] = optimizer_->steps();
   json["sequences"] = facts_.sequences;
@@ -108,6 +116,7 @@ void Trainer::save() {
 void Trainer::write_model(const std::string& directory) {
   SaveOptions how;
   how.weights = model_->weights();
+  how.device = backend_;
   how.files = tokenizer_files(options_.model.tokenizer);
   save_model(*model_, directory, how);
 }
