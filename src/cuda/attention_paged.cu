@@ -1,0 +1,126 @@
+#include "cuda/attention_paged.cuh"
+#include "cuda/kernels.h"
+
+namespace latente::cuda {
+namespace {
+
+// A block a piece of a token's context and a tile of the heads that share its keys.
+template <class T, class E, class Tile>
+__global__ void __launch_bounds__(Tile::threads)
+    plain_paged(const Paged<T> a, const E keys, const E values, const Partials partials) {
+  extern __shared__ float shared[];
+  const int token = partials.first_token + static_cast<int>(blockIdx.x), split = static_cast<int>(blockIdx.y);
+  const int length = a.position[token] + 1, sequence = a.sequence[token];
+  if (split >= split_count(length)) return;
+  const int share = a.heads / a.groups, tiles = (share + Tile::rows - 1) / Tile::rows;
+  const int group = static_cast<int>(blockIdx.z) / tiles;
+  const int head = group * share + static_cast<int>(blockIdx.z) % tiles * Tile::rows;
+  const int rows = min(Tile::rows, (group + 1) * share - head);
+  PlainRows<Tile> tile(shared, a.key, a.value);
+  tile.load_queries(
+      [&](int row, int i) { return row < rows ? a.scale * widen(a.q.at(token, head + row)[i]) : 0.0f; });
+  const int size = split_keys(length), end = min(length, (split + 1) * size);
+  for (int at = split * size; at < end; at += Tile::keys) {
+    tile.add_keys(
+        min(Tile::keys, end - at),
+        [&](int k, int i) { return keys.at(a.page_of(sequence, at + k), (at + k) % a.page, group, i); },
+        [&](int k, int i) { return values.at(a.page_of(sequence, at + k), (at + k) % a.page, group, i); },
+        [](int, int) { return true; });
+  }
+  const bool whole = split_count(length) == 1;
+  tile.finish(
+      [&](int row, int i, float x) {
+        if (row >= rows) return;
+        if (whole) {
+          narrow(x, a.out.at(token, head + row) + i);
+        } else {
+          partials.out[partials.row(token, head + row, split) * a.value + i] = x;
+        }
+      },
+      [&](int row, float x) {
+        if (row < rows && !whole) partials.lse[partials.row(token, head + row, split)] = x;
+      });
+}
+
+// A block a row.
+template <class T>
+__global__ void combine_kernel(const Paged<T> a, const Partials partials) {
+  const int token = partials.first_token + static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
+  const int splits = split_count(a.position[token] + 1);
+  if (splits == 1) return;
+  const float* lse = partials.lse + partials.row(token, head, 0);
+  const float* out = partials.out + partials.row(token, head, 0) * a.value;
+  float top = -INFINITY, sum = 0;
+  for (int s = 0; s < splits; ++s) top = fmaxf(top, lse[s]);
+  for (int s = 0; s < splits; ++s) sum += exp2f(lse[s] - top);
+  for (int i = static_cast<int>(threadIdx.x); i < a.value; i += static_cast<int>(blockDim.x)) {
+    float x = 0;
+#pragma unroll 8
+    for (int s = 0; s < splits; ++s) x = fmaf(exp2f(lse[s] - top), out[s * a.value + i], x);
+    narrow(x / sum, a.out.at(token, head) + i);
+  }
+}
+
+template <class Tile, class T, class E>
+void launch(const Paged<T>& a, const E& keys, const E& values, const Partials& partials,
+            StreamHandle stream) {
+  const int64_t bytes = Tile::shared_bytes(a.key, a.value);
+  auto kernel = plain_paged<T, E, Tile>;
+  allow_shared_memory(kernel, bytes);
+  const int64_t tiles = a.groups * ceil_div(a.heads / a.groups, Tile::rows);
+  const dim3 grid(static_cast<unsigned>(partials.tokens), static_cast<unsigned>(partials.splits),
+                  static_cast<unsigned>(tiles));
+  kernel<<<grid, Tile::threads, static_cast<size_t>(bytes), stream>>>(a, keys, values, partials);
+  check_launch("attention_paged");
+}
+
+template <class T>
+void attend(const View& q, const View& keys, const View& values, const Pages& pages, double scale,
+            const View& out, const Context& context) {
+  const Paged<T> a = paged<T>(q, keys, pages, scale, out);
+  with_elements(keys, values[3], [&]<class E>(const E& key_elements) {
+    with_elements(values, values[3], [&]<class F>(F value_elements) {
+      if constexpr (std::is_same_v<E, F>) {
+        if constexpr (E::narrow) value_elements = key_elements;
+        for_token_rounds(a.tokens, a.heads, a.value, most_splits(capacity(keys, pages)), context,
+                         [&](const Partials& partials) {
+                           if (is_wide(a.key, a.value)) {
+                             launch<SmallTile>(a, key_elements, value_elements, partials, context.stream);
+                           } else {
+                             launch<LargeTile>(a, key_elements, value_elements, partials, context.stream);
+                           }
+                           if (partials.splits > 1) combine_splits(a, partials, context.stream);
+                         });
+      }
+    });
+  });
+}
+
+}  // namespace
+
+template <class T>
+void combine_splits(const Paged<T>& a, const Partials& partials, StreamHandle stream) {
+  const dim3 grid(static_cast<unsigned>(partials.tokens), static_cast<unsigned>(a.heads));
+  const unsigned threads = static_cast<unsigned>(std::min<int64_t>(256, 32 * ceil_div(a.value, 32)));
+  combine_kernel<<<grid, threads, 0, stream>>>(a, partials);
+  check_launch("attention_paged");
+}
+template void combine_splits(const Paged<float>&, const Partials&, StreamHandle);
+template void combine_splits(const Paged<__nv_bfloat16>&, const Partials&, StreamHandle);
+
+void attention_paged(View q, View keys, View values, const Pages& pages, double scale, View out,
+                     const Context& context) {
+  LATENTE_ASSERT(q.shape.rank() == 3 && keys.shape.rank() == 4 && values.shape.rank() == 4);
+  const bool is_narrow = Backend::is_narrow_cache(keys.dtype);
+  LATENTE_ASSERT(keys[3] == (is_narrow ? Backend::narrow_entry_bytes(values[3], q[2] - values[3]) : q[2]));
+  LATENTE_ASSERT(out[2] == values[3] && q[1] % keys[2] == 0 && keys[2] == values[2] && keys[1] == values[1] &&
+                 keys.dtype == values.dtype && (!is_narrow || (keys[2] == 1 && keys.data == values.data)));
+  if (q.count() == 0) return;
+  if (q.dtype == DType::bf16) {
+    attend<__nv_bfloat16>(q, keys, values, pages, scale, out, context);
+  } else {
+    attend<float>(q, keys, values, pages, scale, out, context);
+  }
+}
+
+}  // namespace latente::cuda
