@@ -33,12 +33,13 @@ int64_t bytes_a_token(const std::vector<LayerCache>& caches) {
 
 }  // namespace
 
-DType cache_type_from_name(std::string_view name) {
+DType cache_type_from_name(std::string_view name, const Backend& backend, const Transformer& model) {
+  if (name == "auto") return backend.is_host() ? DType::f32 : backend.activation_type(model.weights());
   if (name == "f32" || name == "float32") return DType::f32;
   if (name == "bf16" || name == "bfloat16") return DType::bf16;
   if (name == "int8") return DType::u8;
   if (name == "fp8") return DType::f8e4m3;
-  fail("--kv-cache-dtype: expected f32, bf16, int8 or fp8, found {}", name);
+  fail("--kv-cache-dtype: expected auto, f32, bf16, int8 or fp8, found {}", name);
 }
 
 Runner::Runner(Backend& backend, const Transformer& model, const RunnerOptions& options)
@@ -66,7 +67,8 @@ Runner::Runner(Backend& backend, const Transformer& model, const RunnerOptions& 
   block_table_ = buffer(backend, {options.sequences, pages_a_sequence_}, DType::i32, "block table");
   pages_of_.assign(static_cast<size_t>(options.sequences * pages_a_sequence_), 0);
   if (model.mtp.empty() || options.states == 0) return;
-  module_table_ = buffer(backend, {options.sequences, pages_a_sequence_}, DType::i32, "block table of modules");
+  module_table_ =
+      buffer(backend, {options.sequences, pages_a_sequence_}, DType::i32, "block table of modules");
   first_module_page_.assign(static_cast<size_t>(options.sequences), 0);
   for (size_t level = 0; level <= model.mtp.size(); ++level) {
     states_.push_back(

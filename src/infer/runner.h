@@ -36,8 +36,9 @@ struct Row {
   bool wanted = false;  // its logits are
 };
 
-// f32, bf16, int8 or fp8; Error otherwise.
-DType cache_type_from_name(std::string_view name);
+// f32, bf16, int8 or fp8, or auto: f32 on the CPU, elsewhere the type of the model's activations. Error
+// otherwise.
+DType cache_type_from_name(std::string_view name, const Backend& backend, const Transformer& model);
 
 class Runner {
  public:

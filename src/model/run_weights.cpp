@@ -134,6 +134,15 @@ void load_floating(Transformer& model, const TensorSource& checkpoint, const Run
 std::unique_ptr<Transformer> load_for_running(const ModelSource& source, const RunWeights& weights,
                                               Backend& backend) {
   constexpr uint64_t seed = 1;
+  if (!backend.is_host()) {
+    if (quantised_type(source, weights))
+      fail("weights of 8 and 4 bits: only the CPU has kernels for them (--device cpu)");
+    if (runs_as_stored(source, weights)) {
+      RunWeights decoded = weights;
+      decoded.type = "bf16";
+      return load_for_running(source, decoded, backend);
+    }
+  }
   auto model = std::make_unique<Transformer>(source.config, base_type(source, weights));
   if (source.config.converted && source.tensors) {
     ConvertedOptions how;

@@ -95,7 +95,8 @@ std::vector<std::pair<std::string, Gate*>> Transformer::gates() {
   return found;
 }
 
-std::vector<LayerCache> Transformer::make_caches(Backend& backend, int64_t pages, int64_t page_size, DType type) const {
+std::vector<LayerCache> Transformer::make_caches(Backend& backend, int64_t pages, int64_t page_size,
+                                                 DType type) const {
   std::vector<LayerCache> caches;
   const bool narrow = Backend::is_narrow_cache(type);
   if (narrow && !config_.is_mla())

@@ -12,8 +12,8 @@
 #include "cuda/choices.h"
 #include "cuda/graph.h"
 #include "cuda/memory.h"
-#include "tensor/device.h"
 #include "ops/ops.h"
+#include "tensor/device.h"
 
 namespace latente {
 namespace {

@@ -81,7 +81,8 @@ TEST(AttentionExpanded, OfSlicesChangedInPlace) {
       inputs,
       [&](Plan& plan, const std::vector<Tensor>& p) {
         Tensor x = leaf(plan, p[0]), positions = indices(plan, {tokens}, {0, 1, 2, 3});
-        Tensor q = rope(linear(x, p[1]).reshape({tokens, heads, nope + rope_width}), positions, on_device(plan, table), true);
+        Tensor q = rope(linear(x, p[1]).reshape({tokens, heads, nope + rope_width}), positions,
+                        on_device(plan, table), true);
         Tensor kv_a = linear(x, p[2]);
         Tensor c = rms_norm(kv_a.columns(0, rank), p[3], 1e-6);
         Tensor k_rope = kv_a.columns(rank, rank + rope_width).reshape({tokens, 1, rope_width});

@@ -66,7 +66,8 @@ TEST(Rope, OfColumnsBesideOthers) {
   check(inputs, [&](Plan& plan, const std::vector<Tensor>& p) {
     Tensor kv = linear(leaf(plan, p[0]), p[1]);
     Tensor latent = rms_norm(kv.columns(0, 7), p[2], 1e-6);
-    Tensor key = rope(kv.columns(7, 11).reshape({4, 1, 4}), indices(plan, {4}, {5, 1, 0, 2}), on_device(plan, table), true);
+    Tensor key = rope(kv.columns(7, 11).reshape({4, 1, 4}), indices(plan, {4}, {5, 1, 0, 2}),
+                      on_device(plan, table), true);
     return Graph{{latent, key}, {}};
   });
 }
@@ -77,7 +78,8 @@ TEST(Rope, DoesNotRotateAGradientThatOthersStillRead) {
   Tensor table = table_of(6, 4);
   check(inputs, [&](Plan& plan, const std::vector<Tensor>& p) {
     Tensor a = leaf(plan, p[0]), b = leaf(plan, p[1]);
-    Tensor r = rope(a.reshape({3, 1, 4}), indices(plan, {3}, {5, 1, 2}), on_device(plan, table), false).reshape({3, 4});
+    Tensor r = rope(a.reshape({3, 1, 4}), indices(plan, {3}, {5, 1, 2}), on_device(plan, table), false)
+                   .reshape({3, 4});
     Tensor sum = add(r, b);
     return Graph{{add(sum, r), add(sum, b)}, {}};
   });
