@@ -35,10 +35,11 @@ struct DeviceType<bf16> {
 
 template <class T>
 T* device_data(const View& v) {
-  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+  using Element = std::remove_const_t<T>;
+  if constexpr (std::is_same_v<Element, __nv_bfloat16>) {
     return reinterpret_cast<T*>(v.as_or_null<bf16>());
   } else {
-    return v.as_or_null<T>();
+    return v.as_or_null<Element>();
   }
 }
 
