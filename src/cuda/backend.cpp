@@ -71,7 +71,7 @@ std::shared_ptr<void> CudaBackend::allocate(int64_t bytes) {
   return cuda::allocate(bytes);
 }
 
-void CudaBackend::upload(const void* host, View device) { cuda::upload(host, device, stream_); }
+void CudaBackend::upload(const void* host, View device) { uploads_.upload(host, device); }
 void CudaBackend::download(View device, void* host) { cuda::download(device, host, stream_); }
 void CudaBackend::synchronize() { stream_.synchronize(); }
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cuda/context.h"
+#include "cuda/memory.h"
 #include "cuda/stream.h"
 #include "tensor/backend.h"
 
@@ -87,6 +88,7 @@ class CudaBackend final : public Backend {
   int device_;
   std::string name_;
   Stream stream_;
+  StagedUploads uploads_{stream_};
   std::shared_ptr<void> workspace_, flag_;
   Context context_;
 };

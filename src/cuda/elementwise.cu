@@ -205,14 +205,19 @@ struct SwiGluBackward {
 };
 
 template <class T>
-__global__ __launch_bounds__(threads) void finite_kernel(const T* x, int64_t count, int32_t* flag) {
-  bool finite = true;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * threads + threadIdx.x; i < count;
-       i += static_cast<int64_t>(gridDim.x) * threads) {
-    finite = finite && isfinite(widen(x[i]));
+struct Finite {
+  Operand<const T> x;
+  int32_t* flag;
+
+  template <int N>
+  __device__ void run(const Place& place) const {
+    float v[N];
+    load<N>(x.at(place), v);
+    for (int i = 0; i < N; ++i) {
+      if (!isfinite(v[i])) *flag = 0;
+    }
   }
-  if (!finite) *flag = 0;
-}
+};
 
 }  // namespace
 
@@ -299,12 +304,10 @@ void swiglu_backward(View d_out, View gate, View up, Grad d_gate, Grad d_up, con
 }
 
 void clear_unless_finite(View x, View flag, const Context& context) {
-  LATENTE_ASSERT(x.contiguous());
-  if (x.count() == 0) return;
   with_type(x.dtype, "all_finite", [&]<class T>(T) {
-    const unsigned blocks = std::min(blocks_for(x.count(), threads), 1024u);
-    finite_kernel<<<blocks, threads, 0, context.stream>>>(x.as<T>(), x.count(), flag.as<int32_t>());
-    check_launch("all_finite");
+    Finite<T> op{{x.as<T>()}, flag.as<int32_t>()};
+    const Rows rows = rows_of({x}, {op.x.strides});
+    launch_widest(rows, op, {x}, "all_finite", context);
   });
 }
 
