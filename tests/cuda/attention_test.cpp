@@ -20,25 +20,25 @@ std::string text(const Dimensions& d) {
 
 // Inputs as the model's projections leave them: k and v are columns of one matrix, k_rope follows a latent.
 struct Inputs {
-  Inputs(Device& device, const Dimensions& d, const std::vector<int32_t>& starts_, DType type, uint64_t seed)
+  Inputs(Device& device, const Dimensions& d, const std::vector<int32_t>& starts_, DType type_, uint64_t seed)
       : dims(d),
-        type(type),
+        type(type_),
         tokens(static_cast<int64_t>(starts_.size())),
         scale(1 / std::sqrt(static_cast<double>(d.nope + d.rope))),
         host_starts(starts_),
         starts(device, starts_),
-        q(device, {tokens, d.heads, d.nope + d.rope}, type),
-        k(device, {tokens, d.groups, d.nope}, type, 0, d.value),
-        k_rope(device, {tokens, std::max<int64_t>(d.rope, 1)}, type, 8, 0),
-        v(device, {tokens, d.groups, d.value}, type, d.nope, 0),
-        d_out(device, {tokens, d.heads, d.value}, type),
-        out(device, {tokens, d.heads, d.value}, type),
+        q(device, {tokens, d.heads, d.nope + d.rope}, type_),
+        k(device, {tokens, d.groups, d.nope}, type_, 0, d.value),
+        k_rope(device, {tokens, std::max<int64_t>(d.rope, 1)}, type_, 8, 0),
+        v(device, {tokens, d.groups, d.value}, type_, d.nope, 0),
+        d_out(device, {tokens, d.heads, d.value}, type_),
+        out(device, {tokens, d.heads, d.value}, type_),
         lse(device, {tokens, d.heads}, DType::f32),
         delta(device, {tokens, d.heads}, DType::f32),
-        d_q(device, q.view.shape, type),
-        d_k(device, k.view.shape, type, 0, d.value),
-        d_k_rope(device, k_rope.view.shape, type, 8, 0),
-        d_v(device, v.view.shape, type, d.nope, 0) {
+        d_q(device, q.view.shape, type_),
+        d_k(device, k.view.shape, type_, 0, d.value),
+        d_k_rope(device, k_rope.view.shape, type_, 8, 0),
+        d_v(device, v.view.shape, type_, d.nope, 0) {
     Random random(seed);
     for (DeviceTensor* x : {&q, &k, &k_rope, &v, &d_out}) x->randomise(random);
   }
