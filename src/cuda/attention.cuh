@@ -64,6 +64,21 @@ struct GradRows {
   bool is_bf16 = false, accumulate = false;
 
   __host__ __device__ explicit operator bool() const { return data != nullptr; }
+  // Elements i and i + 1 of a row whose pairs are aligned.
+  __device__ void store_pair(int64_t t, int64_t h, int64_t i, float x, float y) const {
+    const int64_t at = t * token + h * head + i;
+    if (is_bf16) {
+      __nv_bfloat162* to = reinterpret_cast<__nv_bfloat162*>(static_cast<__nv_bfloat16*>(data) + at);
+      if (accumulate) x += __low2float(*to), y += __high2float(*to);
+      *to = __floats2bfloat162_rn(x, y);
+    } else {
+      float2* to = reinterpret_cast<float2*>(static_cast<float*>(data) + at);
+      *to = accumulate ? float2{to->x + x, to->y + y} : float2{x, y};
+    }
+  }
+  bool has_pairs() const {
+    return reinterpret_cast<uintptr_t>(data) % (is_bf16 ? 4 : 8) == 0 && token % 2 == 0 && head % 2 == 0;
+  }
   __device__ void store(int64_t t, int64_t h, int64_t i, float x) const {
     const int64_t at = t * token + h * head + i;
     if (is_bf16) {

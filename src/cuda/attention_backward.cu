@@ -1,5 +1,6 @@
 #include "cuda/attention.cuh"
 #include "cuda/attention_backward.cuh"
+#include "cuda/attention_sm90.h"
 #include "cuda/kernels.h"
 
 namespace latente::cuda {
@@ -198,6 +199,9 @@ void backward(Backward<T> b, const GradRows& d_k_rope, const Context& context) {
   constexpr int delta_rows = 8;
   delta_kernel<<<static_cast<unsigned>(ceil_div(rows, delta_rows)), 32 * delta_rows, 0, context.stream>>>(b);
   check_launch("attention_expanded_backward");
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    if (context.compute_capability == 90 && attention_backward_sm90(b, d_k_rope, context)) return;
+  }
   const int64_t bytes = shared_bytes(a.nope + a.rope, a.value);
   const unsigned blocks = static_cast<unsigned>(ceil_div(a.tokens, block));
   if (b.d_k || b.d_v || d_k_rope) {

@@ -1,4 +1,5 @@
 #include "cuda/attention.cuh"
+#include "cuda/attention_sm90.h"
 #include "cuda/kernels.h"
 
 namespace latente::cuda {
@@ -63,7 +64,9 @@ void attention_expanded(View q, View k, View k_rope, View v, View starts, double
                         const Context& context) {
   if (q.count() == 0) return;
   if (q.dtype == DType::bf16) {
-    forward(expanded<__nv_bfloat16>(q, k, k_rope, v, starts, scale, out, lse), context.stream);
+    const auto a = expanded<__nv_bfloat16>(q, k, k_rope, v, starts, scale, out, lse);
+    if (context.compute_capability == 90 && attention_expanded_sm90(a, context)) return;
+    forward(a, context.stream);
   } else {
     forward(expanded<float>(q, k, k_rope, v, starts, scale, out, lse), context.stream);
   }

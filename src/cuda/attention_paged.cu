@@ -1,4 +1,5 @@
 #include "cuda/attention_paged.cuh"
+#include "cuda/attention_sm90.h"
 #include "cuda/kernels.h"
 
 namespace latente::cuda {
@@ -78,6 +79,9 @@ template <class T>
 void attend(const View& q, const View& keys, const View& values, const Pages& pages, double scale,
             const View& out, const Context& context) {
   const Paged<T> a = paged<T>(q, keys, pages, scale, out);
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    if (context.compute_capability == 90 && attention_paged_sm90(a, q, keys, values, pages, context)) return;
+  }
   with_elements(keys, values[3], [&]<class E>(const E& key_elements) {
     with_elements(values, values[3], [&]<class F>(F value_elements) {
       if constexpr (std::is_same_v<E, F>) {
