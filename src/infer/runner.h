@@ -91,9 +91,14 @@ class Runner {
     Form form;
     auto operator<=>(const Key&) const = default;
   };
+  // What a pass is told of its rows. last: the last entry that a row attends to; slots: where its own goes.
+  struct Field {
+    enum Name : int64_t { ids, positions, last, slots, places, reads, writes, count };
+  };
   struct Recorded {
     std::unique_ptr<Plan> plan;
-    Tensor ids, positions, last, slots, places, reads, writes, wanted, logits;
+    Tensor inputs;  // i32: the fields, [tokens] each, then the wanted rows
+    Tensor logits;
   };
   Recorded& recorded(const Key& key);
   std::span<float> run(int64_t module, int64_t level, std::span<const Row> rows, Form form);
