@@ -59,34 +59,53 @@ __global__ __launch_bounds__(threads) void count_kernel(const int32_t* experts, 
     counts[static_cast<int64_t>(blockIdx.x) * expert_count + e] = count[e];
 }
 
-// One block. A piece's count becomes the sum of those of earlier pieces; the totals become offsets. An expert
-// is walked by `threads` of the block's; they share the pieces.
-__global__ __launch_bounds__(1024) void sum_counts_kernel(int* counts, int pieces, int expert_count,
-                                                          int32_t* offsets) {
-  extern __shared__ int total[];  // [E + 1]
-  const int thread = static_cast<int>(threadIdx.x);
-  for (int e = thread; e < expert_count; e += static_cast<int>(blockDim.x)) {
-    int sum = 0;
+// One block. A piece's count becomes the sum of those of earlier pieces; the totals become offsets. The
+// threads of an expert, `padded` apart, have a run of pieces each.
+constexpr int sum_threads = 1024;
+__global__ __launch_bounds__(sum_threads) void sum_counts_kernel(int* counts, int pieces, int expert_count,
+                                                                 int padded, int32_t* offsets) {
+  __shared__ int sums[sum_threads], total[sum_threads];  // [runs, padded], [E]
+  const int thread = static_cast<int>(threadIdx.x), e = thread % padded, run = thread / padded;
+  const int runs = sum_threads / padded, length = (pieces + runs - 1) / runs;
+  const int begin = run * length, end = run < runs && e < expert_count ? min(begin + length, pieces) : 0;
+  int sum = 0;
 #pragma unroll 8
-    for (int p = 0; p < pieces; ++p) {
-      int& count = counts[static_cast<int64_t>(p) * expert_count + e];
-      const int own = count;
-      count = sum;
-      sum += own;
+  for (int p = begin; p < end; ++p) sum += counts[static_cast<int64_t>(p) * expert_count + e];
+  sums[thread] = sum;
+  __syncthreads();
+  if (thread < padded) {
+    int before = 0;
+    for (int r = 0; r < runs; ++r) {
+      const int own = sums[r * padded + thread];
+      sums[r * padded + thread] = before;
+      before += own;
     }
-    total[e] = sum;
+    total[thread] = before;
   }
   __syncthreads();
+  int before = sums[thread];
+  constexpr int at_once = 8;
+  for (int p = begin; p < end; p += at_once) {
+    int own[at_once];
+#pragma unroll
+    for (int i = 0; i < at_once; ++i)
+      own[i] = p + i < end ? counts[static_cast<int64_t>(p + i) * expert_count + e] : 0;
+#pragma unroll
+    for (int i = 0; i < at_once; ++i) {
+      if (p + i < end) counts[static_cast<int64_t>(p + i) * expert_count + e] = before;
+      before += own[i];
+    }
+  }
   if (thread >= warp_size) return;
-  int before = 0;
+  before = 0;
   for (int base = 0; base < expert_count; base += warp_size) {
-    const int e = base + thread, own = e < expert_count ? total[e] : 0;
+    const int expert = base + thread, own = expert < expert_count ? total[expert] : 0;
     int through = own;
     for (int step = 1; step < warp_size; step *= 2) {
       const int lower = __shfl_up_sync(whole_warp, through, step);
       if (thread >= step) through += lower;
     }
-    if (e < expert_count) offsets[e] = before + through - own;
+    if (expert < expert_count) offsets[expert] = before + through - own;
     before += __shfl_sync(whole_warp, through, warp_size - 1);
   }
   if (thread == 0) offsets[expert_count] = before;
@@ -206,8 +225,9 @@ void expert_order(View experts, View offsets, View rows, View slots, const Conte
   const size_t bytes = static_cast<size_t>(expert_count) * sizeof(int);
   count_kernel<<<pieces, threads, bytes, context.stream>>>(experts.as<int32_t>(), choices, expert_count,
                                                            counts);
-  sum_counts_kernel<<<1, 1024, bytes, context.stream>>>(counts, static_cast<int>(pieces), expert_count,
-                                                        offsets.as<int32_t>());
+  const int padded = (expert_count + warp_size - 1) / warp_size * warp_size;
+  sum_counts_kernel<<<1, sum_threads, 0, context.stream>>>(counts, static_cast<int>(pieces), expert_count,
+                                                           padded, offsets.as<int32_t>());
   place_kernel<<<pieces, threads, piece_bytes, context.stream>>>(experts.as<int32_t>(), choices, top_k,
                                                                  expert_count, counts, offsets.as<int32_t>(),
                                                                  rows.as<int32_t>(), slots.as<int32_t>());

@@ -161,13 +161,6 @@ struct Sums {
   float* shares;  // [blocks, E]: the sum of s_i / sum_j s_j; or null
 };
 
-Sums sums_in(void* memory, int64_t blocks, const How& how, bool with_shares) {
-  Sums sums{static_cast<int*>(memory), nullptr};
-  if (with_shares) sums.shares = reinterpret_cast<float*>(sums.counts + blocks * (how.experts + how.devices));
-  return sums;
-}
-int64_t bytes_of(int64_t blocks, const How& how) { return blocks * (2 * how.experts + how.devices) * 4; }
-
 __global__ __launch_bounds__(threads) void count_kernel(const float* scores, int64_t scores_stride,
                                                         const int32_t* experts, const float* mask,
                                                         int64_t sequence, int64_t per_sequence, How how,
@@ -211,25 +204,18 @@ __global__ __launch_bounds__(threads) void count_kernel(const float* scores, int
   }
 }
 
-// Adds up the blocks of a sequence in its first one.
-__device__ void add_blocks(const Sums& sums, int64_t first, int64_t blocks, const How& how) {
-  const int width = how.experts + how.devices;
-  for (int i = static_cast<int>(threadIdx.x); i < width; i += threads) {
-    int count = 0;
-    for (int64_t b = first; b < first + blocks; ++b) count += sums.counts[b * width + i];
-    sums.counts[first * width + i] = count;
-    if (!sums.shares || i >= how.experts) continue;
-    float share = 0;
-    for (int64_t b = first; b < first + blocks; ++b) share += sums.shares[b * how.experts + i];
-    sums.shares[first * how.experts + i] = share;
+// The sum over the block, in all threads.
+template <class T>
+__device__ T block_sum(T x) {
+  __shared__ T sums[threads];
+  __syncthreads();
+  sums[threadIdx.x] = x;
+  __syncthreads();
+  for (int step = threads / 2; step > 0; step /= 2) {
+    if (static_cast<int>(threadIdx.x) < step) sums[threadIdx.x] += sums[threadIdx.x + step];
+    __syncthreads();
   }
-}
-
-// The unmasked tokens of a sequence: every one has top_k choices.
-__device__ int tokens_of(const int* counts, const How& how) {
-  int choices = 0;
-  for (int e = 0; e < how.experts; ++e) choices += counts[e];
-  return choices / how.top_k;
+  return sums[0];
 }
 
 // c_i of the balance losses (backend.h) of a sequence with some tokens.
@@ -249,56 +235,76 @@ __device__ double coefficient_of(const int* counts, int expert, int tokens, cons
   return sum;
 }
 
-// A block a sequence: its total counts and shares.
-__global__ __launch_bounds__(threads) void add_blocks_kernel(int64_t per_sequence, How how, Sums sums) {
-  add_blocks(sums, blockIdx.x * per_sequence, per_sequence, how);
+// What a sequence comes to.
+struct OfSequence {
+  double loss;
+  int tokens;  // unmasked
+};
+
+// A block a sequence: its total counts, in the place of its first block's; of_sequence; with `gradient`
+// [sequences, E] the balance losses' gradient with respect to a token's shares, but for the mean over
+// sequences.
+__global__ __launch_bounds__(threads) void sequence_kernel(int64_t per_sequence, How how, Sums sums,
+                                                           OfSequence* of_sequence, float* gradient) {
+  const int thread = static_cast<int>(threadIdx.x), width = how.experts + how.devices;
+  const int64_t first = blockIdx.x * per_sequence;
+  int* counts = sums.counts + first * width;
+  int choices = 0;
+  for (int i = thread; i < width; i += threads) {
+    int count = 0;
+#pragma unroll 8
+    for (int64_t b = 0; b < per_sequence; ++b) count += counts[b * width + i];
+    counts[i] = count;
+    if (i < how.experts) choices += count;
+  }
+  const int tokens = block_sum(choices) / how.top_k;  // every token has top_k; counts are there for all
+  double loss = 0;
+  for (int e = thread; e < how.experts; e += threads) {
+    const double coefficient = tokens > 0 ? coefficient_of(counts, e, tokens, how) / tokens : 0.0;
+    if (gradient)
+      gradient[static_cast<int64_t>(blockIdx.x) * how.experts + e] = static_cast<float>(coefficient);
+    if (!sums.shares) continue;
+    float share = 0;
+#pragma unroll 8
+    for (int64_t b = first; b < first + per_sequence; ++b) share += sums.shares[b * how.experts + e];
+    loss += coefficient * static_cast<double>(share);
+  }
+  loss = block_sum(loss);
+  if (thread == 0) of_sequence[blockIdx.x] = {loss, tokens};
 }
 
-// One block: loads, and the loss over all sequences. An expert a thread, sequences in order.
-__global__ __launch_bounds__(threads) void finish_kernel(int64_t sequences, int64_t per_sequence, How how,
-                                                         Sums sums, float* load, float* loss) {
-  __shared__ double partial[threads];
-  const int thread = static_cast<int>(threadIdx.x), width = how.experts + how.devices;
-  double sum = 0;
+// How many sequences are not all padding; at least 1.
+__device__ int counted_sequences(const OfSequence* of_sequence, int64_t sequences) {
   int counted = 0;
-  for (int64_t s = 0; s < sequences; ++s) {
-    const int64_t first = s * per_sequence;
-    const int* counts = sums.counts + first * width;
-    const int tokens = loss ? tokens_of(counts, how) : 0;
-    counted += tokens > 0 ? 1 : 0;
-    for (int e = thread; e < how.experts; e += threads) {
-      if (load) load[e] += static_cast<float>(counts[e]);
-      if (tokens == 0) continue;
-      sum += coefficient_of(counts, e, tokens, how) *
-             static_cast<double>(sums.shares[first * how.experts + e]) / tokens;
-    }
+  for (int64_t s = threadIdx.x; s < sequences; s += threads) counted += of_sequence[s].tokens > 0 ? 1 : 0;
+  return max(block_sum(counted), 1);
+}
+
+// One block: loads, and the loss over all sequences, in order.
+__global__ __launch_bounds__(threads) void finish_kernel(int64_t sequences, int64_t per_sequence, How how,
+                                                         Sums sums, const OfSequence* of_sequence,
+                                                         float* load, float* loss) {
+  const int thread = static_cast<int>(threadIdx.x), width = how.experts + how.devices;
+  for (int e = thread; load && e < how.experts; e += threads) {
+    int count = 0;
+#pragma unroll 8
+    for (int64_t s = 0; s < sequences; ++s) count += sums.counts[s * per_sequence * width + e];
+    load[e] += static_cast<float>(count);
   }
   if (!loss) return;
-  partial[thread] = sum;
-  __syncthreads();
-  if (thread != 0) return;
-  sum = 0;
-  for (int i = 0; i < threads; ++i) sum += partial[i];
-  *loss = counted > 0 ? static_cast<float>(sum / counted) : 0.0f;
+  double sum = 0;
+  for (int64_t s = thread; s < sequences; s += threads) sum += of_sequence[s].loss;
+  sum = block_sum(sum);
+  const int counted = counted_sequences(of_sequence, sequences);
+  if (thread == 0) *loss = static_cast<float>(sum / counted);
 }
 
-// gradient [sequences, E]: of the balance losses with respect to a token's shares.
-__global__ __launch_bounds__(threads) void balance_gradient_kernel(int64_t sequences, int64_t per_sequence,
-                                                                   How how, Sums sums, float* gradient) {
-  const int thread = static_cast<int>(threadIdx.x), width = how.experts + how.devices;
-  __shared__ int counted;
-  if (thread == 0) counted = 0;
-  __syncthreads();
-  for (int64_t s = thread; s < sequences; s += threads) {
-    if (tokens_of(sums.counts + s * per_sequence * width, how) > 0) atomicAdd(&counted, 1);
-  }
-  __syncthreads();
-  const int* counts = sums.counts + blockIdx.x * per_sequence * width;
-  const int tokens = tokens_of(counts, how);
-  for (int e = thread; e < how.experts; e += threads) {
-    gradient[static_cast<int64_t>(blockIdx.x) * how.experts + e] =
-        tokens > 0 ? static_cast<float>(coefficient_of(counts, e, tokens, how) / tokens / counted) : 0.0f;
-  }
+// gradient becomes that of the mean over the sequences that are not all padding.
+__global__ __launch_bounds__(threads) void mean_kernel(const OfSequence* of_sequence, int64_t sequences,
+                                                       int experts, float* gradient) {
+  const int counted = counted_sequences(of_sequence, sequences);
+  for (int e = static_cast<int>(threadIdx.x); e < experts; e += threads)
+    gradient[static_cast<int64_t>(blockIdx.x) * experts + e] /= static_cast<float>(counted);
 }
 
 // A warp a token. `gradient` [sequences, E] or null.
@@ -357,6 +363,37 @@ __global__ __launch_bounds__(threads) void route_backward_kernel(const float* d_
   }
 }
 
+// What is counted lies in the workspace.
+struct Counting {
+  Sums sums{};
+  OfSequence* of_sequence;
+  float* gradient = nullptr;
+
+  Counting(const TokenBlocks& blocks, const How& how, bool with_shares, bool with_gradient,
+           const Context& context) {
+    char* at = static_cast<char*>(context.workspace);
+    auto take = [&]<class T>(T*& pointer, int64_t count) {
+      pointer = reinterpret_cast<T*>(at);
+      at += (count * static_cast<int64_t>(sizeof(T)) + 15) / 16 * 16;
+    };
+    take(of_sequence, blocks.sequences);
+    take(sums.counts, blocks.count() * (how.experts + how.devices));
+    if (with_shares) take(sums.shares, blocks.count() * how.experts);
+    if (with_gradient) take(gradient, blocks.sequences * how.experts);
+    LATENTE_ASSERT(at - static_cast<char*>(context.workspace) <= context.workspace_bytes);
+  }
+
+  void run(const TokenBlocks& blocks, const View& scores, const View& experts, const View& mask,
+           const How& how, const Context& context) const {
+    const size_t bytes = static_cast<size_t>(how.experts + how.devices) * sizeof(int);
+    count_kernel<<<static_cast<unsigned>(blocks.count()), threads, bytes, context.stream>>>(
+        scores.as<float>(), scores.stride(0), experts.as<int32_t>(), mask.as_or_null<float>(),
+        blocks.sequence, blocks.per_sequence, how, sums);
+    sequence_kernel<<<static_cast<unsigned>(blocks.sequences), threads, 0, context.stream>>>(
+        blocks.per_sequence, how, sums, of_sequence, gradient);
+  }
+};
+
 // Warps a block whose shared memory suffices, at `floats` a warp.
 int warps_for(int64_t floats, int64_t experts) {
   const int fit = static_cast<int>(most_shared / (static_cast<size_t>(floats) * sizeof(float)));
@@ -387,16 +424,10 @@ void route(View logits, View bias, View token_mask, const Routing& routing, View
   }
   if (!load && !balance_loss) return;
   const TokenBlocks blocks(tokens, routing);
-  LATENTE_ASSERT(bytes_of(blocks.count(), how) <= context.workspace_bytes);
-  const Sums sums = sums_in(context.workspace, blocks.count(), how, static_cast<bool>(balance_loss));
-  const size_t bytes = static_cast<size_t>(how.experts + how.devices) * sizeof(int);
-  count_kernel<<<static_cast<unsigned>(blocks.count()), threads, bytes, context.stream>>>(
-      scores.as<float>(), scores.stride(0), experts.as<int32_t>(), token_mask.as_or_null<float>(),
-      blocks.sequence, blocks.per_sequence, how, sums);
-  add_blocks_kernel<<<static_cast<unsigned>(blocks.sequences), threads, 0, context.stream>>>(
-      blocks.per_sequence, how, sums);
-  finish_kernel<<<1, threads, 0, context.stream>>>(blocks.sequences, blocks.per_sequence, how, sums,
-                                                   load.as_or_null<float>(),
+  const Counting counting(blocks, how, static_cast<bool>(balance_loss), false, context);
+  counting.run(blocks, scores, experts, token_mask, how, context);
+  finish_kernel<<<1, threads, 0, context.stream>>>(blocks.sequences, blocks.per_sequence, how, counting.sums,
+                                                   counting.of_sequence, load.as_or_null<float>(),
                                                    balance_loss.as_or_null<float>());
   check_launch("route");
 }
@@ -412,19 +443,11 @@ void route_backward(View d_weights, View scores, View weights, View experts, Vie
   const TokenBlocks blocks(tokens, routing);
   float* gradient = nullptr;
   if (routing.balance.any()) {
-    const int64_t counted = bytes_of(blocks.count(), how);
-    LATENTE_ASSERT(counted + blocks.sequences * how.experts * int64_t{sizeof(float)} <=
-                   context.workspace_bytes);
-    const Sums sums = sums_in(context.workspace, blocks.count(), how, false);
-    gradient = reinterpret_cast<float*>(static_cast<char*>(context.workspace) + counted);
-    const size_t bytes = static_cast<size_t>(how.experts + how.devices) * sizeof(int);
-    count_kernel<<<static_cast<unsigned>(blocks.count()), threads, bytes, context.stream>>>(
-        scores.as<float>(), scores.stride(0), experts.as<int32_t>(), token_mask.as_or_null<float>(),
-        blocks.sequence, blocks.per_sequence, how, sums);
-    add_blocks_kernel<<<static_cast<unsigned>(blocks.sequences), threads, 0, context.stream>>>(
-        blocks.per_sequence, how, sums);
-    balance_gradient_kernel<<<static_cast<unsigned>(blocks.sequences), threads, 0, context.stream>>>(
-        blocks.sequences, blocks.per_sequence, how, sums, gradient);
+    const Counting counting(blocks, how, false, true, context);
+    counting.run(blocks, scores, experts, token_mask, how, context);
+    gradient = counting.gradient;
+    mean_kernel<<<static_cast<unsigned>(blocks.sequences), threads, 0, context.stream>>>(
+        counting.of_sequence, blocks.sequences, how.experts, gradient);
     check_launch("route_backward");
   }
   const int block_warps = warps_for(how.experts, how.experts);
