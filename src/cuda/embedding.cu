@@ -26,34 +26,47 @@ __global__ __launch_bounds__(threads) void first_places_kernel(const int32_t* id
 }
 
 // The block at the first place of an id adds up that id's rows in their order; other blocks leave. Threads
-// find the places together, a piece of the ids at a time, and have some columns each.
+// look for the places together, in pieces of the ids, and have N columns each.
+constexpr int ids_a_thread = 4, piece = threads * ids_a_thread;
 template <int N, class T, class Table>
 __global__ __launch_bounds__(threads) void scatter_kernel(const int32_t* ids, int count, const int* first,
                                                           const T* d_out, int64_t d_out_stride, Table* table,
                                                           int64_t table_stride, int columns) {
   const int own = static_cast<int>(blockIdx.x), id = ids[own];
   if (first[id] != own) return;
-  __shared__ int places[threads];
+  __shared__ int places[piece];
   __shared__ int found_before[threads / warp_size + 1];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % warp_size, warp = thread / warp_size;
   const int column = (static_cast<int>(blockIdx.y) * threads + thread) * N;
   float sum[N];
   if (column < columns) load<N>(table + id * table_stride + column, sum);
-  for (int base = own; base < count; base += threads) {
-    const int t = base + thread;
-    const bool match = t < count && ids[t] == id;
-    const unsigned matches = __ballot_sync(whole_warp, match);
-    if (lane == 0) found_before[warp + 1] = __popc(matches);
-    __syncthreads();
-    if (thread == 0) {
-      found_before[0] = 0;
-      for (int w = 0; w < threads / warp_size; ++w) found_before[w + 1] += found_before[w];
+  for (int base = own; base < count; base += piece) {
+    bool match[ids_a_thread];
+    int matches = 0;
+#pragma unroll
+    for (int i = 0; i < ids_a_thread; ++i) {
+      const int t = base + i * threads + thread;
+      match[i] = t < count && ids[t] == id;
+      matches += match[i] ? 1 : 0;
     }
-    __syncthreads();
-    if (match) places[found_before[warp] + __popc(matches & ((1u << lane) - 1))] = t;
-    const int found = found_before[threads / warp_size];
-    __syncthreads();
+    if (!__syncthreads_or(matches)) continue;
+    int found = 0;  // in the pieces before
+    for (int i = 0; i < ids_a_thread; ++i) {
+      const unsigned in_warp = __ballot_sync(whole_warp, match[i]);
+      if (lane == 0) found_before[warp + 1] = __popc(in_warp);
+      __syncthreads();
+      if (thread == 0) {
+        found_before[0] = found;
+        for (int w = 0; w < threads / warp_size; ++w) found_before[w + 1] += found_before[w];
+      }
+      __syncthreads();
+      if (match[i])
+        places[found_before[warp] + __popc(in_warp & ((1u << lane) - 1))] = base + i * threads + thread;
+      found = found_before[threads / warp_size];
+      __syncthreads();
+    }
     if (column < columns) {
+#pragma unroll 4
       for (int i = 0; i < found; ++i) {
         float x[N];
         load<N>(d_out + places[i] * d_out_stride + column, x);
@@ -61,7 +74,6 @@ __global__ __launch_bounds__(threads) void scatter_kernel(const int32_t* ids, in
         for (int j = 0; j < N; ++j) sum[j] += x[j];
       }
     }
-    __syncthreads();
   }
   if (column < columns) store<N>(sum, table + id * table_stride + column);
 }
@@ -113,8 +125,8 @@ void embedding_backward(View ids, View d_out, Grad d_table, const Context& conte
             ids.as<int32_t>(), count, first, d_out.as<T>(), d_out.stride(0), table.as<Table>(),
             table.stride(0), static_cast<int>(table[1]));
       };
-      if (in_packs(4, {table, d_out})) {
-        launch(std::integral_constant<int, 4>());
+      if (in_packs(wide, {table, d_out})) {
+        launch(std::integral_constant<int, wide>());
       } else {
         launch(std::integral_constant<int, 1>());
       }

@@ -1,7 +1,9 @@
-// Products of any sizes, strides and types, in float32: an element's sum runs over the depth in order,
-// whatever tile it falls in.
-#include "cuda/elements.cuh"
+// Products. On tensor cores (product_mma.cuh) where operands are bfloat16 in rows of whole packs; else of any
+// sizes, strides and types, in float32. Either way an element's sum runs over the depth in order, whatever
+// tile it falls in.
 #include "cuda/kernels.h"
+#include "cuda/product.cuh"
+#include "cuda/product_mma.cuh"
 
 namespace latente::cuda {
 namespace {
@@ -10,51 +12,11 @@ constexpr int side = 16, each = 4;  // threads: side × side, each with each × 
 constexpr int tile = side * each, depth_step = side;
 constexpr int pitch = tile + 2;  // of a tile in shared memory
 
-// c[m, n] (+)= sum over k of a[m, k] · b[n, k] + bias[n]
-template <class A, class B, class C>
-struct Product {
-  const A* a = nullptr;
-  int64_t a_row = 0, a_depth = 1;  // strides
-  const B* b = nullptr;
-  int64_t b_row = 0, b_depth = 1;
-  C* c = nullptr;
-  int64_t c_row = 0;
-  int64_t rows = 0, columns = 0, depth = 0;
-  bool accumulate = false;
-  const void* bias = nullptr;  // f32, or as B
-  bool exact_bias = false;
-  int64_t a_batch = 0, b_batch = 0, c_batch = 0;  // grid.z
-  // Grouped: rows offsets[e] .. offsets[e + 1] of a and c meet b + e · b_batch (grid.x is tiles of all
-  // experts), or with by_depth those are the depth that c + e · c_batch sums over (grid.z is e). `gather` is
-  // the row of a, or with by_depth the depth of b, that stands for a sorted row.
-  const int32_t* offsets = nullptr;
-  const int32_t* gather = nullptr;
-  bool by_depth = false;
-  int experts = 0;
-};
-
 template <class A, class B, class C>
 __global__ __launch_bounds__(side* side) void product_kernel(Product<A, B, C> p) {
   __shared__ float a_tile[depth_step][pitch], b_tile[depth_step][pitch];
-  int64_t first_row = static_cast<int64_t>(blockIdx.x) * tile, end_row = p.rows;
-  int64_t first_depth = 0, end_depth = p.depth;
-  if (p.offsets && p.by_depth) {
-    first_depth = p.offsets[blockIdx.z], end_depth = p.offsets[blockIdx.z + 1];
-    p.c += blockIdx.z * p.c_batch;
-  } else if (p.offsets) {
-    int64_t before = 0;  // tiles of the experts before
-    int e = 0;
-    for (; e < p.experts; ++e) {
-      const int64_t tiles = (p.offsets[e + 1] - p.offsets[e] + tile - 1) / tile;
-      if (before + tiles > blockIdx.x) break;
-      before += tiles;
-    }
-    if (e == p.experts) return;
-    first_row = p.offsets[e] + (blockIdx.x - before) * tile, end_row = p.offsets[e + 1];
-    p.b += e * p.b_batch;
-  } else {
-    p.a += blockIdx.z * p.a_batch, p.b += blockIdx.z * p.b_batch, p.c += blockIdx.z * p.c_batch;
-  }
+  const auto [first_row, end_row, first_depth, end_depth] = part_of<tile>(p);
+  if (first_row >= end_row) return;
   const int thread = static_cast<int>(threadIdx.x), x = thread % side, y = thread / side;
   const int64_t first_column = static_cast<int64_t>(blockIdx.y) * tile;
   float sums[each][each] = {};
@@ -92,23 +54,33 @@ __global__ __launch_bounds__(side* side) void product_kernel(Product<A, B, C> p)
       const int64_t column = first_column + x + j * side;
       if (column >= p.columns) continue;
       float sum = sums[i][j];
-      if (p.bias) {
-        sum += p.exact_bias ? static_cast<const float*>(p.bias)[column]
-                            : widen(static_cast<const B*>(p.bias)[column]);
-      }
+      if (p.bias) sum += bias_at(p, column);
       C& to = p.c[row * p.c_row + column];
       to = narrow<C>(p.accumulate ? widen(to) + sum : sum);
     }
   }
 }
 
+// The most tiles of `rows` that any sizes of groups can need.
+int64_t most_tiles(int64_t count, int64_t experts, int64_t rows) {
+  return (count + std::min(count, experts) * (rows - 1)) / rows;
+}
+
+// `rows` of a and c in all, also where they are grouped.
 template <class A, class B, class C>
-void launch(const Product<A, B, C>& p, int64_t row_tiles, int64_t batches, const char* name,
+void launch(const Product<A, B, C>& p, int64_t rows, int64_t batches, const char* name,
             const Context& context) {
-  if (row_tiles == 0 || p.columns == 0 || batches == 0) return;
-  const dim3 grid(static_cast<unsigned>(row_tiles), blocks_for(p.columns, tile),
-                  static_cast<unsigned>(batches));
-  product_kernel<<<grid, side * side, 0, context.stream>>>(p);
+  if (rows == 0 || p.columns == 0 || batches == 0) return;
+  const bool grouped = p.offsets && !p.by_depth;
+  auto grid_of = [&](int64_t tile_rows, int64_t tile_columns) {
+    return dim3(static_cast<unsigned>(grouped ? most_tiles(rows, p.experts, tile_rows)
+                                              : (rows + tile_rows - 1) / tile_rows),
+                blocks_for(p.columns, tile_columns), static_cast<unsigned>(batches));
+  };
+  if constexpr (std::is_same_v<A, bf16> && std::is_same_v<B, bf16>) {
+    if (mma::fits(p)) return mma::launch(p, rows, grid_of, name, context);
+  }
+  product_kernel<<<grid_of(tile, tile), side * side, 0, context.stream>>>(p);
   check_launch(name);
 }
 
@@ -123,11 +95,6 @@ void with_types(const View& a, const View& b, const View& c, const char* name, F
       });
     });
   });
-}
-
-// The most tiles that any sizes of groups can need.
-int64_t most_tiles(int64_t rows, int64_t experts) {
-  return (rows + std::min(rows, experts) * (tile - 1)) / tile;
 }
 
 __global__ __launch_bounds__(256) void sum_rows_kernel(const void* x, bool narrow_x, int64_t stride,
@@ -152,7 +119,7 @@ void linear(View x, View w, View bias, Grad out, const Context& context) {
     p.rows = x[0], p.columns = w[0], p.depth = x[1];
     p.accumulate = out.accumulate;
     p.bias = bias.data, p.exact_bias = bias.dtype == DType::f32;
-    launch(p, blocks_for(p.rows, tile), 1, "linear", context);
+    launch(p, p.rows, 1, "linear", context);
   });
 }
 
@@ -162,7 +129,7 @@ void linear_backward_input(View d_out, View w, Grad d_x, const Context& context)
     p.a_row = d_out.stride(0), p.b_row = 1, p.b_depth = w.stride(0), p.c_row = d_x.view.stride(0);
     p.rows = d_out[0], p.columns = w[1], p.depth = w[0];
     p.accumulate = d_x.accumulate;
-    launch(p, blocks_for(p.rows, tile), 1, "linear_backward_input", context);
+    launch(p, p.rows, 1, "linear_backward_input", context);
   });
 }
 
@@ -173,7 +140,7 @@ void linear_backward_weight(View d_out, View x, Grad d_w, const Context& context
     p.c_row = d_w.view.stride(0);
     p.rows = d_out[1], p.columns = x[1], p.depth = x[0];
     p.accumulate = d_w.accumulate;
-    launch(p, blocks_for(p.rows, tile), 1, "linear_backward_weight", context);
+    launch(p, p.rows, 1, "linear_backward_weight", context);
   });
 }
 
@@ -191,7 +158,7 @@ void head_linear(View x, View w, bool transpose, View out, const Context& contex
     p.b_row = transpose ? 1 : w.stride(1), p.b_depth = transpose ? w.stride(1) : 1;
     p.rows = x[0], p.columns = out[2], p.depth = x[2];
     p.a_batch = x.stride(1), p.b_batch = w.stride(0), p.c_batch = out.stride(1);
-    launch(p, blocks_for(p.rows, tile), x[1], "head_linear", context);
+    launch(p, p.rows, x[1], "head_linear", context);
   });
 }
 
@@ -202,7 +169,7 @@ void grouped_linear(View x, View rows, View offsets, View w, View out, const Con
     p.a_row = x.stride(0), p.b_row = w.stride(1), p.b_batch = w.stride(0), p.c_row = out.stride(0);
     p.columns = w[1], p.depth = w[2], p.experts = static_cast<int>(w[0]);
     p.offsets = offsets.as<int32_t>(), p.gather = rows.as_or_null<int32_t>();
-    launch(p, most_tiles(out[0], w[0]), 1, "grouped_linear", context);
+    launch(p, out[0], 1, "grouped_linear", context);
   });
 }
 
@@ -214,7 +181,7 @@ void grouped_linear_backward_input(View d_out, View offsets, View w, Grad d_x, c
     p.columns = w[2], p.depth = w[1], p.experts = static_cast<int>(w[0]);
     p.offsets = offsets.as<int32_t>();
     p.accumulate = d_x.accumulate;
-    launch(p, most_tiles(d_out[0], w[0]), 1, "grouped_linear_backward_input", context);
+    launch(p, d_out[0], 1, "grouped_linear_backward_input", context);
   });
 }
 
@@ -228,7 +195,7 @@ void grouped_linear_backward_weight(View d_out, View x, View rows, View offsets,
     p.offsets = offsets.as<int32_t>(), p.gather = rows.as_or_null<int32_t>();
     p.by_depth = true, p.experts = static_cast<int>(offsets.count() - 1);
     p.accumulate = d_w.accumulate;
-    launch(p, blocks_for(p.rows, tile), p.experts, "grouped_linear_backward_weight", context);
+    launch(p, p.rows, p.experts, "grouped_linear_backward_weight", context);
   });
 }
 

@@ -4,13 +4,15 @@
 namespace latente::cuda {
 namespace {
 
-// A row is shared by `lanes` threads, a power of two from a warp to a block; how many follows from the row's
-// width alone, and so does the order of its sums.
-constexpr int most_lanes = 512, block_threads = 128;
+// A row is shared by `lanes` threads, a power of two from a warp to a block, each with 16 elements in P packs
+// of N; how many follows from the row's width alone, and so does the order of its sums.
+constexpr int most_lanes = 512, block_threads = 128, elements_a_thread = 16;
+constexpr int64_t widest = most_lanes * elements_a_thread;
 
 int lanes_for(int64_t width) {
+  if (width > widest) fail("rms_norm on CUDA: expected rows of at most {} elements, found {}", widest, width);
   int lanes = warp_size;
-  while (lanes < most_lanes && lanes * wide < width) lanes *= 2;
+  while (lanes * elements_a_thread < width) lanes *= 2;
   return lanes;
 }
 
@@ -48,46 +50,43 @@ struct Norm {
 
 template <int N, class T, class W>
 __global__ __launch_bounds__(most_lanes) void norm_kernel(Norm<T, W> p) {
+  constexpr int packs = elements_a_thread / N;
   __shared__ float partial[most_lanes / warp_size];
   const int lane = static_cast<int>(threadIdx.x) % p.lanes;
   const int64_t row =
       static_cast<int64_t>(blockIdx.x) * (blockDim.x / p.lanes) + static_cast<int>(threadIdx.x) / p.lanes;
   const bool inside = row < p.rows;
-  const T* from = p.h ? p.sum + row * p.sum_stride : p.x + row * p.x_stride;
+  float x[packs][N] = {};
   float squares = 0;
-  if (inside) {
-    for (int i = lane * N; i < p.width; i += p.lanes * N) {
-      float x[N];
-      load<N>(p.x + row * p.x_stride + i, x);
-      if (p.h) {
-        float h[N];
-        load<N>(p.h + row * p.h_stride + i, h);
 #pragma unroll
-        for (int j = 0; j < N; ++j) x[j] += h[j];
-        store<N>(x, p.sum + row * p.sum_stride + i);
-        load<N>(from + i, x);  // as rounded
-      }
+  for (int k = 0; k < packs; ++k) {
+    const int column = (k * p.lanes + lane) * N;
+    if (!inside || column >= p.width) continue;
+    load<N>(p.x + row * p.x_stride + column, x[k]);
+    if (p.h) {
+      float h[N];
+      load<N>(p.h + row * p.h_stride + column, h);
 #pragma unroll
-      for (int j = 0; j < N; ++j) squares = fmaf(x[j], x[j], squares);
+      for (int j = 0; j < N; ++j)
+        x[k][j] = widen(narrow<T>(x[k][j] + h[j]));  // the norm is the rounded sum's
+      store<N>(x[k], p.sum + row * p.sum_stride + column);
     }
+#pragma unroll
+    for (int j = 0; j < N; ++j) squares = fmaf(x[k][j], x[k][j], squares);
   }
   const float mean = row_sum(squares, p.lanes, partial) / static_cast<float>(p.width);
   const float r = 1 / sqrtf(mean + p.eps);
   if (!inside) return;
   if (p.rstd && lane == 0) p.rstd[row * p.rstd_stride] = r;
-  for (int i = lane * N; i < p.width; i += p.lanes * N) {  // of what this thread read, or wrote, before
-    float x[N];
-    load<N>(from + i, x);
-    if (p.weight) {
-      float w[N];
-      load<N>(p.weight + i, w);
 #pragma unroll
-      for (int j = 0; j < N; ++j) x[j] *= r * w[j];
-    } else {
+  for (int k = 0; k < packs; ++k) {
+    const int column = (k * p.lanes + lane) * N;
+    if (column >= p.width) continue;
+    float w[N];
+    if (p.weight) load<N>(p.weight + column, w);
 #pragma unroll
-      for (int j = 0; j < N; ++j) x[j] *= r;
-    }
-    store<N>(x, p.out + row * p.out_stride + i);
+    for (int j = 0; j < N; ++j) x[k][j] *= p.weight ? r * w[j] : r;
+    store<N>(x[k], p.out + row * p.out_stride + column);
   }
 }
 
@@ -142,22 +141,23 @@ struct NormBackward {
 };
 
 // d_x = rstd (w d_out - x rstd² mean(w d_out x)); d_w sums rstd d_out x over rows. A part is a run of rows,
-// which one group of `lanes` threads walks; P packs of a row belong to a thread.
-template <int N, int P, class T, class W>
+// which one group of `lanes` threads walks.
+template <int N, class T, class W>
 __global__ __launch_bounds__(most_lanes) void norm_backward_kernel(NormBackward<T, W> p) {
+  constexpr int packs = elements_a_thread / N;
   __shared__ float partial[most_lanes / warp_size];
   const int lane = static_cast<int>(threadIdx.x) % p.lanes;
   const int64_t part =
       static_cast<int64_t>(blockIdx.x) * (blockDim.x / p.lanes) + static_cast<int>(threadIdx.x) / p.lanes;
-  float d_w[P][N] = {};
+  float d_w[packs][N] = {};
   for (int64_t i = 0; i < p.rows_a_part; ++i) {  // as often in every thread of the block: rows meet in sums
     const int64_t row = part * p.rows_a_part + i;
     const bool inside = row < p.rows;
     const float r = inside ? p.rstd[row * p.rstd_stride] : 0;
-    float x[P][N] = {}, g[P][N] = {};
+    float x[packs][N] = {}, g[packs][N] = {};
     float product = 0;
 #pragma unroll
-    for (int k = 0; k < P; ++k) {
+    for (int k = 0; k < packs; ++k) {
       const int column = (k * p.lanes + lane) * N;
       if (!inside || column >= p.width) continue;
       load<N>(p.x + row * p.x_stride + column, x[k]);
@@ -172,13 +172,13 @@ __global__ __launch_bounds__(most_lanes) void norm_backward_kernel(NormBackward<
     }
     if (!p.d_x) continue;
 #pragma unroll
-    for (int k = 0; k < P; ++k) {
+    for (int k = 0; k < packs; ++k) {
 #pragma unroll
       for (int j = 0; j < N; ++j) product = fmaf(g[k][j], x[k][j], product);
     }
     const float along = -r * r * row_sum(product, p.lanes, partial) / static_cast<float>(p.width);
 #pragma unroll
-    for (int k = 0; k < P; ++k) {
+    for (int k = 0; k < packs; ++k) {
       const int column = (k * p.lanes + lane) * N;
       if (!inside || column >= p.width) continue;
 #pragma unroll
@@ -188,7 +188,7 @@ __global__ __launch_bounds__(most_lanes) void norm_backward_kernel(NormBackward<
   }
   if (!p.parts) return;
 #pragma unroll
-  for (int k = 0; k < P; ++k) {
+  for (int k = 0; k < packs; ++k) {
     const int column = (k * p.lanes + lane) * N;
     if (column < p.width) store<N>(d_w[k], p.parts + part * p.width + column);
   }
@@ -214,12 +214,6 @@ __global__ __launch_bounds__(1024) void sum_parts_kernel(const float* parts, int
   out[column] = sum;
 }
 
-template <int N, int P, class T, class W>
-void launch_backward(const NormBackward<T, W>& p, unsigned blocks, int threads, const Context& context) {
-  norm_backward_kernel<N, P><<<blocks, threads, 0, context.stream>>>(p);
-  check_launch("rms_norm_backward");
-}
-
 }  // namespace
 
 void rms_norm(View x, View weight, double eps, View out, View rstd, const Context& context) {
@@ -240,12 +234,6 @@ void rms_norm_backward(View d_out, View x, View weight, View rstd, Grad d_x, Gra
   const int64_t rows = x[0], width = x[1];
   const bool packed = in_packs(wide, {d_out, x, weight, d_x.view});
   const int lanes = lanes_for(width), threads = std::max(lanes, block_threads);
-  const int64_t packs = packed ? blocks_for(width, lanes * wide) : blocks_for(width, lanes);
-  const int64_t most_packs = packed ? 2 : 8;
-  if (packs > most_packs) {
-    fail("rms_norm_backward on CUDA: expected rows of at most {} elements, found {}",
-         most_packs * lanes * (packed ? wide : 1), width);
-  }
   const int64_t rows_a_part = (rows + most_parts - 1) / most_parts;
   const int groups = threads / lanes;
   const unsigned blocks = blocks_for((rows + rows_a_part - 1) / rows_a_part, groups);
@@ -269,13 +257,9 @@ void rms_norm_backward(View d_out, View x, View weight, View rstd, Grad d_x, Gra
                                  rows_a_part,
                                  static_cast<int>(width),
                                  lanes};
-      if (!packed) {
-        launch_backward<1, 8>(p, blocks, threads, context);
-      } else if (packs == 1) {
-        launch_backward<wide, 1>(p, blocks, threads, context);
-      } else {
-        launch_backward<wide, 2>(p, blocks, threads, context);
-      }
+      auto kernel = packed ? norm_backward_kernel<wide, T, W> : norm_backward_kernel<1, T, W>;
+      kernel<<<blocks, threads, 0, context.stream>>>(p);
+      check_launch("rms_norm_backward");
     });
   });
   if (!d_weight) return;

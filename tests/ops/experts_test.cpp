@@ -346,6 +346,36 @@ TEST(Experts, ForwardAndGradients) {
   }
 }
 
+// More rows than a tile has for some experts, none for others.
+TEST(Experts, OfManySizes) {
+  struct Sizes {
+    int64_t tokens, width, inner, experts, top_k;
+  };
+  std::vector<Sizes> all = {{4, 8, 8, 3, 2}};
+  if (on_cuda) all = {{3, 64, 72, 9, 2}, {70, 72, 136, 5, 2}, {400, 200, 64, 7, 3}, {1000, 40, 24, 40, 4}};
+  for (const auto& [tokens, width, inner, experts, top_k] : all) {
+    SCOPED_TRACE(fmt::format("{} tokens, {} x {}, {} of {}", tokens, width, inner, top_k, experts));
+    std::vector<int32_t> chosen;
+    Random random(3);
+    for (int64_t t = 0; t < tokens; ++t) {
+      // The first half of the experts gets most.
+      for (int64_t k = 0; k < top_k; ++k) {
+        const int64_t below = random.chance(0.8) ? (experts + 1) / 2 : experts;
+        chosen.push_back(static_cast<int32_t>(random.below(static_cast<uint64_t>(below))));
+      }
+    }
+    check({random_input({tokens, width}, 1), random_input({experts, inner, width}, 2, 0.2),
+           random_input({experts, inner, width}, 3, 0.2), random_input({experts, width, inner}, 4, 0.2),
+           exact_input({tokens, top_k}, 5)},
+          [&](Plan& plan, const std::vector<Tensor>& p) {
+            ExpertOrder order = expert_order(indices(plan, {tokens, top_k}, chosen), experts);
+            auto [gate, up] = expert_gate_up(leaf(plan, p[0]), order, p[1], p[2]);
+            Tensor y = expert_linear(swiglu(gate, up), order, p[3]);
+            return Graph{{combine(y, leaf(plan, p[4]), order)}, {}};
+          });
+  }
+}
+
 // Only one of the two products is used, the input is used by others too, and a weight serves twice.
 TEST(Experts, WithPartsUnusedAndUsedTwice) {
   std::vector<Input> inputs = {random_input({5, 4}, 1), random_input({6, 4, 4}, 2), exact_input({5, 2}, 5)};

@@ -17,6 +17,25 @@ TEST(LinearOp, WithAndWithoutBias) {
   }
 }
 
+// Sizes of several tiles on a device, whole and cut.
+TEST(LinearOp, OfManySizes) {
+  struct Sizes {
+    int64_t rows, width, out;
+  };
+  std::vector<Sizes> all = {{3, 8, 16}};
+  if (on_cuda)
+    all = {{1, 64, 8}, {16, 72, 136}, {40, 200, 64}, {128, 128, 128}, {300, 264, 392}, {130, 40, 24}};
+  for (const auto& [rows, width, out] : all) {
+    SCOPED_TRACE(fmt::format("{} x {} x {}", rows, width, out));
+    check({random_input({rows, width}, 1), random_input({out, width}, 2, 0.2), exact_input({out}, 3)},
+          [](Plan& plan, const std::vector<Tensor>& p) {
+            Tensor x = leaf(plan, p[0]);
+            Tensor y = linear(x, p[1], p[2]);
+            return Graph{{y, linear_onto(linear(x, p[1]), x, p[1])}, {}};
+          });
+  }
+}
+
 TEST(LinearOp, OfColumnsOfValueAndWeight) {
   std::vector<Input> inputs = {random_input({5, 9}, 1), random_input({4, 9}, 2)};
   check(inputs, [](Plan& plan, const std::vector<Tensor>& p) {

@@ -8,7 +8,8 @@ struct Case {
 };
 
 TEST(LinearCrossEntropy, LossAndGradients) {
-  for (const Case& c : {Case{1, 3, 5}, Case{6, 4, 9}, Case{on_cuda ? 9000 : 1100, 2, 5}}) {  // the last in several chunks
+  for (const Case& c :
+       {Case{1, 3, 5}, Case{6, 4, 9}, Case{on_cuda ? 9000 : 1100, 2, 5}}) {  // the last in several chunks
     std::vector<Input> inputs = {random_input({c.tokens, c.width}, 1),
                                  random_input({c.vocabulary, c.width}, 2)};
     std::vector<int32_t> targets;

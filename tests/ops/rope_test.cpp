@@ -42,8 +42,8 @@ Numbers rotated(Numbers x, const std::vector<int32_t>& positions, const Tensor& 
 TEST(Rope, RotatesTheLastColumns) {
   const std::vector<int32_t> positions = {3, 0, 3, 9, 1};
   for (bool interleaved : {false, true}) {
-    for (int64_t rope_width : {2, 6, 24}) {
-      for (int64_t rest : {0, 3}) {
+    for (int64_t rope_width : {2, 6, 24, 64}) {
+      for (int64_t rest : {0, 3, 8}) {
         int64_t width = rope_width + rest;
         std::vector<Input> inputs = {random_input({5, 3 * width}, 1)};
         Tensor table = table_of(10, rope_width);
