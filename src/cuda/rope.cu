@@ -25,12 +25,14 @@ __global__ __launch_bounds__(threads) void rope_kernel(Rotation<T> p, unsigned c
   const unsigned a_head = p.half / P, row = index / a_head, i = (index - row * a_head) * P;
   const unsigned token = row / p.heads, head = row - token * p.heads;
   const float* angles = p.table + p.positions[token] * p.table_stride;
-  float c[P], s[P], a[P], b[P];
+  float c[P], s[P], a[P], b[P], both[2 * P];
   load<P>(angles + i, c);
   load<P>(angles + p.half + i, s);
   T* x = p.x + token * p.token_stride + head * p.head_stride;
-  float both[2 * P];
-  if constexpr (interleaved) {
+  if constexpr (P == 1) {
+    load<1>(x + (interleaved ? 2 * i : i), a);
+    load<1>(x + (interleaved ? 2 * i + 1 : p.half + i), b);
+  } else if constexpr (interleaved) {
     load<2 * P>(x + 2 * i, both);
   } else {
     load<P>(x + i, a);
@@ -38,13 +40,16 @@ __global__ __launch_bounds__(threads) void rope_kernel(Rotation<T> p, unsigned c
   }
 #pragma unroll
   for (int j = 0; j < P; ++j) {
-    if constexpr (interleaved) a[j] = both[2 * j], b[j] = both[2 * j + 1];
+    if constexpr (P > 1 && interleaved) a[j] = both[2 * j], b[j] = both[2 * j + 1];
     const float sine = p.inverse ? -s[j] : s[j], before = a[j];
     a[j] = before * c[j] - b[j] * sine;
     b[j] = b[j] * c[j] + before * sine;
     both[2 * j] = a[j], both[2 * j + 1] = b[j];
   }
-  if constexpr (interleaved) {
+  if constexpr (P == 1) {
+    store<1>(a, x + (interleaved ? 2 * i : i));
+    store<1>(b, x + (interleaved ? 2 * i + 1 : p.half + i));
+  } else if constexpr (interleaved) {
     store<2 * P>(both, x + 2 * i);
   } else {
     store<P>(a, x + i);
