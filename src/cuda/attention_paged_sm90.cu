@@ -313,14 +313,14 @@ __device__ void compute_units(const Work& w, char* memory, Shared& s) {
       const int r = row + 8 * i, t = r / w.token_rows, head = u.head + r % w.token_rows;
       if (t >= u.count || head >= w.a.heads) continue;
       const int token = u.token + t, length = w.a.position[token] + 1;
-      const float sum = blocks > 0 ? s.sum[r] : 0, inverse = sum > 0 ? 1 / sum : 0;
+      const float sum = blocks > 0 ? s.sum[r] : 0, inverse = sum != 0 ? 1 / sum : 0;
       const int column = first_column + lane % 4 * 2;
       if (split_count(length) == 1) {
         __nv_bfloat16* to = w.a.out.at(token, head) + column;
 #pragma unroll
         for (int c = 0; c < columns / 8; ++c) {
           const float x = out[4 * c + 2 * i], y = out[4 * c + 2 * i + 1];
-          *reinterpret_cast<uint32_t*>(to + 8 * c) = sum > 0 ? pack_bf16(x * inverse, y * inverse) : 0;
+          *reinterpret_cast<uint32_t*>(to + 8 * c) = sum != 0 ? pack_bf16(x * inverse, y * inverse) : 0;
         }
       } else {
         const int64_t at = w.partials.row(token, head, u.split);
@@ -354,6 +354,7 @@ __global__ void __launch_bounds__(threads, 1)
     barriers_ready();
   }
   __syncthreads();
+  cudaTriggerProgrammaticLaunchCompletion();  // whoever comes next waits for this kernel's end itself
   const int group = static_cast<int>(threadIdx.x) / 128;
   if (group == 0) {
     more_registers<240>();
@@ -362,7 +363,7 @@ __global__ void __launch_bounds__(threads, 1)
     more_registers<240>();
     compute_units<L, 1, L::second>(w, memory, s);
   } else {
-    fewer_registers<32>();
+    fewer_registers<24>();
     if (threadIdx.x / 32 == 8) copy_units<L>(w, q_map, kv_map, memory, s);
   }
 }
@@ -407,7 +408,7 @@ bool attention_paged_sm90(const Paged<__nv_bfloat16>& a, const View& q, const Vi
       a.tokens, a.heads, a.value, most_splits(capacity(keys, pages)), context, [&](const Partials& partials) {
         w.partials = partials;
         (large ? launch<Latent512> : launch<Latent192>)(w, q, keys, context.stream, context.multiprocessors);
-        if (partials.splits > 1) combine_splits(a, partials, context.stream);
+        if (partials.splits > 1) combine_splits(a, partials, context);
       });
   return true;
 }
