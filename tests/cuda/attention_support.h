@@ -123,7 +123,7 @@ struct DeviceIndices {
   View view;
 };
 
-// ‖a - b‖ / ‖b‖, or relative to elements of 0.01 if those of b are smaller; infinite if an element of a is
+// ‖a - b‖ / ‖b‖, or relative to elements of 0.1 if those of b are smaller; infinite if an element of a is
 // not finite.
 inline double distance(const std::vector<double>& a, const std::vector<double>& b, double shift = 0) {
   double difference = 0, norm = 0;
@@ -132,7 +132,7 @@ inline double distance(const std::vector<double>& a, const std::vector<double>& 
     norm += b[i] * b[i];
   }
   return std::isfinite(difference)
-             ? std::sqrt(difference / std::max(norm, 1e-4 * static_cast<double>(b.size())))
+             ? std::sqrt(difference / std::max(norm, 1e-2 * static_cast<double>(b.size())))
              : std::numeric_limits<double>::infinity();
 }
 
