@@ -9,8 +9,13 @@ namespace {
 constexpr int block = 16;  // of queries and of keys
 constexpr int threads = block * block;
 
-// A warp a row of a head.
-template <class T>
+template <class T, int N>
+struct alignas(N * sizeof(T)) Several {
+  T at[N];
+};
+
+// A warp a row of a head, `width` elements a lane at a time.
+template <class T, int width>
 __global__ void delta_kernel(const Backward<T> b) {
   const Expanded<T>& a = b.forward;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
@@ -18,11 +23,19 @@ __global__ void delta_kernel(const Backward<T> b) {
   const int64_t t = row / a.heads, h = row % a.heads;
   const T *out = a.out.at(t, h), *d_out = b.d_out.at(t, h);
   float sum = 0;
-  for (int i = static_cast<int>(threadIdx.x % 32); i < a.value; i += 32) {
-    sum = fmaf(widen(out[i]), widen(d_out[i]), sum);
+  for (int i = width * static_cast<int>(threadIdx.x % 32); i < a.value; i += 32 * width) {
+    const auto x = *reinterpret_cast<const Several<T, width>*>(out + i);
+    const auto y = *reinterpret_cast<const Several<T, width>*>(d_out + i);
+#pragma unroll
+    for (int c = 0; c < width; ++c) sum = fmaf(widen(x.at[c]), widen(y.at[c]), sum);
   }
   for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(whole_warp, sum, step);
   if (threadIdx.x % 32 == 0) b.delta[t * b.delta_token + h * b.delta_head] = sum;
+}
+
+template <class T>
+bool has_fours(const Rows<T>& x) {
+  return reinterpret_cast<uintptr_t>(x.data) % (4 * sizeof(T)) == 0 && x.token % 4 == 0 && x.head % 4 == 0;
 }
 
 // Rows of queries, or of keys, in shared memory: [block, width + 1].
@@ -197,7 +210,9 @@ void backward(Backward<T> b, const GradRows& d_k_rope, const Context& context) {
   const Expanded<T>& a = b.forward;
   const int64_t rows = static_cast<int64_t>(a.tokens) * a.heads;
   constexpr int delta_rows = 8;
-  delta_kernel<<<static_cast<unsigned>(ceil_div(rows, delta_rows)), 32 * delta_rows, 0, context.stream>>>(b);
+  const bool fours = a.value % 4 == 0 && has_fours(a.out) && has_fours(b.d_out);
+  auto delta = fours ? delta_kernel<T, 4> : delta_kernel<T, 1>;
+  delta<<<static_cast<unsigned>(ceil_div(rows, delta_rows)), 32 * delta_rows, 0, context.stream>>>(b);
   check_launch("attention_expanded_backward");
   if constexpr (std::is_same_v<T, __nv_bfloat16>) {
     if (context.compute_capability == 90 && attention_backward_sm90(b, d_k_rope, context)) return;

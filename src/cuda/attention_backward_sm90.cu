@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(threads, 1)
   __syncthreads();
 
   if (thread >= 256) {
-    fewer_registers<32>();
+    fewer_registers<24>();
     if (thread >= 256 + 32) return;
     if (lane == 0) {
       s.own.expect((H::tiles + H::values) * own_bytes);
@@ -278,7 +278,7 @@ __global__ void __launch_bounds__(threads, 1)
   __syncthreads();
 
   if (thread >= 256) {
-    fewer_registers<32>();
+    fewer_registers<24>();
     if (thread > 256) return;
     s.own.expect((H::tiles + H::values) * own_bytes);
     for (int half = 0; half < 2; ++half) {  // boxes of queries have block_rows rows

@@ -18,38 +18,64 @@ struct HeadShape {
   static constexpr int shared = v + stages * values * tile_bytes;
 };
 
-struct Shared {
-  Barrier q_full, k_full[stages], k_empty[stages], v_full[stages], v_empty[stages];
-  int starts[query_rows];
+// What a launch computes. Within a call, row t attends to the keys start[t]..t of its own call; over a cache,
+// to the keys 0..position[t] of sequence[t], as they were expanded.
+struct Work {
+  int tokens = 0, nope_tiles = 0, share = 1;  // share: heads that have the same keys
+  float scale = 1;                            // with log2(e)
+  Rows<__nv_bfloat16> out;
+  float* lse = nullptr;
+  int64_t lse_token = 0, lse_head = 0;
+  const int32_t* start = nullptr;
+  const int32_t *sequence = nullptr, *position = nullptr;
+  int first_sequence = 0, sequences = 0, first_head = 0, heads = 0;
 };
 
-// Blocks of keys, from the start of each run of rows that share one.
+struct Shared {
+  Barrier q_full, k_full[stages], k_empty[stages], v_full[stages], v_empty[stages];
+  int run[query_rows], last[query_rows];  // a row's start or sequence, and the last key that it attends to
+  int least[4], most[4];                  // of last, 32 rows each
+};
+
+// Blocks of keys, run by run of rows that have the same start or sequence.
+template <bool cached>
 struct Blocks {
-  const int* starts;
+  const Shared& s;
+  const Work& w;
   int first, rows;  // the tile's first token, and how many it has
   int begin, end;   // rows of the run
-  int at;           // the block's first key
+  int at, last;     // the block's first key, and the run's last one
 
   // alike: the whole tile is one run.
-  __device__ Blocks(const int* starts_, int first_, int rows_, bool alike)
-      : starts(starts_), first(first_), rows(rows_), begin(0), end(0), at(0) {
+  __device__ Blocks(const Shared& s_, const Work& w_, int first_, int rows_, bool alike)
+      : s(s_), w(w_), first(first_), rows(rows_), begin(0), end(0), at(0), last(-1) {
     if (alike) {
-      at = starts[0];
       end = rows;
+      last = max(max(s.most[0], s.most[1]), max(s.most[2], s.most[3]));
+      at = cached ? 0 : s.run[0];
+      if (!has_keys()) begin = rows;
     } else {
       next_run();
     }
   }
+  __device__ int sequence() const { return s.run[begin] - w.first_sequence; }
+  __device__ bool has_keys() const {
+    return !cached || (last >= 0 && static_cast<unsigned>(sequence()) < static_cast<unsigned>(w.sequences));
+  }
+  // Runs without keys, or of sequences that are not here, are left out.
   __device__ void next_run() {
-    begin = end;
-    if (begin >= rows) return;
-    at = starts[begin];
-    for (end = begin + 1; end < rows && starts[end] == at;) ++end;
+    do {
+      begin = end;
+      if (begin >= rows) return;
+      last = s.last[begin];
+      for (end = begin + 1; end < rows && s.run[end] == s.run[begin]; ++end) last = max(last, s.last[end]);
+    } while (!has_keys());
+    at = cached ? 0 : s.run[begin];
   }
   __device__ bool done() const { return begin >= rows; }
   __device__ void next() {
     at += block_keys;
-    if (at >= first + end) next_run();
+    if (at > last) next_run();
   }
 };
 
@@ -60,58 +86,58 @@ struct Stage {
   }
 };
 
-template <class H>
-__device__ void copy_tiles(const CUtensorMap& q_map, const CUtensorMap& k_map, const CUtensorMap& rope_map,
-                           const CUtensorMap& v_map, int nope_tiles, Blocks blocks, int head, int group,
-                           char* memory, Shared& s) {
+struct Maps {
+  CUtensorMap q, k, rope, v;
+};
+
+template <class H, bool cached>
+__device__ void copy_tiles(const Maps& maps, Blocks<cached> blocks, int head, char* memory, Shared& s) {
   s.q_full.expect(H::tiles * tile_bytes);
   for (int j = 0; j < H::tiles; ++j) {
-    copy_tile(memory + H::q + j * tile_bytes, &q_map, s.q_full, j * tile_columns, blocks.first, head);
+    copy_tile(memory + H::q + j * tile_bytes, &maps.q, s.q_full, j * tile_columns, blocks.first,
+              blocks.w.first_head + head);
   }
   Stage stage;
   for (; !blocks.done(); blocks.next()) {
+    const int own = cached ? blocks.sequence() * blocks.w.heads + head : head / blocks.w.share;
+    const int shared_by_heads = cached ? blocks.sequence() : 0;
     s.k_empty[stage.index].wait(stage.phase ^ 1);
     s.k_full[stage.index].expect(H::tiles * tile_bytes);
     char* k = memory + H::k + stage.index * H::tiles * tile_bytes;
     for (int j = 0; j < H::tiles; ++j) {
-      const bool rope = j >= nope_tiles;
-      copy_tile(k + j * tile_bytes, rope ? &rope_map : &k_map, s.k_full[stage.index],
-                (rope ? j - nope_tiles : j) * tile_columns, blocks.at, rope ? 0 : group);
+      const bool rope = j >= blocks.w.nope_tiles;
+      copy_tile(k + j * tile_bytes, rope ? &maps.rope : &maps.k, s.k_full[stage.index],
+                (rope ? j - blocks.w.nope_tiles : j) * tile_columns, blocks.at, rope ? shared_by_heads : own);
     }
     s.v_empty[stage.index].wait(stage.phase ^ 1);
     s.v_full[stage.index].expect(H::values * tile_bytes);
     char* v = memory + H::v + stage.index * H::values * tile_bytes;
     for (int j = 0; j < H::values; ++j) {
-      copy_tile(v + j * tile_bytes, &v_map, s.v_full[stage.index], j * tile_columns, blocks.at, group);
+      copy_tile(v + j * tile_bytes, &maps.v, s.v_full[stage.index], j * tile_columns, blocks.at, own);
     }
     stage.next();
   }
 }
 
-// One warpgroup's 64 rows from `row` on.
-template <class H>
-__device__ void compute(const Expanded<__nv_bfloat16>& a, Blocks blocks, int head, char* memory, Shared& s) {
+// One warpgroup's 64 rows.
+template <class H, bool cached>
+__device__ void compute(const Work& w, Blocks<cached> blocks, int head, char* memory, Shared& s) {
   constexpr int columns = H::values * tile_columns;
   const int thread = static_cast<int>(threadIdx.x) % 128, lane = thread % 32;
-  const int group_row = static_cast<int>(threadIdx.x) / 128 * 64,
-            row = group_row + thread / 32 * 16 + lane / 4;
+  const int group = static_cast<int>(threadIdx.x) / 128, group_row = group * 64;
+  const int row = group_row + thread / 32 * 16 + lane / 4;
   float out[columns / 2], score[64], maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
   uint32_t p[32];
 #pragma unroll
   for (int i = 0; i < columns / 2; ++i) out[i] = 0;
 
   const int first = blocks.first, rows = blocks.rows;
+  const int least = min(s.least[2 * group], s.least[2 * group + 1]);
+  const int most = max(s.most[2 * group], s.most[2 * group + 1]);
+  const int last_key[2] = {s.last[row], s.last[row + 8]};
   Stage stage;
-  // Blocks that none of this warpgroup's rows attends to are passed by.
-  auto pass = [&] {
-    while (!blocks.done() && (blocks.at > first + group_row + 63 || blocks.end <= group_row ||
-                              blocks.begin >= group_row + 64)) {
-      s.k_full[stage.index].wait(stage.phase);
-      s.v_full[stage.index].wait(stage.phase);
-      if (lane == 0) s.k_empty[stage.index].arrive(), s.v_empty[stage.index].arrive();
-      blocks.next();
-      stage.next();
-    }
+  auto matters = [&] {  // to this warpgroup's rows
+    return blocks.at <= most && blocks.end > group_row && blocks.begin < group_row + 64;
   };
   auto begin_scores = [&] {
     const char* k = memory + H::k + stage.index * H::tiles * tile_bytes;
@@ -137,11 +163,11 @@ __device__ void compute(const Expanded<__nv_bfloat16>& a, Blocks blocks, int hea
   // Scores become weights; returns by what each row's sums shrink.
   auto soften = [&](float(&keep)[2]) {
     if (blocks.begin > group_row || blocks.end < min(group_row + 64, rows) ||
-        blocks.at + block_keys - 1 > first + group_row) {
+        blocks.at + block_keys - 1 > least) {
 #pragma unroll
       for (int i = 0; i < 64; ++i) {
         const int r = row + i / 2 % 2 * 8, key = blocks.at + i / 4 * 8 + lane % 4 * 2 + i % 2;
-        if (key > first + r || r < blocks.begin || r >= blocks.end) score[i] = -INFINITY;
+        if (key > last_key[i / 2 % 2] || r < blocks.begin || r >= blocks.end) score[i] = -INFINITY;
       }
     }
 #pragma unroll
@@ -151,15 +177,15 @@ __device__ void compute(const Expanded<__nv_bfloat16>& a, Blocks blocks, int hea
       for (int c = 0; c < 64; c += 4) top = fmaxf(top, fmaxf(score[c + 2 * i], score[c + 2 * i + 1]));
       top = fmaxf(top, __shfl_xor_sync(whole_warp, top, 1));
       top = fmaxf(top, __shfl_xor_sync(whole_warp, top, 2));
-      top = fmaxf(top * a.scale, maximum[i]);
+      top = fmaxf(top * w.scale, maximum[i]);
       const float base = top == -INFINITY ? 0 : top;
       keep[i] = fast_exp2(maximum[i] - base);
       maximum[i] = top;
       float total = 0;
 #pragma unroll
       for (int c = 0; c < 64; c += 4) {
-        score[c + 2 * i] = fast_exp2(fmaf(score[c + 2 * i], a.scale, -base));
-        score[c + 2 * i + 1] = fast_exp2(fmaf(score[c + 2 * i + 1], a.scale, -base));
+        score[c + 2 * i] = fast_exp2(fmaf(score[c + 2 * i], w.scale, -base));
+        score[c + 2 * i + 1] = fast_exp2(fmaf(score[c + 2 * i + 1], w.scale, -base));
         total += score[c + 2 * i] + score[c + 2 * i + 1];
       }
       sum[i] = sum[i] * keep[i] + total;  // of this thread's columns
@@ -170,41 +196,53 @@ __device__ void compute(const Expanded<__nv_bfloat16>& a, Blocks blocks, int hea
     for (int i = 0; i < 32; ++i) p[i] = pack_bf16(score[2 * i], score[2 * i + 1]);
   };
 
-  pass();
-  if (!blocks.done()) {
-    s.q_full.wait(0);
+  auto rescale = [&](const float(&keep)[2]) {
+#pragma unroll
+    for (int i = 0; i < columns / 2; i += 4) {
+      out[i] *= keep[0], out[i + 1] *= keep[0];
+      out[i + 2] *= keep[1], out[i + 3] *= keep[1];
+    }
+  };
+
+  s.q_full.wait(0);
+  while (!blocks.done()) {
+    if (!matters()) {
+      s.k_full[stage.index].wait(stage.phase);
+      s.v_full[stage.index].wait(stage.phase);
+      if (lane == 0) s.k_empty[stage.index].arrive(), s.v_empty[stage.index].arrive();
+      blocks.next();
+      stage.next();
+      continue;
+    }
     float keep[2];
     s.k_full[stage.index].wait(stage.phase);
     begin_scores();
     products_wait<0>();
     if (lane == 0) s.k_empty[stage.index].arrive();
     soften(keep);
+    rescale(keep);
     pack();
     for (;;) {
-      const Stage last = stage;
+      const Stage before = stage;
       blocks.next();
       stage.next();
-      pass();
-      if (blocks.done()) {
-        s.v_full[last.index].wait(last.phase);
-        begin_values(last.index);
+      if (blocks.done() || !matters()) {
+        s.v_full[before.index].wait(before.phase);
+        begin_values(before.index);
         products_wait<0>();
+        if (lane == 0) s.v_empty[before.index].arrive();
         break;
       }
       s.k_full[stage.index].wait(stage.phase);
       begin_scores();
-      s.v_full[last.index].wait(last.phase);
-      begin_values(last.index);
+      s.v_full[before.index].wait(before.phase);
+      begin_values(before.index);
       products_wait<1>();
       if (lane == 0) s.k_empty[stage.index].arrive();
       soften(keep);
       products_wait<0>();
-      if (lane == 0) s.v_empty[last.index].arrive();
-#pragma unroll
-      for (int i = 0; i < columns / 2; i += 4) {
-        out[i] *= keep[0], out[i + 1] *= keep[0];
-        out[i + 2] *= keep[1], out[i + 3] *= keep[1];
-      }
+      if (lane == 0) s.v_empty[before.index].arrive();
+      rescale(keep);
       pack();
     }
   }
@@ -214,34 +252,46 @@ __device__ void compute(const Expanded<__nv_bfloat16>& a, Blocks blocks, int hea
     total += __shfl_xor_sync(whole_warp, total, 2);
     const int r = row + 8 * i;
     if (r >= rows) continue;
-    const float inverse = 1 / total;
-    __nv_bfloat16* to = a.out.at(first + r, head) + lane % 4 * 2;
+    if (cached && static_cast<unsigned>(s.run[r] - w.first_sequence) >= static_cast<unsigned>(w.sequences)) {
+      continue;
+    }
+    const float inverse = total != 0 ? 1 / total : 0;
+    __nv_bfloat16* to = w.out.at(first + r, w.first_head + head) + lane % 4 * 2;
 #pragma unroll
     for (int c = 0; c < columns / 8; ++c) {
       *reinterpret_cast<uint32_t*>(to + 8 * c) =
           pack_bf16(out[4 * c + 2 * i] * inverse, out[4 * c + 2 * i + 1] * inverse);
     }
-    if (lane % 4 == 0) {
-      a.lse[(first + r) * a.lse_token + head * a.lse_head] =
+    if (!cached && lane % 4 == 0) {
+      w.lse[(first + r) * w.lse_token + head * w.lse_head] =
           (maximum[i] + log2f(total)) * static_cast<float>(ln_2);
     }
   }
 }
 
-template <class H>
+template <class H, bool cached>
 __global__ void __launch_bounds__(threads, 1)
-    forward_kernel(const Expanded<__nv_bfloat16> a, const __grid_constant__ CUtensorMap q_map,
-                   const __grid_constant__ CUtensorMap k_map, const __grid_constant__ CUtensorMap rope_map,
-                   const __grid_constant__ CUtensorMap v_map) {
+    forward_kernel(const Work w, const __grid_constant__ Maps maps) {
   extern __shared__ char unaligned[];
   char* memory = unaligned + (1024 - shared_address(unaligned) % 1024) % 1024;
   Shared& s = *reinterpret_cast<Shared*>(memory + H::shared);
   // The longest first, all of a head together.
   const int first = static_cast<int>(gridDim.x - 1 - blockIdx.x) * query_rows;
-  const int head = static_cast<int>(blockIdx.y), group = head / (a.heads / a.groups);
-  const int rows = min(query_rows, a.tokens - first);
+  const int head = static_cast<int>(blockIdx.y), rows = min(query_rows, w.tokens - first);
   const int thread = static_cast<int>(threadIdx.x);
-  if (thread < rows) s.starts[thread] = a.starts[first + thread];
+  bool alike = true;
+  if (thread < query_rows) {
+    const bool real = thread < rows;
+    const int* runs = cached ? w.sequence : w.start;
+    const int last = !real ? -1 : cached ? w.position[first + thread] : first + thread;
+    const int run = real ? runs[first + thread] : -1;
+    alike = !real || run == runs[first];
+    s.run[thread] = run;
+    s.last[thread] = last;
+    const int least = __reduce_min_sync(whole_warp, real ? last : INT_MAX);
+    const int most = __reduce_max_sync(whole_warp, last);
+    if (thread % 32 == 0) s.least[thread / 32] = least, s.most[thread / 32] = most;
+  }
   if (thread == 0) {
     s.q_full.init(1);
     for (int i = 0; i < stages; ++i) {
@@ -250,31 +300,28 @@ __global__ void __launch_bounds__(threads, 1)
     }
     barriers_ready();
   }
-  const bool alike = __syncthreads_and(thread >= rows || a.starts[first + thread] == a.starts[first]);
-  const Blocks blocks(s.starts, first, rows, alike);
+  alike = __syncthreads_and(alike);
+  const Blocks<cached> blocks(s, w, first, rows, alike);
   if (thread < 256) {
     more_registers<240>();
-    compute<H>(a, blocks, head, memory, s);
+    compute<H>(w, blocks, head, memory, s);
   } else {
-    fewer_registers<32>();
-    if (thread == 256) {
-      copy_tiles<H>(q_map, k_map, rope_map, v_map, a.nope / tile_columns, blocks, head, group, memory, s);
-    }
+    fewer_registers<24>();
+    if (thread == 256) copy_tiles<H>(maps, blocks, head, memory, s);
   }
 }
 
-template <class H>
-void launch(const Expanded<__nv_bfloat16>& a, StreamHandle stream) {
-  const auto map = [&](const Rows<const __nv_bfloat16>& x, int width, int64_t heads) {
-    return tile_map(x.data, width, a.tokens, x.token, heads, heads > 1 ? x.head : x.token, query_rows);
-  };
-  const CUtensorMap q = map(a.q, a.nope + a.rope, a.heads), k = map(a.k, a.nope, a.groups);
-  const CUtensorMap rope = a.rope ? map(a.k_rope, a.rope, 1) : k, v = map(a.v, a.value, a.groups);
+template <class H, bool cached>
+void launch(const Work& w, const Maps& maps, int heads, StreamHandle stream) {
   constexpr int bytes = H::shared + static_cast<int>(sizeof(Shared)) + 1024;
-  allow_shared_memory(forward_kernel<H>, bytes);
-  const dim3 grid(static_cast<unsigned>(ceil_div(a.tokens, query_rows)), static_cast<unsigned>(a.heads));
-  forward_kernel<H><<<grid, threads, bytes, stream>>>(a, q, k, rope, v);
-  check_launch("attention_expanded");
+  allow_shared_memory(forward_kernel<H, cached>, bytes);
+  const dim3 grid(static_cast<unsigned>(ceil_div(w.tokens, query_rows)), static_cast<unsigned>(heads));
+  forward_kernel<H, cached><<<grid, threads, bytes, stream>>>(w, maps);
+  check_launch("attention");
+}
+
+CUtensorMap map_of(const Rows<const __nv_bfloat16>& x, int64_t tokens, int width, int64_t heads) {
+  return tile_map(x.data, width, tokens, x.token, heads, heads > 1 ? x.head : x.token, query_rows);
 }
 
 }  // namespace
@@ -291,20 +338,51 @@ bool copies_heads(const Expanded<__nv_bfloat16>& a) {
 bool attention_expanded_sm90(const Expanded<__nv_bfloat16>& a, const Context& context) {
   const int key = a.nope + a.rope;
   if ((a.rope && a.nope % tile_columns) || !copies_heads(a)) return false;
-  if (key == 192 && a.value == 128) {
-    launch<HeadShape<3, 12, 2>>(a, context.stream);
-  } else if (key == 128 && a.value == 128) {
-    launch<HeadShape<2, 8, 2>>(a, context.stream);
-  } else if (key == 128 && a.value == 64) {
-    launch<HeadShape<2, 8, 1>>(a, context.stream);
-  } else if (key == 96 && a.value == 64) {
-    launch<HeadShape<2, 6, 1>>(a, context.stream);
-  } else if (key == 64 && a.value == 64) {
-    launch<HeadShape<1, 4, 1>>(a, context.stream);
-  } else {
-    return false;
-  }
+  using Launch = void (*)(const Work&, const Maps&, int, StreamHandle);
+  const Launch launch_shape = key == 192 && a.value == 128   ? launch<HeadShape<3, 12, 2>, false>
+                              : key == 128 && a.value == 128 ? launch<HeadShape<2, 8, 2>, false>
+                              : key == 128 && a.value == 64  ? launch<HeadShape<2, 8, 1>, false>
+                              : key == 96 && a.value == 64   ? launch<HeadShape<2, 6, 1>, false>
+                              : key == 64 && a.value == 64   ? launch<HeadShape<1, 4, 1>, false>
+                                                             : Launch(nullptr);
+  if (!launch_shape) return false;
+  Work w;
+  w.tokens = a.tokens;
+  w.nope_tiles = static_cast<int>(ceil_div(a.nope, tile_columns));
+  w.share = a.heads / a.groups;
+  w.scale = a.scale;
+  w.out = a.out;
+  w.lse = a.lse, w.lse_token = a.lse_token, w.lse_head = a.lse_head;
+  w.start = a.starts;
+  const CUtensorMap k = map_of(a.k, a.tokens, a.nope, a.groups);
+  const Maps maps{map_of(a.q, a.tokens, key, a.heads), k, a.rope ? map_of(a.k_rope, a.tokens, a.rope, 1) : k,
+                  map_of(a.v, a.tokens, a.value, a.groups)};
+  launch_shape(w, maps, a.heads, context.stream);
   return true;
+}
+
+void attend_expanded_cache_sm90(const Paged<__nv_bfloat16>& a, const ExpandedCache& cache,
+                                StreamHandle stream) {
+  Work w;
+  w.tokens = a.tokens;
+  w.nope_tiles = cache.nope / tile_columns;
+  w.scale = a.scale;
+  w.out = a.out;
+  w.sequence = a.sequence, w.position = a.position;
+  w.first_sequence = cache.first_sequence, w.sequences = cache.sequences;
+  w.first_head = cache.first_head, w.heads = cache.heads;
+  const auto map = [&](const __nv_bfloat16* data, int width, int64_t outer) {
+    return tile_map(data, width, cache.count, width, outer, static_cast<int64_t>(cache.count) * width,
+                    query_rows);
+  };
+  const int64_t rows = static_cast<int64_t>(cache.sequences) * cache.heads;
+  const Maps maps{map_of(a.q, a.tokens, a.key, a.heads), map(cache.keys, cache.nope, rows),
+                  map(cache.rope, a.key - cache.nope, cache.sequences), map(cache.values, a.value, rows)};
+  if (a.key == 192) {
+    launch<HeadShape<3, 12, 2>, true>(w, maps, cache.heads, stream);
+  } else {
+    launch<HeadShape<2, 6, 1>, true>(w, maps, cache.heads, stream);
+  }
 }
 
 }  // namespace latente::cuda

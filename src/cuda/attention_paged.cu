@@ -43,22 +43,48 @@ __global__ void __launch_bounds__(Tile::threads)
       });
 }
 
-// A block a row.
-template <class T>
+constexpr int most_pieces = 1024;
+
+// A block a row, `width` columns a thread.
+template <class T, int width>
 __global__ void combine_kernel(const Paged<T> a, const Partials partials) {
+  __shared__ float weights[most_pieces];
+  __shared__ float total;
   const int token = partials.first_token + static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
-  const int splits = split_count(a.position[token] + 1);
+  const int splits = split_count(a.position[token] + 1), thread = static_cast<int>(threadIdx.x);
+#if __CUDA_ARCH__ >= 900
+  cudaGridDependencySynchronize();
+#endif
   if (splits == 1) return;
   const float* lse = partials.lse + partials.row(token, head, 0);
   const float* out = partials.out + partials.row(token, head, 0) * a.value;
-  float top = -INFINITY, sum = 0;
-  for (int s = 0; s < splits; ++s) top = fmaxf(top, lse[s]);
-  for (int s = 0; s < splits; ++s) sum += exp2f(lse[s] - top);
-  for (int i = static_cast<int>(threadIdx.x); i < a.value; i += static_cast<int>(blockDim.x)) {
-    float x = 0;
+  if (thread < 32) {
+    float top = -INFINITY, sum = 0;
+    for (int s = thread; s < splits; s += 32) top = fmaxf(top, lse[s]);
+    for (int step = 16; step > 0; step /= 2) top = fmaxf(top, __shfl_xor_sync(whole_warp, top, step));
+    for (int s = thread; s < splits; s += 32) {
+      weights[s] = exp2f(lse[s] - top);
+      sum += weights[s];
+    }
+    for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(whole_warp, sum, step);
+    if (thread == 0) total = sum;
+  }
+  __syncthreads();
+  for (int i = thread * width; i < a.value; i += static_cast<int>(blockDim.x) * width) {
+    float x[width] = {};
 #pragma unroll 8
-    for (int s = 0; s < splits; ++s) x = fmaf(exp2f(lse[s] - top), out[s * a.value + i], x);
-    narrow(x / sum, a.out.at(token, head) + i);
+    for (int s = 0; s < splits; ++s) {
+      float part[width];
+      if constexpr (width == 4) {
+        *reinterpret_cast<float4*>(part) = *reinterpret_cast<const float4*>(out + s * a.value + i);
+      } else {
+        part[0] = out[s * a.value + i];
+      }
+#pragma unroll
+      for (int c = 0; c < width; ++c) x[c] = fmaf(weights[s], part[c], x[c]);
+    }
+#pragma unroll
+    for (int c = 0; c < width; ++c) narrow(x[c] / total, a.out.at(token, head) + i + c);
   }
 }
 
@@ -93,7 +119,7 @@ void attend(const View& q, const View& keys, const View& values, const Pages& pa
                            } else {
                              launch<LargeTile>(a, key_elements, value_elements, partials, context.stream);
                            }
-                           if (partials.splits > 1) combine_splits(a, partials, context.stream);
+                           if (partials.splits > 1) combine_splits(a, partials, context);
                          });
       }
     });
@@ -103,14 +129,25 @@ void attend(const View& q, const View& keys, const View& values, const Pages& pa
 }  // namespace
 
 template <class T>
-void combine_splits(const Paged<T>& a, const Partials& partials, StreamHandle stream) {
-  const dim3 grid(static_cast<unsigned>(partials.tokens), static_cast<unsigned>(a.heads));
-  const unsigned threads = static_cast<unsigned>(std::min<int64_t>(256, 32 * ceil_div(a.value, 32)));
-  combine_kernel<<<grid, threads, 0, stream>>>(a, partials);
-  check_launch("attention_paged");
+void combine_splits(const Paged<T>& a, const Partials& partials, const Context& context) {
+  LATENTE_ASSERT(partials.splits <= most_pieces);
+  const bool vectors = a.value % 4 == 0;
+  cudaLaunchConfig_t launch{};
+  launch.gridDim = dim3(static_cast<unsigned>(partials.tokens), static_cast<unsigned>(a.heads));
+  launch.blockDim =
+      static_cast<unsigned>(std::clamp<int64_t>(32 * ceil_div(a.value, vectors ? 128 : 32), 32, 256));
+  launch.stream = context.stream;
+  // Its blocks may be there before the pieces are.
+  cudaLaunchAttribute early;
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  launch.attrs = &early;
+  launch.numAttrs = context.compute_capability >= 90 ? 1 : 0;
+  check(cudaLaunchKernelEx(&launch, vectors ? combine_kernel<T, 4> : combine_kernel<T, 1>, a, partials),
+        "attention_paged");
 }
-template void combine_splits(const Paged<float>&, const Partials&, StreamHandle);
-template void combine_splits(const Paged<__nv_bfloat16>&, const Partials&, StreamHandle);
+template void combine_splits(const Paged<float>&, const Partials&, const Context&);
+template void combine_splits(const Paged<__nv_bfloat16>&, const Partials&, const Context&);
 
 void attention_paged(View q, View keys, View values, const Pages& pages, double scale, View out,
                      const Context& context) {

@@ -157,8 +157,8 @@ void with_elements(const View& cache, int64_t rank, const Use& use) {
   }
 }
 
-// Puts the pieces of rows that have several together.
+// Puts the pieces of rows that have several together. The kernel before it on the stream made them.
 template <class T>
-void combine_splits(const Paged<T>& a, const Partials& partials, StreamHandle stream);
+void combine_splits(const Paged<T>& a, const Partials& partials, const Context& context);
 
 }  // namespace latente::cuda

@@ -1,4 +1,5 @@
 #include "cuda/attention_paged.cuh"
+#include "cuda/attention_sm90.h"
 #include "cuda/kernels.h"
 
 namespace latente::cuda {
@@ -264,6 +265,10 @@ void attention_paged_expanded(View q, View cache, View kv_b, const Pages& pages,
   LATENTE_ASSERT(cache.shape.rank() == 4 && cache[2] == 1 && rope > 0);
   LATENTE_ASSERT(kv_b[0] == q[1] * (q[2] - rope + out[2]) && kv_b.layout == Layout::rows);
   if (q.count() == 0) return;
+  if (context.compute_capability == 90 &&
+      attention_paged_expanded_sm90(q, cache, kv_b, pages, scale, out, context)) {
+    return;
+  }
   const bool wide = q.dtype == DType::f32, wide_weight = kv_b.dtype == DType::f32;
   auto run =
       wide ? (wide_weight ? attend_any<float, float> : attend_any<float, __nv_bfloat16>)

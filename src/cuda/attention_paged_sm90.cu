@@ -20,8 +20,9 @@ struct LatentShape {
 
 struct Shared {
   Barrier q_full, q_empty, full[buffers][parts], empty[buffers];
-  float maximum[tile_rows], sum[tile_rows];  // of the rows, as the warpgroups hand them over
-  float factor[2][tile_rows];
+  // What the warpgroups tell each other of their rows: maxima of a block, sums of a unit. In turns, so that
+  // one is read while the next is written.
+  float of_rows[2][2][tile_rows];
 };
 
 template <class L>
@@ -29,6 +30,7 @@ struct Layout {
   static constexpr int q = 0, kv = L::tiles * tile_bytes, kv_bytes = L::tiles * tile_bytes;
   static constexpr int p = kv + buffers * kv_bytes, shared = p + tile_bytes;
   static constexpr int bytes = shared + static_cast<int>(sizeof(Shared)) + 1024;  // to align
+  static_assert(bytes <= 227 * 1024);
 };
 
 struct Work {
@@ -152,10 +154,9 @@ __device__ void compute_units(const Work& w, char* memory, Shared& s) {
   constexpr int both = 256, columns = values * tile_columns, first_column = half * L::first * tile_columns;
   const int thread = static_cast<int>(threadIdx.x) % 128, lane = thread % 32;
   const int row = thread / 32 * 16 + lane / 4;  // and row + 8
-  const char* const p_tile = memory + Layout<L>::p;
   Turn turn;
-  int q_phase = 0;
-  float out[columns / 2], score[32];
+  int q_phase = 0, parity = 0;
+  float out[columns / 2], score[16];
 
   for_units(w, [&](const Unit& u) {
     const int blocks = (u.end - u.begin + block_keys - 1) / block_keys;
@@ -169,7 +170,7 @@ __device__ void compute_units(const Work& w, char* memory, Shared& s) {
     for (int t = 0; t < u.count; ++t) least = min(least, w.a.position[u.token + t]);
 
     auto begin_scores = [&](const Turn& of) {
-      const char* keys = memory + Layout<L>::kv + of.buffer * Layout<L>::kv_bytes;
+      const char* keys = memory + Layout<L>::kv + of.buffer * Layout<L>::kv_bytes + half * 32 * 128;
       products_begin();
 #pragma unroll
       for (int step = 0; step < L::steps; ++step) {
@@ -181,159 +182,146 @@ __device__ void compute_units(const Work& w, char* memory, Shared& s) {
       }
       products_commit();
     };
-    // Adds the product of probabilities and this warpgroup's columns of a block of values.
-    auto value_operand = [&](int step) {
-      return columns_operand(
-                 memory + Layout<L>::kv + turn.buffer * Layout<L>::kv_bytes + half * L::first * tile_bytes,
-                 tile_bytes) +
-             step * columns_step;
-    };
-    auto rescale = [&](float low, float high) {
-      if (__all_sync(whole_warp, low == 1 && high == 1)) return;
-#pragma unroll
-      for (int i = 0; i < columns / 2; i += 4) {
-        out[i] *= low, out[i + 1] *= low;
-        out[i + 2] *= high, out[i + 3] *= high;
-      }
-    };
-    auto release = [&](int buffer) {
-      if (lane == 0) s.empty[buffer].arrive();
+    auto release = [&] {
+      if (lane == 0) s.empty[turn.buffer].arrive();
     };
 
     s.q_full.wait(q_phase);
     q_phase ^= 1;
-    if (half == 0 && blocks > 0) {
+    float maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
+    if (blocks > 0) {
       begin_scores(turn);
       products_wait<0>();
     }
     for (int n = 0; n < blocks; ++n) {
       const int at = u.begin + n * block_keys;
-      if (n % 2 == half) {
-        if (n == blocks - 1 && lane == 0) s.q_empty.arrive();
-        if (at + block_keys - 1 > least) {
-#pragma unroll
-          for (int i = 0; i < 32; ++i) {
-            const int key = at + i / 4 * 8 + lane % 4 * 2 + i % 2;
-            if (key > last[i / 2 % 2]) score[i] = -INFINITY;
-          }
-        }
-        uint32_t p[16];
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          float top = score[2 * i];
-#pragma unroll
-          for (int c = 0; c < 32; c += 4) top = fmaxf(top, fmaxf(score[c + 2 * i], score[c + 2 * i + 1]));
-          top = fmaxf(top, __shfl_xor_sync(whole_warp, top, 1));
-          top = fmaxf(top, __shfl_xor_sync(whole_warp, top, 2)) * w.a.scale;
-          const float before = n > 0 ? s.maximum[row + 8 * i] : -INFINITY;
-          top = fmaxf(top, before);
-          const float base = top == -INFINITY ? 0 : top, keep = fast_exp2(before - base);
-          float sum = 0;
-#pragma unroll
-          for (int c = 0; c < 32; c += 4) {
-            const float low = fast_exp2(fmaf(score[c + 2 * i], w.a.scale, -base));
-            const float high = fast_exp2(fmaf(score[c + 2 * i + 1], w.a.scale, -base));
-            sum += low + high;
-            p[c / 2 + i] = pack_bf16(low, high);
-          }
-          sum += __shfl_xor_sync(whole_warp, sum, 1);
-          sum += __shfl_xor_sync(whole_warp, sum, 2);
-          const int r = row + 8 * i;
-          __syncwarp();
-          if (lane % 4 == 0) {
-            s.sum[r] = (n > 0 ? s.sum[r] * keep : 0) + sum;
-            s.maximum[r] = top;
-            s.factor[half][r] = keep;
-          }
-          // The block of probabilities as a tile: [row, key].
-#pragma unroll
-          for (int c = 0; c < 8; ++c) {
-            *reinterpret_cast<uint32_t*>(memory + Layout<L>::p + r * 128 + ((c ^ r % 8) << 4) +
-                                         lane % 4 * 4) = p[2 * c + i];
-          }
-        }
-        // Nothing has been copied to, or whatever a page holds, beyond the context's end: as values these
-        // rows must not be NaN.
-        if (at + block_keys > u.end) {
-          const int valid = u.end - at;
-          char* kv = memory + Layout<L>::kv + turn.buffer * Layout<L>::kv_bytes;
-          for (int i = thread; i < (block_keys - valid) * (L::first + L::second) * 8; i += 128) {
-            const int piece = i % 8, tile = i / 8 % (L::first + L::second);
-            const int r = valid + i / 8 / (L::first + L::second);
-            *reinterpret_cast<uint4*>(kv + tile * tile_bytes + r * 128 + piece * 16) = uint4{};
-          }
+      char* const kv = memory + Layout<L>::kv + turn.buffer * Layout<L>::kv_bytes;
+      if (n == blocks - 1 && lane == 0) s.q_empty.arrive();
+      // Nothing has been copied to, or whatever a page holds, beyond the context's end: as values these rows
+      // must not be NaN.
+      if (at + block_keys > u.end) {
+        const int valid = u.end - at;
+        for (int i = half * 128 + thread; i < (block_keys - valid) * (L::first + L::second) * 8; i += both) {
+          const int piece = i % 8, tile = i / 8 % (L::first + L::second);
+          const int r = valid + i / 8 / (L::first + L::second);
+          *reinterpret_cast<uint4*>(kv + tile * tile_bytes + r * 128 + piece * 16) = uint4{};
         }
         fence_shared_writes();
-        __syncwarp();
-        const float low = s.factor[half][row], high = s.factor[half][row + 8];
-        sync_threads(3 + half, 128);  // all of this warpgroup's tile is written
-        arrive_threads(1 + half, both);
-        rescale(low, high);
-        products_begin();
+      }
+      if (at + block_keys - 1 > least) {
 #pragma unroll
-        for (int step = 0; step < 4; ++step) {
-          const uint32_t operand[4] = {p[4 * step], p[4 * step + 1], p[4 * step + 2], p[4 * step + 3]};
-          wgmma<1>(out, operand, value_operand(step), n > 0 || step > 0);
-        }
-        products_commit();
-        products_wait<0>();
-        release(turn.buffer);
-      } else {
-        sync_threads(1 + (half ^ 1), both);
-        rescale(s.factor[half ^ 1][row], s.factor[half ^ 1][row + 8]);
-        auto add_values = [&] {
-          products_begin();
-#pragma unroll
-          for (int step = 0; step < 4; ++step) {
-            wgmma<1>(out, rows_operand(p_tile) + step * rows_step, value_operand(step), n > 0 || step > 0);
-          }
-          products_commit();
-        };
-        if (n + 1 < blocks) {
-          Turn after = turn;
-          after.next();
-          add_values();
-          begin_scores(after);
-          products_wait<1>();
-          release(turn.buffer);
-          products_wait<0>();
-        } else {
-          add_values();
-          products_wait<0>();
-          release(turn.buffer);
-          if (lane == 0) s.q_empty.arrive();
+        for (int i = 0; i < 16; ++i) {
+          const int key = at + half * 32 + i / 4 * 8 + lane % 4 * 2 + i % 2;
+          if (key > last[i / 2 % 2]) score[i] = -INFINITY;
         }
       }
+      float keep[2], top[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        top[i] = fmaxf(score[2 * i], score[2 * i + 1]);
+#pragma unroll
+        for (int c = 4; c < 16; c += 4) top[i] = fmaxf(top[i], fmaxf(score[c + 2 * i], score[c + 2 * i + 1]));
+        top[i] = fmaxf(top[i], __shfl_xor_sync(whole_warp, top[i], 1));
+        top[i] = fmaxf(top[i], __shfl_xor_sync(whole_warp, top[i], 2)) * w.a.scale;
+        if (lane % 4 == 0) s.of_rows[parity][half][row + 8 * i] = top[i];
+      }
+      sync_threads(1, both);
+      uint32_t p[8];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int r = row + 8 * i;
+        top[i] = fmaxf(maximum[i], fmaxf(top[i], s.of_rows[parity][half ^ 1][r]));
+        const float base = top[i] == -INFINITY ? 0 : top[i];
+        keep[i] = fast_exp2(maximum[i] - base);
+        maximum[i] = top[i];
+        float total = 0;
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          const float low = fast_exp2(fmaf(score[4 * c + 2 * i], w.a.scale, -base));
+          const float high = fast_exp2(fmaf(score[4 * c + 2 * i + 1], w.a.scale, -base));
+          total += low + high;
+          p[2 * c + i] = pack_bf16(low, high);
+          // The block of probabilities as a tile: [row, key].
+          *reinterpret_cast<uint32_t*>(memory + Layout<L>::p + r * 128 + ((half * 4 + c ^ r % 8) << 4) +
+                                       lane % 4 * 4) = p[2 * c + i];
+        }
+        sum[i] = sum[i] * keep[i] + total;  // of this thread's keys
+      }
+      fence_shared_writes();
+      if (!__all_sync(whole_warp, keep[0] == 1 && keep[1] == 1)) {
+#pragma unroll
+        for (int i = 0; i < columns / 2; i += 4) {
+          out[i] *= keep[0], out[i + 1] *= keep[0];
+          out[i + 2] *= keep[1], out[i + 3] *= keep[1];
+        }
+      }
+      // The keys of this warpgroup, then the other's.
+      const uint64_t value_tiles = columns_operand(kv + half * L::first * tile_bytes, tile_bytes);
+      products_begin();
+#pragma unroll
+      for (int step = 0; step < 2; ++step) {
+        const uint32_t own[4] = {p[4 * step], p[4 * step + 1], p[4 * step + 2], p[4 * step + 3]};
+        wgmma<1>(out, own, value_tiles + (2 * half + step) * columns_step, n > 0 || step > 0);
+      }
+      products_commit();
+      sync_threads(2, both);
+#pragma unroll
+      for (int step = 0; step < 2; ++step) {
+        const int other = 2 * (half ^ 1) + step;
+        wgmma<1>(out, rows_operand(memory + Layout<L>::p) + other * rows_step,
+                 value_tiles + other * columns_step, 1);
+      }
+      products_commit();
+      if (n + 1 < blocks) {
+        Turn after = turn;
+        after.next();
+        begin_scores(after);
+        products_wait<1>();
+        release();
+        products_wait<0>();
+      } else {
+        products_wait<0>();
+        release();
+      }
       turn.next();
+      parity ^= 1;
     }
     if (blocks == 0 && lane == 0) s.q_empty.arrive();
 
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
+      sum[i] += __shfl_xor_sync(whole_warp, sum[i], 1);
+      sum[i] += __shfl_xor_sync(whole_warp, sum[i], 2);
+      if (lane % 4 == 0) s.of_rows[parity][half][row + 8 * i] = sum[i];
+    }
+    sync_threads(3, both);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
       const int r = row + 8 * i, t = r / w.token_rows, head = u.head + r % w.token_rows;
       if (t >= u.count || head >= w.a.heads) continue;
       const int token = u.token + t, length = w.a.position[token] + 1;
-      const float sum = blocks > 0 ? s.sum[r] : 0, inverse = sum > 0 ? 1 / sum : 0;
+      const float total = s.of_rows[parity][0][r] + s.of_rows[parity][1][r];
+      const float inverse = total != 0 ? 1 / total : 0;
       const int column = first_column + lane % 4 * 2;
       if (split_count(length) == 1) {
         __nv_bfloat16* to = w.a.out.at(token, head) + column;
 #pragma unroll
         for (int c = 0; c < columns / 8; ++c) {
           const float x = out[4 * c + 2 * i], y = out[4 * c + 2 * i + 1];
-          *reinterpret_cast<uint32_t*>(to + 8 * c) = sum > 0 ? pack_bf16(x * inverse, y * inverse) : 0;
+          *reinterpret_cast<uint32_t*>(to + 8 * c) = total != 0 ? pack_bf16(x * inverse, y * inverse) : 0;
         }
       } else {
-        const int64_t at = w.partials.row(token, head, u.split);
-        float* to = w.partials.out + at * w.a.value + column;
+        const int64_t to_row = w.partials.row(token, head, u.split);
+        float* to = w.partials.out + to_row * w.a.value + column;
 #pragma unroll
         for (int c = 0; c < columns / 8; ++c) {
           *reinterpret_cast<float2*>(to + 8 * c) =
               float2{out[4 * c + 2 * i] * inverse, out[4 * c + 2 * i + 1] * inverse};
         }
-        if (half == 0 && lane % 4 == 0) w.partials.lse[at] = s.maximum[r] + log2f(sum);
+        if (half == 0 && lane % 4 == 0) w.partials.lse[to_row] = maximum[i] + log2f(total);
       }
     }
-    sync_threads(5, both);  // sums and probabilities may be written again
+    parity ^= 1;
   });
 }
 
@@ -354,6 +342,7 @@ __global__ void __launch_bounds__(threads, 1)
     barriers_ready();
   }
   __syncthreads();
+  cudaTriggerProgrammaticLaunchCompletion();  // whoever comes next waits for this kernel's end itself
   const int group = static_cast<int>(threadIdx.x) / 128;
   if (group == 0) {
     more_registers<240>();
@@ -362,7 +351,7 @@ __global__ void __launch_bounds__(threads, 1)
     more_registers<240>();
     compute_units<L, 1, L::second>(w, memory, s);
   } else {
-    fewer_registers<32>();
+    fewer_registers<24>();
     if (threadIdx.x / 32 == 8) copy_units<L>(w, q_map, kv_map, memory, s);
   }
 }
@@ -407,7 +396,7 @@ bool attention_paged_sm90(const Paged<__nv_bfloat16>& a, const View& q, const Vi
       a.tokens, a.heads, a.value, most_splits(capacity(keys, pages)), context, [&](const Partials& partials) {
         w.partials = partials;
         (large ? launch<Latent512> : launch<Latent192>)(w, q, keys, context.stream, context.multiprocessors);
-        if (partials.splits > 1) combine_splits(a, partials, context.stream);
+        if (partials.splits > 1) combine_splits(a, partials, context);
       });
   return true;
 }

@@ -60,8 +60,9 @@ __global__ void store_narrow_kernel(const T* latent, int64_t latent_stride, int 
     for (int i = 0; i < bytes; ++i) entry[at + i] = static_cast<unsigned char>(bits >> (8 * i));
   };
   for (int i = lane; i < rope; i += 32) {
-    const __nv_bfloat16 x = __float2bfloat16_rn(widen(rotary[blockIdx.x * rotary_stride + i]));
-    put(rank + 2 * i, __bfloat16_as_ushort(x), 2);
+    const float x = __bfloat162float(__float2bfloat16_rn(widen(rotary[blockIdx.x * rotary_stride + i])));
+    // By way of float: ptxas 13.0 makes a conversion to an integer of storing one byte of a bfloat16.
+    put(rank + 2 * i, __float_as_uint(x) >> 16, 2);
   }
   if (lane == 0) put(rank + 2 * rope, static_cast<unsigned>(__float_as_int(scale)), 4);
 }

@@ -123,15 +123,17 @@ struct DeviceIndices {
   View view;
 };
 
-// ‖a - b‖ / ‖b‖, infinite if an element of a is not finite.
+// ‖a - b‖ / ‖b‖, or relative to elements of 0.1 if those of b are smaller; infinite if an element of a is
+// not finite.
 inline double distance(const std::vector<double>& a, const std::vector<double>& b, double shift = 0) {
   double difference = 0, norm = 0;
   for (size_t i = 0; i < b.size(); ++i) {
     difference += (a[i] - b[i] - shift) * (a[i] - b[i] - shift);
     norm += b[i] * b[i];
   }
-  return std::isfinite(difference) ? std::sqrt(difference / std::max(norm, 1e-30))
-                                   : std::numeric_limits<double>::infinity();
+  return std::isfinite(difference)
+             ? std::sqrt(difference / std::max(norm, 1e-2 * static_cast<double>(b.size())))
+             : std::numeric_limits<double>::infinity();
 }
 
 // body(i) for i in [0, count), on all cores.
