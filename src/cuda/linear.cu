@@ -61,6 +61,46 @@ __global__ __launch_bounds__(side* side) void product_kernel(Product<A, B, C> p)
   }
 }
 
+// A block a row: its warps take the columns in turn, lanes share the depth. For few columns of float32, as of
+// routers, whatever the number of rows.
+constexpr int row_threads = 256;
+constexpr int64_t most_row_columns = 256, most_row_depth = 8192;
+template <class A>
+__global__ __launch_bounds__(row_threads) void row_kernel(Product<A, float, float> p) {
+  extern __shared__ __align__(16) float row[];
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % warp_size,
+            depth = static_cast<int>(p.depth);
+  for (int k = thread * 4; k < depth; k += row_threads * 4) {
+    float x[4];
+    load<4>(p.a + blockIdx.x * p.a_row + k, x);
+    store<4>(x, row + k);
+  }
+  __syncthreads();
+#pragma unroll 4
+  for (int64_t column = thread / warp_size; column < p.columns; column += row_threads / warp_size) {
+    float sum = 0;
+    for (int k = lane * 4; k < depth; k += warp_size * 4) {
+      float x[4], w[4];
+      load<4>(row + k, x);
+      load<4>(p.b + column * p.b_row + k, w);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sum = fmaf(x[j], w[j], sum);
+    }
+    sum = warp_sum(sum);
+    if (lane == 0) p.c[blockIdx.x * p.c_row + column] = sum;
+  }
+}
+
+template <class A>
+bool fits_rows(const Product<A, float, float>& p) {
+  auto aligned = [](const void* pointer, size_t bytes) {
+    return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
+  };
+  return p.columns <= most_row_columns && p.depth <= most_row_depth && p.depth % 4 == 0 && !p.offsets &&
+         !p.bias && !p.accumulate && p.a_depth == 1 && p.b_depth == 1 && p.a_row % 4 == 0 &&
+         p.b_row % 4 == 0 && aligned(p.a, 4 * sizeof(A)) && aligned(p.b, 16);
+}
+
 // The most tiles of `rows` that any sizes of groups can need.
 int64_t most_tiles(int64_t count, int64_t experts, int64_t rows) {
   return (count + std::min(count, experts) * (rows - 1)) / rows;
@@ -80,8 +120,53 @@ void launch(const Product<A, B, C>& p, int64_t rows, int64_t batches, const char
   if constexpr (std::is_same_v<A, bf16> && std::is_same_v<B, bf16>) {
     if (mma::fits(p)) return mma::launch(p, rows, grid_of, name, context);
   }
+  if constexpr (std::is_same_v<B, float> && std::is_same_v<C, float>) {
+    if (batches == 1 && p.part_depth == 0 && fits_rows(p)) {
+      row_kernel<<<static_cast<unsigned>(rows), row_threads, static_cast<size_t>(p.depth) * sizeof(float),
+                   context.stream>>>(p);
+      return check_launch(name);
+    }
+  }
   product_kernel<<<grid_of(tile, tile), side * side, 0, context.stream>>>(p);
   check_launch(name);
+}
+
+// out [rows, columns] (+)= the sum of parts [count, rows, columns], in order.
+__global__ __launch_bounds__(256) void sum_parts_kernel(const float* parts, int count, int64_t rows,
+                                                        int64_t columns, float* out, int64_t out_stride,
+                                                        bool accumulate) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
+  if (i >= rows * columns) return;
+  float& to = out[i / columns * out_stride + i % columns];
+  float sum = accumulate ? to : 0;
+#pragma unroll 8
+  for (int part = 0; part < count; ++part) sum += parts[part * rows * columns + i];
+  to = sum;
+}
+
+// A product of few tiles and great depth, as gradients of weights are: the depth is cut into parts, whose
+// number follows from the shapes, so that every multiprocessor has something to do.
+template <class A, class B, class C>
+void launch_deep(Product<A, B, C> p, const char* name, const Context& context) {
+  if constexpr (std::is_same_v<C, float>) {
+    constexpr int64_t enough_tiles = 264, least_depth = 512;
+    const int64_t tiles = blocks_for(p.rows, 128) * int64_t{blocks_for(p.columns, 128)};
+    int64_t parts = std::min(enough_tiles / std::max<int64_t>(tiles, 1), p.depth / least_depth);
+    parts = std::min(parts, context.workspace_bytes / std::max<int64_t>(p.rows * p.columns * 4, 1));
+    if (parts > 1) {
+      Product<A, B, C> cut = p;
+      cut.part_depth = (p.depth / parts + mma::step - 1) / mma::step * mma::step;
+      parts = (p.depth + cut.part_depth - 1) / cut.part_depth;
+      cut.c = static_cast<float*>(context.workspace);
+      cut.c_row = p.columns, cut.c_batch = p.rows * p.columns;
+      cut.accumulate = false;
+      launch(cut, p.rows, parts, name, context);
+      sum_parts_kernel<<<blocks_for(p.rows * p.columns, 256), 256, 0, context.stream>>>(
+          cut.c, static_cast<int>(parts), p.rows, p.columns, p.c, p.c_row, p.accumulate);
+      return check_launch(name);
+    }
+  }
+  launch(p, p.rows, 1, name, context);
 }
 
 template <class F>
@@ -140,7 +225,7 @@ void linear_backward_weight(View d_out, View x, Grad d_w, const Context& context
     p.c_row = d_w.view.stride(0);
     p.rows = d_out[1], p.columns = x[1], p.depth = x[0];
     p.accumulate = d_w.accumulate;
-    launch(p, p.rows, 1, "linear_backward_weight", context);
+    launch_deep(p, "linear_backward_weight", context);
   });
 }
 

@@ -4,15 +4,16 @@
 namespace latente::cuda {
 namespace {
 
-// A row is shared by `lanes` threads, a power of two from a warp to a block, each with 16 elements in P packs
+// A row is shared by `lanes` threads, a power of two from a warp to a block, each with some elements in packs
 // of N; how many follows from the row's width alone, and so does the order of its sums.
-constexpr int most_lanes = 512, block_threads = 128, elements_a_thread = 16;
+constexpr int most_lanes = 512, block_threads = 128;
+constexpr int elements_a_thread = 16, few_elements = 8;  // few: where more rows are held at a time
 constexpr int64_t widest = most_lanes * elements_a_thread;
 
-int lanes_for(int64_t width) {
+int lanes_for(int64_t width, int elements) {
   if (width > widest) fail("rms_norm on CUDA: expected rows of at most {} elements, found {}", widest, width);
   int lanes = warp_size;
-  while (lanes * elements_a_thread < width) lanes *= 2;
+  while (lanes * elements < width) lanes *= 2;
   return lanes;
 }
 
@@ -94,7 +95,7 @@ void norm(const View& h, const View& x, const View& weight, double eps, const Vi
           const View& rstd, const Context& context) {
   LATENTE_ASSERT(x.shape.rank() == 2 && out.shape == x.shape && (!weight || weight.count() == x[1]));
   if (x.count() == 0) return;
-  const int lanes = lanes_for(x[1]), threads = std::max(lanes, block_threads);
+  const int lanes = lanes_for(x[1], elements_a_thread), threads = std::max(lanes, block_threads);
   with_type(x.dtype, "rms_norm", [&]<class T>(T) {
     with_type(weight ? weight.dtype : x.dtype, "rms_norm", [&]<class W>(W) {
       const Norm<T, W> p{h.as_or_null<T>(),
@@ -121,7 +122,7 @@ void norm(const View& h, const View& x, const View& weight, double eps, const Vi
 
 // -- gradient --
 
-constexpr int most_parts = 1056;  // of d_weight: what 132 multiprocessors hold of blocks of 256 threads
+constexpr int64_t most_threads = 132 * 1024;  // what one wave holds of them on a large device
 
 template <class T, class W>
 struct NormBackward {
@@ -141,41 +142,57 @@ struct NormBackward {
 };
 
 // d_x = rstd (w d_out - x rstd² mean(w d_out x)); d_w sums rstd d_out x over rows. A part is a run of rows,
-// which one group of `lanes` threads walks.
-template <int N, class T, class W>
+// which one group of `lanes` threads walks, with the next row on its way; a thread has E elements of each.
+template <int N, int E, class T, class W>
 __global__ __launch_bounds__(most_lanes) void norm_backward_kernel(NormBackward<T, W> p) {
-  constexpr int packs = elements_a_thread / N;
+  constexpr int packs = E / N;
   __shared__ float partial[most_lanes / warp_size];
   const int lane = static_cast<int>(threadIdx.x) % p.lanes;
   const int64_t part =
       static_cast<int64_t>(blockIdx.x) * (blockDim.x / p.lanes) + static_cast<int>(threadIdx.x) / p.lanes;
+  const int64_t first = part * p.rows_a_part, last = min(first + p.rows_a_part, p.rows);
+  Pack<T, N> next_x[packs], next_g[packs];
+  float next_r = 0;
+  auto fetch = [&](int64_t row) {
+    if (row >= last) return;
+    next_r = p.rstd[row * p.rstd_stride];
+#pragma unroll
+    for (int k = 0; k < packs; ++k) {
+      const int column = (k * p.lanes + lane) * N;
+      if (column >= p.width) continue;
+      next_x[k] = *reinterpret_cast<const Pack<T, N>*>(p.x + row * p.x_stride + column);
+      next_g[k] = *reinterpret_cast<const Pack<T, N>*>(p.d_out + row * p.d_out_stride + column);
+    }
+  };
   float d_w[packs][N] = {};
+  fetch(first);
   for (int64_t i = 0; i < p.rows_a_part; ++i) {  // as often in every thread of the block: rows meet in sums
-    const int64_t row = part * p.rows_a_part + i;
-    const bool inside = row < p.rows;
-    const float r = inside ? p.rstd[row * p.rstd_stride] : 0;
+    const int64_t row = first + i;
+    const bool inside = row < last;
+    const float r = next_r;
     float x[packs][N] = {}, g[packs][N] = {};
+#pragma unroll
+    for (int k = 0; k < packs; ++k) {
+      if (!inside || (k * p.lanes + lane) * N >= p.width) continue;
+#pragma unroll
+      for (int j = 0; j < N; ++j) x[k][j] = widen(next_x[k].at[j]), g[k][j] = widen(next_g[k].at[j]);
+    }
+    fetch(row + 1);
     float product = 0;
 #pragma unroll
     for (int k = 0; k < packs; ++k) {
       const int column = (k * p.lanes + lane) * N;
       if (!inside || column >= p.width) continue;
-      load<N>(p.x + row * p.x_stride + column, x[k]);
-      load<N>(p.d_out + row * p.d_out_stride + column, g[k]);
-#pragma unroll
-      for (int j = 0; j < N; ++j) d_w[k][j] = fmaf(g[k][j] * r, x[k][j], d_w[k][j]);
-      if (!p.weight) continue;
       float w[N];
-      load<N>(p.weight + column, w);
+      if (p.weight) load<N>(p.weight + column, w);
 #pragma unroll
-      for (int j = 0; j < N; ++j) g[k][j] *= w[j];
+      for (int j = 0; j < N; ++j) {
+        d_w[k][j] = fmaf(g[k][j] * r, x[k][j], d_w[k][j]);
+        if (p.weight) g[k][j] *= w[j];
+        product = fmaf(g[k][j], x[k][j], product);
+      }
     }
     if (!p.d_x) continue;
-#pragma unroll
-    for (int k = 0; k < packs; ++k) {
-#pragma unroll
-      for (int j = 0; j < N; ++j) product = fmaf(g[k][j], x[k][j], product);
-    }
     const float along = -r * r * row_sum(product, p.lanes, partial) / static_cast<float>(p.width);
 #pragma unroll
     for (int k = 0; k < packs; ++k) {
@@ -233,7 +250,10 @@ void rms_norm_backward(View d_out, View x, View weight, View rstd, Grad d_x, Gra
   if (x.count() == 0) return;
   const int64_t rows = x[0], width = x[1];
   const bool packed = in_packs(wide, {d_out, x, weight, d_x.view});
-  const int lanes = lanes_for(width), threads = std::max(lanes, block_threads);
+  const bool few = width <= most_lanes * few_elements;
+  const int lanes = lanes_for(width, few ? few_elements : elements_a_thread),
+            threads = std::max(lanes, block_threads);
+  const int64_t most_parts = most_threads / lanes;  // of d_weight
   const int64_t rows_a_part = (rows + most_parts - 1) / most_parts;
   const int groups = threads / lanes;
   const unsigned blocks = blocks_for((rows + rows_a_part - 1) / rows_a_part, groups);
@@ -257,7 +277,10 @@ void rms_norm_backward(View d_out, View x, View weight, View rstd, Grad d_x, Gra
                                  rows_a_part,
                                  static_cast<int>(width),
                                  lanes};
-      auto kernel = packed ? norm_backward_kernel<wide, T, W> : norm_backward_kernel<1, T, W>;
+      auto kernel = packed ? (few ? norm_backward_kernel<wide, few_elements, T, W>
+                                  : norm_backward_kernel<wide, elements_a_thread, T, W>)
+                           : (few ? norm_backward_kernel<1, few_elements, T, W>
+                                  : norm_backward_kernel<1, elements_a_thread, T, W>);
       kernel<<<blocks, threads, 0, context.stream>>>(p);
       check_launch("rms_norm_backward");
     });

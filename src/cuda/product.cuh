@@ -26,6 +26,8 @@ struct Product {
   const int32_t* gather = nullptr;
   bool by_depth = false;
   int experts = 0;
+  // Otherwise, if not 0: part grid.z of the depth is this long, and its sum goes to c + z · c_batch.
+  int64_t part_depth = 0;
 };
 
 // The sorted rows begin .. end, all of one expert; end = begin when there is no such tile.
@@ -74,6 +76,10 @@ __device__ Part part_of(Product<A, B, C>& p) {
     const ExpertTile tile = find_tile(p.offsets, p.experts, tile_rows, static_cast<int>(blockIdx.x));
     part.first_row = tile.begin, part.end_row = tile.end;
     p.b += tile.expert * p.b_batch;
+  } else if (p.part_depth > 0) {
+    part.first_depth = blockIdx.z * p.part_depth;
+    part.end_depth = min(part.first_depth + p.part_depth, p.depth);
+    p.c += blockIdx.z * p.c_batch;
   } else {
     p.a += blockIdx.z * p.a_batch, p.b += blockIdx.z * p.b_batch, p.c += blockIdx.z * p.c_batch;
   }

@@ -20,7 +20,7 @@ Tensor Moe::operator()(const Tensor& x, Step& at) const {
   int64_t count = gate.weight[0];
   Routing how = routing;
   how.balance = at.balance;
-  Tensor logits = linear(cast(x, gate.weight.dtype()), gate.weight);  // [T, E]
+  Tensor logits = linear(x, gate.weight);  // [T, E]
   Routed routed =
       route(logits, gate.e_score_correction_bias, at.token_mask, how, at.count_load ? gate.load : Tensor());
   if (routed.balance_loss) at.balance_losses.push_back(routed.balance_loss);

@@ -23,7 +23,8 @@ void linear_gradient(Gradients& g, const Tensor& d_out, const Tensor& x, const T
 Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
   check_linear(x, weight);
   Plan& plan = *x.plan();
-  Tensor out = plan.intermediate({x[0], weight[0]}, x.dtype());
+  const bool exact = x.dtype() == DType::bf16 && weight.dtype() == DType::f32;
+  Tensor out = plan.intermediate({x[0], weight[0]}, exact ? DType::f32 : x.dtype());
   plan.record(
       "linear", {x, weight, bias}, {out},
       [=](Backend& b) {

@@ -10,8 +10,6 @@ namespace latente {
 // -- elementwise.cpp
 Tensor add(const Tensor& a, const Tensor& b);
 Tensor swiglu(const Tensor& gate, const Tensor& up);
-// x in another type; x itself where it has that type.
-Tensor cast(const Tensor& x, DType dtype);
 
 // -- embedding.cpp
 Tensor embedding(const Tensor& ids, const Tensor& table);
@@ -31,6 +29,7 @@ SumAndNorm rms_norm_add(const Tensor& h, const Tensor& x, const Tensor& weight, 
 Tensor rope(const Tensor& x, const Tensor& positions, const Tensor& table, bool interleaved);
 
 // -- linear.cpp
+// Of x's type; of the exact type where the weight is and x is not (routers).
 Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias = {});
 // x · weightᵀ in the exact type whatever x's is: logits. Without gradient.
 Tensor linear_exact(const Tensor& x, const Tensor& weight);

@@ -147,7 +147,8 @@ class Backend {
 
   // -- linear.cpp --
   // out (+)= x · wᵀ + bias; x [T, K] (rows may be strided), w [N, K] (rows may be strided), out [T, N], bias
-  // [N] or null
+  // [N] of the exact type, or null. Where activations are bf16, out may be of either type, and w and then
+  // d_out exact (routers).
   virtual void linear(View x, View w, View bias, Grad out) = 0;
   virtual void linear_backward_input(View d_out, View w, Grad d_x) = 0;
   virtual void linear_backward_weight(View d_out, View x, Grad d_w) = 0;

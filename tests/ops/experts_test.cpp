@@ -399,7 +399,7 @@ TEST(MixtureOfExperts, GradientReachesTheRouter) {
                   .balance = {.alpha = 0.1, .sequence_length = 3}};
   check(inputs, [&](Plan& plan, const std::vector<Tensor>& p) {
     Tensor x = leaf(plan, p[0]);
-    Routed routed = route(linear(cast(x, p[1].dtype()), p[1]), {}, {}, routing, {});
+    Routed routed = route(linear(x, p[1]), {}, {}, routing, {});
     ExpertOrder order = expert_order(routed.experts, 8);
     auto [gate, up] = expert_gate_up(x, order, p[2], p[3]);
     Tensor y = expert_linear(swiglu(gate, up), order, p[4]);

@@ -24,7 +24,8 @@ TEST(LinearOp, OfManySizes) {
   };
   std::vector<Sizes> all = {{3, 8, 16}};
   if (on_cuda)
-    all = {{1, 64, 8}, {16, 72, 136}, {40, 200, 64}, {128, 128, 128}, {300, 264, 392}, {130, 40, 24}};
+    all = {{1, 64, 8},      {16, 72, 136}, {40, 200, 64},  {128, 128, 128},
+           {300, 264, 392}, {130, 40, 24}, {3000, 64, 72}, {3000, 3, 5}};
   for (const auto& [rows, width, out] : all) {
     SCOPED_TRACE(fmt::format("{} x {} x {}", rows, width, out));
     check({random_input({rows, width}, 1), random_input({out, width}, 2, 0.2), exact_input({out}, 3)},
