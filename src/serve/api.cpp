@@ -154,7 +154,7 @@ void Api::props(const HttpRequest&, const std::shared_ptr<HttpReply>& reply) {
   respond(*reply, {{"default_generation_settings", settings},
                    {"total_slots", model().loop->gauges().places},
                    {"model_alias", model().name},
-                   {"chat_template", options_.template_source},
+                   {"chat_template", model().format != nullptr ? model().format->source() : ""},
                    {"bos_token", model().tokenizer->bos_token()},
                    {"eos_token", model().tokenizer->eos_token()}});
 }

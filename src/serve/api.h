@@ -21,7 +21,6 @@ struct ApiOptions {
       keys;          // one of them must come with each request but /health; none = anybody may ask
   std::string cors;  // as HttpOptions::cors
   RequestLimits limits;
-  std::string template_source{};           // for /props
   std::function<int64_t()> connections{};  // for /metrics
 };
 

@@ -73,13 +73,14 @@ Json with_objects(Json messages) {
 
 }  // namespace
 
-ChatFormat::ChatFormat(const std::string& source, std::string bos_token, std::string eos_token)
-    : template_(source),
+ChatFormat::ChatFormat(std::string source, std::string bos_token, std::string eos_token)
+    : source_(std::move(source)),
       bos_(std::move(bos_token)),
       eos_(std::move(eos_token)),
-      tools_(syntax_of(source)),
-      reasons_(has(source, close_mark) || has(source, open_mark)),
-      knows_tools_(has(source, "tools")) {
+      template_(source_),
+      tools_(syntax_of(source_)),
+      reasons_(has(source_, close_mark) || has(source_, open_mark)),
+      knows_tools_(has(source_, "tools")) {
   // Does a call come out as JSON if its arguments are an object?
   const Json call = {
       {"id", "call"}, {"type", "function"}, {"function", {{"name", "probe"}, {"arguments", R"({"a": 1})"}}}};

@@ -26,11 +26,12 @@ struct ToolSyntax {
 class ChatFormat {
  public:
   // `source`: the template's. Errors are those of ChatTemplate.
-  ChatFormat(const std::string& source, std::string bos_token, std::string eos_token);
+  ChatFormat(std::string source, std::string bos_token, std::string eos_token);
 
   // ApiError (400) where the template refuses the conversation.
   std::string prompt(const ChatRequest& request) const;
 
+  const std::string& source() const { return source_; }
   const ToolSyntax& tools() const { return tools_; }
   // The template knows <think>: replies may have reasoning.
   bool reasons() const { return reasons_; }
@@ -38,8 +39,8 @@ class ChatFormat {
  private:
   std::string render(const Json& messages, const Json& tools, const Json& kwargs, bool objects) const;
 
+  std::string source_, bos_, eos_;
   ChatTemplate template_;
-  std::string bos_, eos_;
   ToolSyntax tools_;
   bool reasons_, knows_tools_;
   bool objects_ = false;  // it wants the arguments of calls as objects, not as text

@@ -144,7 +144,8 @@ struct HttpServer::Impl {
     error_code error;
     stream.expires_after(std::chrono::seconds(1));
     const HttpReply::Head head{503, "application/json", {{"Retry-After", "1"}}};
-    co_await write_whole(stream, 11, false, false, head, error_body(503, "too many connections"), error);
+    std::string body = error_body(503, "too many connections");
+    co_await write_whole(stream, 11, false, false, head, std::move(body), error);
     stream.socket().shutdown(tcp::socket::shutdown_both, error);
   }
 
@@ -216,8 +217,10 @@ struct HttpServer::Impl {
       record(peer, parser.get().method_string(), parser.get().target(), begin, sent);
       error_code ignored;
       socket.expires_after(seconds(options.send_seconds));
-      co_await write_whole(stream, 11, false, false, {status, "application/json"},
-                           error_body(status, message_of(error, options)), ignored);
+      // g++ 12 destroys temporaries that are made inside of such calls twice.
+      const HttpReply::Head head{status, "application/json"};
+      std::string body = error_body(status, message_of(error, options));
+      co_await write_whole(stream, 11, false, false, head, std::move(body), ignored);
       co_await hear_out(stream);
       co_return false;
     }
