@@ -239,15 +239,15 @@ void Api::detokenize(const HttpRequest& request, const std::shared_ptr<HttpReply
 
 // -- Generation
 
-void Api::check_length(const std::vector<int32_t>& prompt) const {
-  if (prompt.empty()) throw ApiError(400, "the prompt is empty", "prompt");
+void Api::check_length(const std::vector<int32_t>& prompt, const char* param) const {
+  if (prompt.empty()) throw ApiError(400, "the prompt is empty", param);
   if (std::ssize(prompt) >= model().context)
     throw ApiError(
         400,
         fmt::format(
             "the prompt has {} tokens, but this model's context has room for {} and at least one more",
             prompt.size(), model().context - 1),
-        "messages", "context_length_exceeded");
+        param, "context_length_exceeded");
 }
 
 void Api::reserve(int64_t sequences) const {
@@ -282,7 +282,7 @@ void Api::chat(const HttpRequest& request, const std::shared_ptr<HttpReply>& rep
   const GenerationSettings& settings = chat.settings;
   const std::string text = format().prompt(chat);
   const std::vector<int32_t> prompt = model().tokenizer->encode(text, {.add_special = false});
-  check_length(prompt);
+  check_length(prompt, "messages");
 
   AnswerOptions how;
   how.chat = true;
@@ -334,7 +334,7 @@ void Api::complete(const HttpRequest& request, const std::shared_ptr<HttpReply>&
     const auto* ids = std::get_if<std::vector<int32_t>>(&given);
     const std::vector<int32_t> prompt =
         ids != nullptr ? *ids : model().tokenizer->encode(std::get<std::string>(given));
-    check_length(prompt);
+    check_length(prompt, "prompt");
     for (int32_t id : prompt) {
       if (id >= static_cast<int64_t>(model().vocabulary->size()))
         refuse("prompt", "token {} lies outside the vocabulary of {}", id, model().vocabulary->size());

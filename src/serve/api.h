@@ -64,7 +64,7 @@ class Api {
 
   const ServedModel& model() const { return *model_; }
   const ChatFormat& format() const;
-  void check_length(const std::vector<int32_t>& prompt) const;
+  void check_length(const std::vector<int32_t>& prompt, const char* param) const;
   void reserve(int64_t sequences) const;
   // Compiled, or known from an earlier request.
   std::shared_ptr<const grammar::TokenGrammar> grammar_of(const ResponseForm& form, const ChatRequest* chat,

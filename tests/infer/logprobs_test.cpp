@@ -10,6 +10,12 @@ namespace {
 
 using namespace test;
 
+GenerationOptions few(int64_t tokens) {
+  GenerationOptions options;
+  options.max_tokens = tokens;
+  return options;
+}
+
 TEST(Logprobs, OfARow) {
   const std::vector<float> logits = {1, 3, 3, -INFINITY, 0};
   const TokenLogprobs logprobs = logprobs_of(logits, 0, 3);
@@ -40,7 +46,7 @@ TEST(Logprobs, OfPromptAndReplyAreTheModels) {
     Engine engine(backend(), model, how);
     const std::vector<int32_t> prompt = random_tokens(random, random.between(1, 100), tiny.vocabulary);
     // What the cache holds of the prompt must not keep its tokens from being reported.
-    if (random.chance(0.5)) engine.generate(prompt, {.max_tokens = 2}, {});
+    if (random.chance(0.5)) engine.generate(prompt, few(2), {});
     Request other;
     other.prompt = random_tokens(random, 50, tiny.vocabulary);
     engine.submit(std::move(other));
@@ -85,7 +91,7 @@ TEST(Logprobs, OfPromptAndReplyAreTheModels) {
 TEST(Logprobs, AreNotThereUnasked) {
   const Transformer model = made({}, 1);
   Engine engine(backend(), model, {.context = 50});
-  engine.generate(std::vector<int32_t>{1, 2, 3}, {.max_tokens = 5}, [](GeneratedToken token) {
+  engine.generate(std::vector<int32_t>{1, 2, 3}, few(5), [](GeneratedToken token) {
     EXPECT_EQ(token.logprobs, nullptr);
     return true;
   });
