@@ -16,10 +16,14 @@ function(latente_library name)
   target_link_libraries(latente_${name} ${scope} ${ARG_LINK})
 endfunction()
 
-# latente_test(NAME [LINK target...]): tests/NAME/*_test.cpp as one GoogleTest program.
-function(latente_test name)
-  cmake_parse_arguments(ARG "" "" "LINK" ${ARGN})
-  file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/${name}/*_test.cpp)
+# latente_test(FOLDER [AS name] [LINK target...]): tests/FOLDER/*_test.cpp as the GoogleTest program test_name.
+function(latente_test folder)
+  cmake_parse_arguments(ARG "" "AS" "LINK" ${ARGN})
+  set(name ${folder})
+  if(ARG_AS)
+    set(name ${ARG_AS})
+  endif()
+  file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/${folder}/*_test.cpp)
   if(NOT sources)
     return()
   endif()

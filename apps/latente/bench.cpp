@@ -10,8 +10,7 @@
 #include "base/memory.h"
 #include "base/random.h"
 #include "commands.h"
-#include "cpu/cpu_backend.h"
-#include "cpu/peak.h"
+#include "device.h"
 #include "infer/sequence_runner.h"
 #include "model/figures.h"
 #include "model/gguf.h"
@@ -25,7 +24,7 @@ namespace latente {
 namespace {
 
 struct BenchOptions {
-  std::string model, cache = "f32";
+  std::string model, cache = "auto", device = "cpu";
   RunWeights weights;
   int64_t prompt = 512, generate = 128, repeat = 3;
   std::vector<int64_t> depths = {0};
@@ -46,13 +45,13 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 
 class Bench {
  public:
-  explicit Bench(const BenchOptions& options) : options_(options), backend_(options.threads) {
+  explicit Bench(const BenchOptions& options) : options_(options), device_(options.device, options.threads) {
     const auto start = std::chrono::steady_clock::now();
     // A config.json alone.
     const bool random = !std::filesystem::is_directory(options.model) && !is_gguf(options.model);
     const ModelSource source =
         random ? ModelSource{Config::from_file(options.model), nullptr} : open_model(options.model);
-    model_ = load_for_running(source, options.weights, backend_);
+    model_ = load_for_running(source, options.weights, device_.backend());
     weights_ = type_text(*model_);
     announce_experts(*model_);
     load_seconds_ = seconds_since(start);
@@ -60,18 +59,18 @@ class Bench {
     RunnerOptions runner;
     runner.context = *std::max_element(options.depths.begin(), options.depths.end()) +
                      std::max(options.prompt, options.generate) + 1;
-    runner.cache_type = cache_type_from_name(options.cache);
-    runner_ = std::make_unique<SequenceRunner>(backend_, *model_, runner);
+    runner.cache_type = cache_type_from_name(options.cache, device_.backend(), *model_);
+    cache_ = name_of(runner.cache_type);
+    runner_ = std::make_unique<SequenceRunner>(device_.backend(), *model_, runner);
 
-    bandwidth_ = measure_read_bandwidth(backend_.threads());
-    peak_ = weights_.starts_with("int") ? measure_peak_of_bytes(backend_.threads())
-                                        : measure_peak_flops(backend_.threads());
+    bandwidth_ = device_.measure_bandwidth();
+    peak_ = device_.measure_peak(weights_.starts_with("int") ? DType::q8 : model_->weights());
   }
 
   void run() {
     if (!options_.json) {
-      std::printf("%s, %s weights, %s cache, %d threads; loaded in %.1f s, %s\n", options_.model.c_str(),
-                  weights_.c_str(), options_.cache.c_str(), backend_.threads().size(), load_seconds_,
+      std::printf("%s, %s weights, %s cache, %s; loaded in %.1f s, %s\n", options_.model.c_str(),
+                  weights_.c_str(), cache_.c_str(), device_.describe().c_str(), load_seconds_,
                   bytes_text(static_cast<double>(resident_memory())).c_str());
       std::printf("memory reads %.1f GB/s; products %.0f %s\n\n", bandwidth_ / 1e9, peak_ / 1e9,
                   weights_.starts_with("int") ? "GOP/s in 8 bits" : "GFLOP/s");
@@ -144,7 +143,7 @@ class Bench {
       for (int64_t i = 0; i < options_.generate; ++i) runner_->forward(tokens(1), depth + i, 1);
     });
     // Others may have been busy the first time.
-    bandwidth_ = std::max(bandwidth_, measure_read_bandwidth(backend_.threads()));
+    bandwidth_ = std::max(bandwidth_, device_.measure_bandwidth());
     const int64_t context = depth + options_.generate / 2;  // on average
     const int64_t layers = model_->config().num_hidden_layers;
     const int64_t cache = context * runner_->runner().cache_bytes_per_token() * layers /
@@ -159,7 +158,7 @@ class Bench {
     double bytes = 0;
     const auto add = [&](const Tensor& tensor, double share) {
       const View view = tensor.view();
-      const auto form = backend_.quantised(view.shape, view.dtype, view.group);
+      const auto form = device_.backend().quantised(view.shape, view.dtype, view.group);
       bytes += share * static_cast<double>(form ? form->bytes : view.bytes());
     };
     model_->for_each([&](const std::string& path, Tensor& tensor) {
@@ -187,7 +186,7 @@ class Bench {
   void show(const Row& row) {
     if (options_.json) {
       nlohmann::ordered_json json = {{"kind", row.kind},     {"tokens", row.tokens},
-                                     {"depth", row.depth},   {"threads", backend_.threads().size()},
+                                     {"depth", row.depth},   {"threads", device_.threads()},
                                      {"weights", weights_},  {"tok_s", row.per_second},
                                      {"spread", row.spread}, {"bound_share", row.bound}};
       if (row.experts) {
@@ -208,11 +207,11 @@ class Bench {
   }
 
   const BenchOptions& options_;
-  CpuBackend backend_;
+  Device device_;
   std::unique_ptr<Transformer> model_;
   std::unique_ptr<SequenceRunner> runner_;
   Random random_{1};
-  std::string weights_;
+  std::string weights_, cache_;
   double load_seconds_ = 0, bandwidth_ = 0, peak_ = 0;
   int64_t filled_ = 0;
 };
@@ -241,9 +240,8 @@ void add_bench(CLI::App& app) {
       ->delimiter(',')
       ->check(CLI::Range(0, 1 << 22));
   add_weight_options(*command, options->weights);
-  command->add_option("--kv-cache-dtype", options->cache, "f32, bf16, or for MLA int8 or fp8")
-      ->capture_default_str()
-      ->check(CLI::IsMember({"f32", "bf16", "int8", "fp8"}));
+  add_cache_option(*command, options->cache);
+  add_device_option(*command, options->device);
   add_threads_option(*command, options->threads);
   command->add_option("--repeat", options->repeat, "Runs of each; the median is shown")
       ->capture_default_str()

@@ -2,12 +2,13 @@
 #include <exception>
 
 #include "commands.h"
+#include "device.h"
 
 int main(int argc, char** argv) {
   CLI::App app{
       "Latente: DeepSeek-V3 in C++. Trains, converts, runs and looks into models of that architecture."};
   app.name("latente");
-  app.set_version_flag("--version", "latente " LATENTE_VERSION);
+  app.set_version_flag("--version", latente::version_text());
   app.require_subcommand(1);
   app.failure_message(CLI::FailureMessage::help);
   latente::add_train(app);

@@ -4,7 +4,7 @@
 #include <fmt/format.h>
 
 #include "commands.h"
-#include "cpu/cpu_backend.h"
+#include "device.h"
 #include "model/converted_source.h"
 #include "model/weights.h"
 #include "session.h"
@@ -13,7 +13,7 @@ namespace latente {
 namespace {
 
 struct Options {
-  std::string model, reference, dtype = "f32";
+  std::string model, reference, dtype = "f32", device = "cpu";
   ParityOptions tolerances;
   int threads = 0;
 };
@@ -22,12 +22,16 @@ bool run(const Options& options) {
   std::optional<DType> type = dtype_from_name(options.dtype);
   if (type != DType::f32 && type != DType::f64 && type != DType::bf16)
     fail("--dtype: expected f32, f64 or bf16, found {}", options.dtype);
-  CpuBackend backend(options.threads);
-  ModelSource source = open_decoded(options.model, backend);
+  CpuBackend decoder(options.threads);
+  ModelSource source = open_decoded(options.model, decoder);
+  Device device(options.device, options.threads);
   Transformer model(source.config, *type);
-  load_parameters(model, *source.tensors);
+  LoadOptions how;
+  how.device = &device.backend();
+  load_parameters(model, *source.tensors, how);
   SafetensorsFile reference(options.reference);
-  std::vector<ParityRow> rows = compare_with_reference(backend, model, reference, options.tolerances);
+  std::vector<ParityRow> rows =
+      compare_with_reference(device.backend(), model, reference, options.tolerances);
 
   int64_t failed = 0;
   fmt::print("{:<64} {:>12} {:>10}\n", "tensor", "|a-b|/|b|", "tolerance");
@@ -64,8 +68,9 @@ void add_parity(CLI::App& app) {
       ->add_option("--gradient-tolerance", options->tolerances.gradient_tolerance,
                    "Largest |a-b|/|b| of gradients")
       ->capture_default_str();
-  command->add_option("--dtype", options->dtype, "f32, f64 or bf16 (weights; computes in f32)")
+  command->add_option("--dtype", options->dtype, "f32, f64 or bf16: of weights, and on a GPU of activations")
       ->capture_default_str();
+  add_device_option(*command, options->device);
   add_threads_option(*command, options->threads);
   command->callback([options] {
     if (!run(*options)) throw CLI::RuntimeError(1);

@@ -5,7 +5,7 @@
 
 #include "base/file.h"
 #include "commands.h"
-#include "cpu/cpu_backend.h"
+#include "device.h"
 #include "infer/likelihood.h"
 #include "model/run_weights.h"
 #include "session.h"
@@ -15,7 +15,7 @@ namespace latente {
 namespace {
 
 struct PerplexityOptions {
-  std::string model, file;
+  std::string model, file, device = "cpu";
   RunWeights weights;
   int64_t context = 0, stride = 0, most_tokens = 0;
   int threads = 0;
@@ -23,7 +23,8 @@ struct PerplexityOptions {
 };
 
 void measure(const PerplexityOptions& options) {
-  CpuBackend backend(options.threads);
+  Device device(options.device, options.threads);
+  Backend& backend = device.backend();
   const ModelSource source = open_model(options.model);
   const Tokenizer tokenizer = load_tokenizer(options.model);
   const std::string text = read_file(options.file);
@@ -98,6 +99,7 @@ void add_perplexity(CLI::App& app) {
   command->add_option("--max-tokens", options->most_tokens, "Read no more of the text; 0 = all")
       ->capture_default_str()
       ->check(CLI::NonNegativeNumber);
+  add_device_option(*command, options->device);
   add_threads_option(*command, options->threads);
   command->add_flag("--json", options->json, "An object on one line");
   command->callback([options] { measure(*options); });

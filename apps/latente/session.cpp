@@ -107,6 +107,14 @@ std::string describe_experts(const Residency::Figures& figures) {
       bytes_text(static_cast<double>(figures.resident)));
 }
 
+void add_cache_option(CLI::App& command, std::string& type) {
+  command
+      .add_option("--kv-cache-dtype", type,
+                  "f32, bf16, or for MLA int8 or fp8; auto: f32, on a GPU the activations' type")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"auto", "f32", "bf16", "int8", "fp8"}));
+}
+
 void add_threads_option(CLI::App& command, int& threads) {
   command.add_option("--threads", threads, "0 = all cores")
       ->capture_default_str()
@@ -128,9 +136,9 @@ void add_model_options(CLI::App& command, SessionOptions& options) {
       command, "--cache-memory", options.cache_memory,
       "Memory for the cache, such as 2G [what --ctx-size needs for each sequence at a time]: what "
       "finds no room in it waits, and what was kept of earlier prompts goes");
-  command.add_option("--kv-cache-dtype", options.cache, "f32, bf16, or for MLA int8 or fp8")
-      ->capture_default_str();
+  add_cache_option(command, options.cache);
   add_weight_options(command, options.weights);
+  add_device_option(command, options.device);
   add_threads_option(command, options.threads);
 }
 
@@ -179,7 +187,7 @@ void add_session_options(CLI::App& command, SessionOptions& options) {
 
 Session::Session(const SessionOptions& options)
     : options_(options),
-      backend_(options.threads),
+      device_(options.device, options.threads),
       source_(open_model(options.model)),
       tokenizer_(load_tokenizer(options.model)) {
   auto start = std::chrono::steady_clock::now();
@@ -189,19 +197,19 @@ Session::Session(const SessionOptions& options)
     if (id >= source_.config.vocab_size)
       fail("--logit-bias: token {} lies outside the vocabulary of {}", id, source_.config.vocab_size);
   }
-  model_ = load_for_running(source_, options.weights, backend_);
+  model_ = load_for_running(source_, options.weights, device_.backend());
   weights_ = type_text(*model_);
   announce_experts(*model_);
 
   RunnerOptions runner;
   runner.context = options.context > 0 ? options.context
                                        : std::min<int64_t>(model_->config().max_position_embeddings, 4096);
-  runner.cache_type = cache_type_from_name(options.cache);
+  runner.cache_type = cache_type_from_name(options.cache, device_.backend(), *model_);
   runner.sequences = options.parallel;
   if (options.cache_tokens < 0) fail("--cache-tokens: expected 0 or more, found {}", options.cache_tokens);
   runner.pages = (options.cache_tokens + runner.page_size - 1) / runner.page_size;
   runner.cache_bytes = options.cache_memory;
-  engine_ = std::make_unique<Engine>(backend_, *model_, runner);
+  engine_ = std::make_unique<Engine>(device_.backend(), *model_, runner);
 
   generation_.max_tokens = options.max_tokens;
   generation_.draft = options.plain ? 0 : options.draft;

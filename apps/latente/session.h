@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu/cpu_backend.h"
+#include "device.h"
 #include "grammar/vocabulary.h"
 #include "infer/engine.h"
 #include "model/experts_on_demand.h"
@@ -23,7 +23,7 @@
 namespace latente {
 
 struct SessionOptions {
-  std::string model, cache = "f32";
+  std::string model, cache = "auto", device = "cpu";
   RunWeights weights;
   int64_t context = 0;
   int64_t parallel = 1, cache_tokens = 0;  // sequences at a time; tokens of all of them, 0 = context for each
@@ -52,6 +52,7 @@ void add_weight_options(CLI::App& command, RunWeights& weights);
 // A flag that takes a size such as 2G (base/memory.h), more than 0.
 void add_bytes_option(CLI::App& command, const std::string& name, int64_t& bytes, const std::string& help);
 
+void add_cache_option(CLI::App& command, std::string& type);
 void add_threads_option(CLI::App& command, int& threads);
 
 // Says on stderr what of the experts is on the disk, if any are.
@@ -121,7 +122,7 @@ class Session {
 
   SessionOptions options_;
   GenerationOptions generation_;
-  CpuBackend backend_;
+  Device device_;
   ModelSource source_;
   std::unique_ptr<Transformer> model_;
   Tokenizer tokenizer_;

@@ -9,8 +9,7 @@
 #include "base/memory.h"
 #include "base/options.h"
 #include "commands.h"
-#include "cpu/cpu_backend.h"
-#include "cpu/peak.h"
+#include "device.h"
 #include "profile.h"
 #include "train/metrics.h"
 #include "train_display.h"
@@ -19,7 +18,7 @@ namespace latente {
 namespace {
 
 struct TrainFlags {
-  std::string config;
+  std::string config, device;
   std::vector<std::string> set;
   bool resume = false, overwrite = false, profile = false, dry_run = false;
 };
@@ -130,11 +129,13 @@ class Watcher final : public TrainObserver {
 void train(const TrainFlags& flags) {
   auto options = load_options<TrainOptions>(flags.config);
   for (const std::string& assignment : flags.set) override_option(options, assignment);
-  CpuBackend backend(options.threads);
-  double peak =
-      options.log.peak_gflops > 0 ? options.log.peak_gflops * 1e9 : measure_peak_flops(backend.threads());
+  if (!flags.device.empty()) options.device = flags.device;
+  Device device(options.device, options.threads);
+  const DType weights = dtype_from_name(options.model.dtype).value_or(DType::f32);
+  double peak = options.log.peak_gflops > 0 ? options.log.peak_gflops * 1e9 : device.measure_peak(weights);
   Watcher watcher(options, peak);
-  Trainer trainer(backend, options, watcher, flags.dry_run ? Trainer::Purpose::facts : Trainer::Purpose::run);
+  Trainer trainer(device.backend(), options, watcher,
+                  flags.dry_run ? Trainer::Purpose::facts : Trainer::Purpose::run);
   watcher.set_steps(trainer.facts().steps);
   watcher.display().facts(trainer.facts(), trainer.options());
   if (flags.dry_run) return;
@@ -171,6 +172,9 @@ void add_train(CLI::App& app) {
       ->take_all();
   auto* resume =
       command->add_flag("--resume", flags->resume, "Go on from the last saved state, if there is one");
+  command->add_option(
+      "--device", flags->device,
+      "cpu, cuda, cuda:N (the N-th GPU) or auto: a GPU where there is one [as the TOML file says]");
   command->add_flag("--overwrite", flags->overwrite, "Forget the states of an earlier run")->excludes(resume);
   command->add_flag("--dry-run", flags->dry_run,
                     "Print what would be done and the memory it takes, then stop");

@@ -8,6 +8,7 @@
 
 #include "checkpoint/checksum.h"
 #include "checkpoint/json.h"
+#include "tensor/device.h"
 
 namespace latente {
 
@@ -144,8 +145,11 @@ void check_finite(const Json& json, const std::string& path) {
 
 }  // namespace
 
-TrainingStateWriter::TrainingStateWriter(const std::string& directory, int64_t step)
-    : directory_(directory), step_(step), files_(join_path(directory, fmt::format("step-{:06}", step))) {
+TrainingStateWriter::TrainingStateWriter(const std::string& directory, int64_t step, Backend* device)
+    : directory_(directory),
+      step_(step),
+      device_(device),
+      files_(join_path(directory, fmt::format("step-{:06}", step))) {
   LATENTE_ASSERT(step >= 0);
   recover_directory(directory_);
 }
@@ -173,7 +177,8 @@ void TrainingStateWriter::model(const std::function<void(const std::string&)>& w
 
 void TrainingStateWriter::commit(int keep_last) {
   SafetensorsWriter optimizer(join_path(files_.partial(), optimizer_name), specs_);
-  for (size_t i = 0; i < specs_.size(); ++i) optimizer.write(specs_[i].name, views_[i]);
+  for (size_t i = 0; i < specs_.size(); ++i)
+    optimizer.write(specs_[i].name, device_ ? on_host(*device_, views_[i]).view : views_[i]);
   optimizer.commit();
   if (state_.empty()) json(Json::object());
   write_file_atomically(join_path(files_.partial(), state_name), state_);

@@ -20,10 +20,13 @@
 
 namespace latente {
 
+class Backend;
+
 class TrainingStateWriter {
  public:
-  // Creates `directory` when it is missing, and clears away what interrupted saves left there.
-  TrainingStateWriter(const std::string& directory, int64_t step);
+  // Creates `directory` when it is missing, and clears away what interrupted saves left there. Tensors are in
+  // the memory of `device`; null = in the host's.
+  TrainingStateWriter(const std::string& directory, int64_t step, Backend* device = nullptr);
 
   // Stored in the view's type; the view must stay valid until commit().
   void tensor(std::string name, const View& view);
@@ -41,6 +44,7 @@ class TrainingStateWriter {
  private:
   std::string directory_;
   int64_t step_;
+  Backend* device_;
   DirectoryWriter files_;
   std::vector<TensorSpec> specs_;
   std::vector<View> views_;

@@ -17,10 +17,14 @@ class CpuBackend final : public Backend {
   ThreadPool& threads() { return pool_; }
 
   std::string name() const override;
+  DType activation_type(DType weight) const override { return exact_type(weight); }
+  bool is_host() const override { return true; }
+  int64_t available_memory() const override;
   std::shared_ptr<void> allocate(int64_t bytes) override;
   void upload(const void* host, View device) override;
   void download(View device, void* host) override;
   void synchronize() override;
+  std::unique_ptr<Replay> record(const std::function<void()>&) override { return nullptr; }
   bool all_finite(View x) override;
   void fill(View x, double value) override;
   void copy(View from, Grad to) override;

@@ -4,6 +4,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "base/memory.h"
 #include "cpu/cpu_backend.h"
 #include "cpu/rows.h"
 #include "tensor/tensor.h"
@@ -36,6 +37,8 @@ bool is_finite(ThreadPool& pool, const View& x) {
 CpuBackend::CpuBackend(int threads) : pool_(threads) {}
 
 std::string CpuBackend::name() const { return "cpu"; }
+
+int64_t CpuBackend::available_memory() const { return latente::available_memory(); }
 
 std::shared_ptr<void> CpuBackend::allocate(int64_t bytes) { return aligned_memory(bytes); }
 

@@ -18,6 +18,7 @@
 #define HWY_TARGET_INCLUDE "cpu/quantised_kernels.cpp"
 #include "hwy/foreach_target.h"  // must precede highway.h
 
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -132,6 +133,12 @@ void tile(const Block& b, const std::byte* HWY_RESTRICT a, int64_t panel, float*
     LATENTE_UNROLL
     for (int j = 0; j < N; ++j) total[i][j] = hn::LoadU(d, from + j * lanes);
   }
+  // One row alone waits for memory; the processor's own fetching stops at the end of each page.
+  const auto fetch = [&]() HWY_ATTR {
+    constexpr int64_t ahead = 2048;
+    LATENTE_UNROLL
+    for (int p = 0; p < P; ++p) hwy::Prefetch(codes + p * b.panel + ahead);
+  };
   for (int64_t g = 0; g < b.groups; ++g) {
     V sum[H][N];
     LATENTE_UNROLL
@@ -154,6 +161,7 @@ void tile(const Block& b, const std::byte* HWY_RESTRICT a, int64_t panel, float*
       LATENTE_UNROLL_4
       for (int64_t s = 0; s < steps; ++s) {
         V w[N];
+        if constexpr (H == 1) fetch();
         LATENTE_UNROLL
         for (int j = 0; j < N; ++j) {
           w[j] = with_offset(load_codes(codes + j / vectors * b.panel + j % vectors * lanes * 4));
@@ -166,6 +174,7 @@ void tile(const Block& b, const std::byte* HWY_RESTRICT a, int64_t panel, float*
       for (int64_t s = 0; s < steps; s += 2) {
         const V low = hn::Set(di, 0x0f0f0f0f);
         V first[N], second[N];
+        if constexpr (H == 1) fetch();
         LATENTE_UNROLL
         for (int j = 0; j < N; ++j) {
           const V both = load_codes(codes + j / vectors * b.panel + j % vectors * lanes * 4);

@@ -1,17 +1,89 @@
-// Kernels of the contract in tensor/backend.h, which says what each computes. They queue work on a stream and
-// return; grids follow from shapes alone, so that a captured launch is right whatever the tensors hold.
+// Kernels of the contract in tensor/backend.h, which says what each computes. They queue work on the
+// context's stream and return; grids follow from shapes alone, so that a captured launch is right whatever
+// the tensors hold.
 #pragma once
 
-#include "cuda/stream.h"
+#include "cuda/context.h"
 #include "tensor/backend.h"
 
 namespace latente::cuda {
 
+// elementwise.cu
+void fill(View x, double value, const Context& context);
+void copy(View from, Grad to, const Context& context);
+void add(View a, View b, View out, const Context& context);
+void swiglu(View gate, View up, View out, const Context& context);
+void swiglu_backward(View d_out, View gate, View up, Grad d_gate, Grad d_up, const Context& context);
+// flag [1] i32 becomes 0 when an element of x is not finite, and stays as it is otherwise.
+void clear_unless_finite(View x, View flag, const Context& context);
+
+// embedding.cu
+void embedding(View ids, View table, View out, const Context& context);
+void embedding_backward(View ids, View d_out, Grad d_table, const Context& context);
+
+// norm.cu
+void rms_norm(View x, View weight, double eps, View out, View rstd, const Context& context);
+void rms_norm_add(View h, View x, View weight, double eps, View sum, View out, View rstd,
+                  const Context& context);
+void rms_norm_backward(View d_out, View x, View weight, View rstd, Grad d_x, Grad d_weight,
+                       const Context& context);
+
+// rope.cu
+void rope(View x, View positions, View table, bool interleaved, bool inverse, const Context& context);
+
+// route.cu
+void route(View logits, View bias, View token_mask, const Routing& routing, View scores, View weights,
+           View experts, View load, View balance_loss, const Context& context);
+void route_backward(View d_weights, View scores, View weights, View experts, View token_mask,
+                    const Routing& routing, Grad d_logits, const Context& context);
+
 // experts.cu
-void expert_order(View experts, View offsets, View rows, View slots, StreamHandle stream);
-void combine(View y, View weights, View slots, Grad out, StreamHandle stream);
+void expert_order(View experts, View offsets, View rows, View slots, const Context& context);
+void combine(View y, View weights, View slots, Grad out, const Context& context);
+void combine_backward(View d_out, View y, View weights, View slots, Grad d_y, Grad d_weights,
+                      const Context& context);
+
+// loss.cu
+void linear_cross_entropy(View h, View w, View targets, View token_weights, View scratch, View nll,
+                          View predicted, View loss, const Context& context);
+void linear_cross_entropy_with_gradient(View h, View w, View targets, View token_weights, View scratch,
+                                        View nll, View predicted, View loss, Grad d_h, Grad d_w,
+                                        const Context& context);
+
+// optimizer.cu
+void add_sum_of_squares(View x, View result, const Context& context);
+void adamw(View parameter, View master, View gradient, View m, View v, View scalars, const AdamW& options,
+           const Context& context);
+void update_routing_bias(View load, View bias, double rate, const Context& context);
+
+// linear.cu
+void linear(View x, View w, View bias, Grad out, const Context& context);
+void linear_backward_input(View d_out, View w, Grad d_x, const Context& context);
+void linear_backward_weight(View d_out, View x, Grad d_w, const Context& context);
+void linear_backward_bias(View d_out, Grad d_bias, const Context& context);
+void head_linear(View x, View w, bool transpose, View out, const Context& context);
 
 // grouped_linear.cu
-void grouped_linear(View x, View rows, View offsets, View w, View out, StreamHandle stream);
+void grouped_linear(View x, View rows, View offsets, View w, View out, const Context& context);
+void grouped_linear_backward_input(View d_out, View offsets, View w, Grad d_x, const Context& context);
+void grouped_linear_backward_weight(View d_out, View x, View rows, View offsets, Grad d_w,
+                                    const Context& context);
+
+// attention_expanded.cu, attention_backward.cu: q, k, v, out in float32 or bfloat16; lse and delta in
+// float32; gradients in either. Deterministic.
+void attention_expanded(View q, View k, View k_rope, View v, View starts, double scale, View out, View lse,
+                        const Context& context);
+void attention_expanded_backward(View d_out, View q, View k, View k_rope, View v, View starts, double scale,
+                                 View out, View lse, View delta, Grad d_q, Grad d_k, Grad d_k_rope, Grad d_v,
+                                 const Context& context);
+// attention_paged.cu, attention_paged_expanded.cu: q and out in float32 or bfloat16; caches in either or
+// narrow; kv_b in either, as rows.
+void attention_paged(View q, View keys, View values, const Pages& pages, double scale, View out,
+                     const Context& context);
+void attention_paged_expanded(View q, View cache, View kv_b, const Pages& pages, double scale, View out,
+                              const Context& context);
+// cache.cu: x, latent and rotary in float32 or bfloat16.
+void cache_store_narrow(View latent, View rotary, View slots, View cache, const Context& context);
+void cache_store(View x, View slots, View cache, const Context& context);
 
 }  // namespace latente::cuda

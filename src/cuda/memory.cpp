@@ -1,5 +1,7 @@
 #include "cuda/memory.h"
 
+#include <cstring>
+
 #include "base/error.h"
 #include "cuda/runtime.h"
 
@@ -34,6 +36,36 @@ void download(View device, void* host, StreamHandle stream) {
       cudaMemcpyAsync(host, device.data, static_cast<size_t>(device.bytes()), cudaMemcpyDeviceToHost, stream),
       "download");
   check(cudaStreamSynchronize(stream), "download");
+}
+
+namespace {
+
+constexpr int64_t staging_bytes = int64_t{1} << 20, largest_staged = staging_bytes / 8;
+
+std::shared_ptr<void> allocate_staging() {
+  void* memory = nullptr;
+  check(cudaMallocHost(&memory, static_cast<size_t>(staging_bytes)), "page-locked memory");
+  return {memory, [](void* pointer) { cudaFreeHost(pointer); }};
+}
+
+}  // namespace
+
+StagedUploads::StagedUploads(StreamHandle stream) : stream_(stream), staging_(allocate_staging()) {}
+
+void StagedUploads::upload(const void* host, View device) {
+  LATENTE_ASSERT(device.contiguous());
+  const int64_t bytes = device.bytes();
+  if (bytes == 0) return;
+  if (bytes > largest_staged) return cuda::upload(host, device, stream_);
+  if (used_ + bytes > staging_bytes) {
+    check(cudaStreamSynchronize(stream_), "upload");
+    used_ = 0;
+  }
+  void* staged = static_cast<char*>(staging_.get()) + used_;
+  used_ += (bytes + 63) / 64 * 64;
+  std::memcpy(staged, host, static_cast<size_t>(bytes));
+  check(cudaMemcpyAsync(device.data, staged, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream_),
+        "upload");
 }
 
 }  // namespace latente::cuda

@@ -73,6 +73,7 @@ void observe(std::string_view op, std::span<const Tensor> reads, Squares& square
 
 Importance calibrate(Backend& backend, const Transformer& model, std::span<const int32_t> tokens,
                      const CalibrationOptions& options) {
+  LATENTE_ASSERT(backend.is_host());
   const auto total = static_cast<int64_t>(tokens.size()), count = options.context;
   if (total < count) fail("calibration: expected a text of at least {} tokens, found {}", count, total);
   UncachedPass pass(backend, model, count);

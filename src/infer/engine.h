@@ -68,7 +68,7 @@ class Engine {
  private:
   using Pointer = std::unique_ptr<Sequence>;
   void check(const Request& request) const;
-  std::string fingerprint() const;
+  std::string fingerprint();
 
   void drop();
   void admit();

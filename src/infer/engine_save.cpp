@@ -6,6 +6,7 @@
 #include "checkpoint/checksum.h"
 #include "checkpoint/safetensors.h"
 #include "infer/engine.h"
+#include "tensor/device.h"
 
 namespace latente {
 namespace {
@@ -22,11 +23,12 @@ View first_pages(const Tensor& cache, int64_t pages) {
 
 // Norms differ from training to training and stay as they are when weights are quantised, so they stand for
 // the model; the rest says how its entries are stored.
-std::string Engine::fingerprint() const {
+std::string Engine::fingerprint() {
   const Transformer& model = runner_.model();
   uint64_t sum = 0;
   auto add = [&](const Tensor& tensor) {
-    const View view = tensor.view();
+    const HostCopy copy = on_host(runner_.backend(), tensor.view());
+    const View& view = copy.view;
     sum = xxh64({static_cast<const std::byte*>(view.data), static_cast<size_t>(view.bytes())}, sum);
   };
   for (const Layer& layer : model.model.layers) {

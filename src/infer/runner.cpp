@@ -5,6 +5,7 @@
 
 #include "base/memory.h"
 #include "model/layers.h"
+#include "tensor/device.h"
 
 namespace latente {
 namespace {
@@ -32,12 +33,13 @@ int64_t bytes_a_token(const std::vector<LayerCache>& caches) {
 
 }  // namespace
 
-DType cache_type_from_name(std::string_view name) {
+DType cache_type_from_name(std::string_view name, const Backend& backend, const Transformer& model) {
+  if (name == "auto") return backend.is_host() ? DType::f32 : backend.activation_type(model.weights());
   if (name == "f32" || name == "float32") return DType::f32;
   if (name == "bf16" || name == "bfloat16") return DType::bf16;
   if (name == "int8") return DType::u8;
   if (name == "fp8") return DType::f8e4m3;
-  fail("--kv-cache-dtype: expected f32, bf16, int8 or fp8, found {}", name);
+  fail("--kv-cache-dtype: expected auto, f32, bf16, int8 or fp8, found {}", name);
 }
 
 Runner::Runner(Backend& backend, const Transformer& model, const RunnerOptions& options)
@@ -45,11 +47,11 @@ Runner::Runner(Backend& backend, const Transformer& model, const RunnerOptions& 
       model_(&model),
       options_(options),
       pages_a_sequence_((options.context + options.page_size - 1) / options.page_size) {
-  DType activation = activation_type(model.weights());
+  DType activation = backend.activation_type(model.weights());
   const DType cache_type = activation == DType::f64 ? DType::f64 : options.cache_type;
   if (options_.pages == 0 && options.cache_bytes > 0) {
     const int64_t page =
-        options.page_size * bytes_a_token(model.make_caches(1, options.page_size, cache_type));
+        options.page_size * bytes_a_token(model.make_caches(backend, 1, options.page_size, cache_type));
     if (options.cache_bytes / page < pages_a_sequence_) {
       const int64_t needed = pages_a_sequence_ * page;
       fail("--cache-memory: a sequence of {} tokens needs {} ({} bytes), found {}", options.context,
@@ -60,15 +62,17 @@ Runner::Runner(Backend& backend, const Transformer& model, const RunnerOptions& 
     options_.pages = std::min(options.cache_bytes / page, most / options.page_size);
   }
   if (options_.pages == 0) options_.pages = options.sequences * pages_a_sequence_;
-  caches_ = model.make_caches(options_.pages, options.page_size, cache_type);
-  rope_table_ = make_rope_table(model.config(), options.context);
-  block_table_ = buffer({options.sequences, pages_a_sequence_}, DType::i32, "block table");
+  caches_ = model.make_caches(backend, options_.pages, options.page_size, cache_type);
+  rope_table_ = make_rope_table(backend, model.config(), options.context);
+  block_table_ = buffer(backend, {options.sequences, pages_a_sequence_}, DType::i32, "block table");
   pages_of_.assign(static_cast<size_t>(options.sequences * pages_a_sequence_), 0);
   if (model.mtp.empty() || options.states == 0) return;
-  module_table_ = buffer({options.sequences, pages_a_sequence_}, DType::i32, "block table of modules");
+  module_table_ =
+      buffer(backend, {options.sequences, pages_a_sequence_}, DType::i32, "block table of modules");
   first_module_page_.assign(static_cast<size_t>(options.sequences), 0);
   for (size_t level = 0; level <= model.mtp.size(); ++level) {
-    states_.push_back(buffer({1, options.states, model.config().hidden_size}, activation, "hidden states"));
+    states_.push_back(
+        buffer(backend, {1, options.states, model.config().hidden_size}, activation, "hidden states"));
   }
 }
 
@@ -138,36 +142,33 @@ Runner::Recorded& Runner::recorded(const Key& key) {
   Recorded record;
   record.plan = std::make_unique<Plan>(*backend_);
   Plan& plan = *record.plan;
-  Shape tokens{key.tokens};
-  record.ids = plan.input("ids", tokens, DType::i32);
-  record.positions = plan.input("positions", tokens, DType::i32);
-  record.last = plan.input("last entries", tokens, DType::i32);
-  record.slots = plan.input("slots", tokens, DType::i32);
-  record.places = plan.input("places", tokens, DType::i32);
-  if (key.wanted > 0) record.wanted = plan.input("wanted rows", {key.wanted}, DType::i32);
+  record.inputs = plan.input("rows", {Field::count * key.tokens + key.wanted}, DType::i32);
+  auto field = [&](Field::Name which) {
+    return record.inputs.slice(0, which * key.tokens, (which + 1) * key.tokens);
+  };
+  const Tensor ids = field(Field::ids), writes = field(Field::writes);
 
   Step at;
-  at.positions = record.positions;
+  at.positions = field(Field::positions);
   at.rope_table = rope_table_;
-  at.slots = record.slots;
+  at.slots = field(Field::slots);
   at.caches = caches_;
-  at.pages = {key.module < 0 ? block_table_ : module_table_, record.places, record.last};
+  at.pages = {key.module < 0 ? block_table_ : module_table_, field(Field::places), field(Field::last)};
   at.expand_cache = key.form == Form::expanded;
-  if (!states_.empty()) record.writes = plan.input("states written", tokens, DType::i32);
 
   Tensor normed;
   if (key.module < 0) {
-    normed = model_->hidden(record.ids, at);
-    if (!states_.empty()) cache_store(normed, record.writes, states_[0]);
+    normed = model_->hidden(ids, at);
+    if (!states_.empty()) cache_store(normed, writes, states_[0]);
   } else {
-    record.reads = plan.input("states read", tokens, DType::i32);
     const Tensor& states = states_[static_cast<size_t>(key.level)];
-    Tensor fed = select_rows(states.reshape({states[1], states[2]}), record.reads);
-    normed = model_->predict(key.module, fed, record.ids, at);
-    cache_store(normed, record.writes, states_[static_cast<size_t>(key.module + 1)]);
+    Tensor fed = select_rows(states.reshape({states[1], states[2]}), field(Field::reads));
+    normed = model_->predict(key.module, fed, ids, at);
+    cache_store(normed, writes, states_[static_cast<size_t>(key.module + 1)]);
   }
   if (key.wanted > 0) {
-    record.logits = model_->logits(select_rows(normed, record.wanted));
+    record.logits = model_->logits(
+        select_rows(normed, record.inputs.slice(0, Field::count * key.tokens, record.inputs.count())));
     plan.keep(record.logits);
   }
   plan.compile();
@@ -193,19 +194,20 @@ std::span<float> Runner::run(int64_t module, int64_t level, std::span<const Row>
   LATENTE_ASSERT(count > 0);
   const Key key{module, level, bucket_of(count), bucket_of(wanted), form};
   Recorded& record = recorded(key);
-  auto fill = [&](const Tensor& tensor, auto&& value_of, int32_t padding) {
-    if (!tensor) return;
-    values_.assign(static_cast<size_t>(key.tokens), padding);
-    for (size_t i = 0; i < rows.size(); ++i) values_[i] = value_of(rows[i]);
-    backend_->upload(values_.data(), tensor.view());
+  // All inputs in one copy.
+  values_.assign(static_cast<size_t>(record.inputs.count()), 0);
+  auto fill = [&](Field::Name which, auto&& value_of, int32_t padding) {
+    const auto to = values_.begin() + which * key.tokens;
+    for (int64_t i = 0; i < count; ++i) to[i] = value_of(rows[static_cast<size_t>(i)]);
+    std::fill(to + count, to + key.tokens, padding);
   };
   // Padding attends to nothing and leaves nothing behind.
   fill(
-      record.ids, [](const Row& row) { return row.token; }, rows[0].token);
+      Field::ids, [](const Row& row) { return row.token; }, rows[0].token);
   fill(
-      record.positions, [](const Row& row) { return row.position; }, 0);
+      Field::positions, [](const Row& row) { return row.position; }, 0);
   fill(
-      record.last,
+      Field::last,
       [&](const Row& row) {
         if (module < 0) return row.position;
         const int32_t first = first_module_page_[static_cast<size_t>(row.place)];
@@ -213,20 +215,18 @@ std::span<float> Runner::run(int64_t module, int64_t level, std::span<const Row>
       },
       -1);
   fill(
-      record.slots, [this](const Row& row) { return slot_of(row); }, -1);
+      Field::slots, [this](const Row& row) { return slot_of(row); }, -1);
   fill(
-      record.places, [](const Row& row) { return row.place; }, rows.back().place);
+      Field::places, [](const Row& row) { return row.place; }, rows.back().place);
   fill(
-      record.reads, [](const Row& row) { return row.read; }, 0);
+      Field::reads, [](const Row& row) { return row.read; }, 0);
   fill(
-      record.writes, [](const Row& row) { return row.write; }, -1);
-  if (record.wanted) {
-    values_.assign(static_cast<size_t>(key.wanted), 0);
-    for (size_t i = 0, next = 0; i < rows.size(); ++i) {
-      if (rows[i].wanted) values_[next++] = static_cast<int32_t>(i);
-    }
-    backend_->upload(values_.data(), record.wanted.view());
+      Field::writes, [](const Row& row) { return row.write; }, -1);
+  auto next = values_.begin() + Field::count * key.tokens;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    if (rows[i].wanted) *next++ = static_cast<int32_t>(i);
   }
+  backend_->upload(values_.data(), record.inputs.view());
 
   if (seconds_) {
     record.plan->run_profiled(*seconds_);

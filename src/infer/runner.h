@@ -36,8 +36,9 @@ struct Row {
   bool wanted = false;  // its logits are
 };
 
-// f32, bf16, int8 or fp8; Error otherwise.
-DType cache_type_from_name(std::string_view name);
+// f32, bf16, int8 or fp8, or auto: f32 on the CPU, elsewhere the type of the model's activations. Error
+// otherwise.
+DType cache_type_from_name(std::string_view name, const Backend& backend, const Transformer& model);
 
 class Runner {
  public:
@@ -90,9 +91,14 @@ class Runner {
     Form form;
     auto operator<=>(const Key&) const = default;
   };
+  // What a pass is told of its rows. last: the last entry that a row attends to; slots: where its own goes.
+  struct Field {
+    enum Name : int64_t { ids, positions, last, slots, places, reads, writes, count };
+  };
   struct Recorded {
     std::unique_ptr<Plan> plan;
-    Tensor ids, positions, last, slots, places, reads, writes, wanted, logits;
+    Tensor inputs;  // i32: the fields, [tokens] each, then the wanted rows
+    Tensor logits;
   };
   Recorded& recorded(const Key& key);
   std::span<float> run(int64_t module, int64_t level, std::span<const Row> rows, Form form);

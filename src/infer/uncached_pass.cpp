@@ -10,7 +10,7 @@ UncachedPass::UncachedPass(Backend& backend, const Transformer& model, int64_t c
   Step at;
   at.positions = plan.input("positions", {count}, DType::i32);
   at.starts = plan.input("starts", {count}, DType::i32);
-  at.rope_table = make_rope_table(model.config(), count);
+  at.rope_table = make_rope_table(backend, model.config(), count);
   ids = plan.input("ids", {count}, DType::i32);
   hidden = model.hidden(ids, at);
   plan.keep(hidden);

@@ -9,13 +9,13 @@ namespace latente {
 
 struct Linear {
   Tensor weight;  // [out, in]
-  Tensor bias;    // [out] or null; of the activations' type
+  Tensor bias;    // [out] or null; of the exact type
   FIELDS(weight, bias)
 
   Linear() = default;
   Linear(int64_t in, int64_t out, DType type, bool with_bias = false)
       : weight(parameter({out, in}, type)),
-        bias(with_bias ? parameter({out}, activation_type(type)) : Tensor()) {}
+        bias(with_bias ? parameter({out}, exact_type(type)) : Tensor()) {}
   explicit operator bool() const { return static_cast<bool>(weight); }
   Tensor operator()(const Tensor& x) const { return linear(x, weight, bias); }
 };
@@ -60,6 +60,6 @@ struct Mlp {
 
 // The cosines and sines of every position: [positions, dim] f32 (see Backend::rope), with YaRN's or Llama 3's
 // frequencies where the config asks for them.
-Tensor make_rope_table(const Config& config, int64_t positions);
+Tensor make_rope_table(Backend& backend, const Config& config, int64_t positions);
 
 }  // namespace latente

@@ -5,8 +5,8 @@ namespace latente {
 Moe::Moe(const Config& config, DType type) : routing(config.routing()) {
   int64_t experts_count = config.n_routed_experts, hidden = config.hidden_size,
           inner = config.moe_intermediate_size;
-  DType exact = type == DType::f64 ? DType::f64 : DType::f32;
-  gate.weight = parameter({experts_count, hidden}, type);
+  DType exact = exact_type(type);
+  gate.weight = parameter({experts_count, hidden}, exact);
   if (config.topk_method == "noaux_tc")
     gate.e_score_correction_bias = parameter({experts_count}, exact, false);
   gate.load = parameter({experts_count}, DType::f32, false);
@@ -20,7 +20,7 @@ Tensor Moe::operator()(const Tensor& x, Step& at) const {
   int64_t count = gate.weight[0];
   Routing how = routing;
   how.balance = at.balance;
-  Tensor logits = linear(x, gate.weight);  // [T, E]
+  Tensor logits = linear(cast(x, gate.weight.dtype()), gate.weight);  // [T, E]
   Routed routed =
       route(logits, gate.e_score_correction_bias, at.token_mask, how, at.count_load ? gate.load : Tensor());
   if (routed.balance_loss) at.balance_losses.push_back(routed.balance_loss);

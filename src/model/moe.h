@@ -6,7 +6,7 @@
 namespace latente {
 
 struct Gate {
-  Tensor weight;                   // [E, hidden]
+  Tensor weight;                   // [E, hidden], of the exact type: choices turn on small differences
   Tensor e_score_correction_bias;  // [E] f32, or null (V2): moved by update_routing_bias, not by gradients
   FIELDS(weight, e_score_correction_bias)
 

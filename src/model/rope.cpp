@@ -3,6 +3,7 @@
 #include <numbers>
 
 #include "model/layers.h"
+#include "tensor/device.h"
 
 namespace latente {
 namespace {
@@ -55,7 +56,7 @@ double attention_factor(const RopeConfig& rope) {
 
 }  // namespace
 
-Tensor make_rope_table(const Config& config, int64_t positions) {
+Tensor make_rope_table(Backend& backend, const Config& config, int64_t positions) {
   const RopeConfig& rope = config.rope;
   int64_t dim = config.rope_dim(), half = dim / 2;
   std::vector<double> frequencies(static_cast<size_t>(half));
@@ -71,8 +72,9 @@ Tensor make_rope_table(const Config& config, int64_t positions) {
     llama3_frequencies(rope, frequencies);
   }
   double factor = attention_factor(rope);
-  Tensor table = buffer({positions, dim}, DType::f32, "rope table");
-  float* row = table.view().as<float>();
+  Tensor table = buffer(backend, {positions, dim}, DType::f32, "rope table");
+  HostWriter writer(backend, table.view());
+  float* row = writer.view().as<float>();
   for (int64_t position = 0; position < positions; ++position, row += dim) {
     for (int64_t i = 0; i < half; ++i) {
       double angle = static_cast<double>(position) * frequencies[static_cast<size_t>(i)];
@@ -80,6 +82,7 @@ Tensor make_rope_table(const Config& config, int64_t positions) {
       row[half + i] = static_cast<float>(std::sin(angle) * factor);
     }
   }
+  writer.finish();
   return table;
 }
 

@@ -66,8 +66,8 @@ std::string type_text(Transformer& model) {
 
 namespace {
 
-int64_t default_memory() {
-  const int64_t available = available_memory();
+int64_t default_memory(const Backend& backend) {
+  const int64_t available = backend.available_memory();
   return available - std::min(std::max(available / 8, int64_t{1} << 30), available / 2);
 }
 
@@ -106,12 +106,13 @@ void load_floating(Transformer& model, const TensorSource& checkpoint, const Run
                    Backend& backend) {
   LoadOptions how;
   how.map_where_possible = true;
-  const int64_t memory = weights.memory > 0 ? weights.memory : default_memory();
+  how.device = &backend;
+  const int64_t memory = weights.memory > 0 ? weights.memory : default_memory(backend);
   int64_t all = 0;
   model.for_each(
       [&](const std::string&, Tensor& tensor) { all += tensor.count() * size_of(tensor.dtype()); });
   const std::vector<ExpertStack> stacks =
-      all > memory ? stacks_in(model, checkpoint) : std::vector<ExpertStack>();
+      all > memory && backend.is_host() ? stacks_in(model, checkpoint) : std::vector<ExpertStack>();
   if (stacks.empty()) {
     check_whole(weights, all);
     load_parameters(model, checkpoint, how);
@@ -133,10 +134,19 @@ void load_floating(Transformer& model, const TensorSource& checkpoint, const Run
 std::unique_ptr<Transformer> load_for_running(const ModelSource& source, const RunWeights& weights,
                                               Backend& backend) {
   constexpr uint64_t seed = 1;
+  if (!backend.is_host()) {
+    if (quantised_type(source, weights))
+      fail("weights of 8 and 4 bits: only the CPU has kernels for them (--device cpu)");
+    if (runs_as_stored(source, weights)) {
+      RunWeights decoded = weights;
+      decoded.type = "bf16";
+      return load_for_running(source, decoded, backend);
+    }
+  }
   auto model = std::make_unique<Transformer>(source.config, base_type(source, weights));
   if (source.config.converted && source.tensors) {
     ConvertedOptions how;
-    how.memory = weights.memory > 0 ? weights.memory : default_memory();
+    how.memory = weights.memory > 0 ? weights.memory : default_memory(backend);
     how.else_mapped = weights.memory == 0;
     load_converted(*model, *source.tensors, backend, how);
     return model;
@@ -163,6 +173,7 @@ std::unique_ptr<Transformer> load_for_running(const ModelSource& source, const R
   }
   allocate_parameters(*model);
   initialise(*model, seed);
+  move_parameters(*model, backend);
   pack_weights(*model, backend, available_memory() / 2);
   return model;
 }

@@ -1,5 +1,7 @@
 #include "model/transformer.h"
 
+#include "tensor/device.h"
+
 namespace latente {
 
 Layer::Layer(const Config& config, int64_t index, DType type)
@@ -93,7 +95,8 @@ std::vector<std::pair<std::string, Gate*>> Transformer::gates() {
   return found;
 }
 
-std::vector<LayerCache> Transformer::make_caches(int64_t pages, int64_t page_size, DType type) const {
+std::vector<LayerCache> Transformer::make_caches(Backend& backend, int64_t pages, int64_t page_size,
+                                                 DType type) const {
   std::vector<LayerCache> caches;
   const bool narrow = Backend::is_narrow_cache(type);
   if (narrow && !config_.is_mla())
@@ -103,10 +106,10 @@ std::vector<LayerCache> Transformer::make_caches(int64_t pages, int64_t page_siz
     if (config_.is_mla()) {
       const int64_t rank = config_.kv_lora_rank, rope = config_.qk_rope_head_dim;
       const int64_t width = narrow ? Backend::narrow_entry_bytes(rank, rope) : rank + rope;
-      caches.push_back({buffer({pages, page_size, 1, width}, type, name), {}});
+      caches.push_back({buffer(backend, {pages, page_size, 1, width}, type, name), {}});
     } else {
       Shape shape{pages, page_size, config_.num_key_value_heads, config_.head_dim};
-      caches.push_back({buffer(shape, type, name), buffer(shape, type, name)});
+      caches.push_back({buffer(backend, shape, type, name), buffer(backend, shape, type, name)});
     }
   }
   return caches;

@@ -74,7 +74,7 @@ class Transformer {
   // later.
   Tensor predict(int64_t k, const Tensor& hidden, const Tensor& later_ids, Step& at) const;
   const Tensor& head() const { return lm_head ? lm_head.weight : model.embed_tokens.weight; }
-  Tensor logits(const Tensor& hidden) const { return linear(hidden, head()); }
+  Tensor logits(const Tensor& hidden) const { return linear_exact(hidden, head()); }
 
   // f(path, tensor) for every parameter, MTP modules as model.layers.{num_hidden_layers + k}.
   template <class F>
@@ -89,7 +89,7 @@ class Transformer {
   // Every router, MTP modules' included, with its path.
   std::vector<std::pair<std::string, Gate*>> gates();
   // The cache of every layer, MTP modules' included.
-  std::vector<LayerCache> make_caches(int64_t pages, int64_t page_size, DType type) const;
+  std::vector<LayerCache> make_caches(Backend& backend, int64_t pages, int64_t page_size, DType type) const;
   int64_t cache_values_per_token() const;
 
  private:

@@ -4,6 +4,8 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "tensor/device.h"
+
 namespace latente {
 namespace {
 
@@ -28,9 +30,11 @@ bool is_norm(const std::string& path) {
   return path.ends_with("norm.weight") || path.ends_with("layernorm.weight");
 }
 
-// Routing biases stay float32 whatever the weights are stored as: steps of 0.001 vanish in bfloat16.
-DType stored_as(const std::string& name, DType weights) {
-  return name.ends_with("e_score_correction_bias") && weights != DType::f64 ? DType::f32 : weights;
+// As in memory where no other type is asked for. Routing biases stay float32 whatever the weights are stored
+// as: steps of 0.001 vanish in bfloat16.
+DType stored_as(const std::string& name, DType in_memory, DType model, DType asked) {
+  if (asked == model) return in_memory;
+  return name.ends_with("e_score_correction_bias") && asked != DType::f64 ? DType::f32 : asked;
 }
 
 // A tensor of an MTP module that the checkpoint holds and the config does not ask for.
@@ -82,6 +86,11 @@ void initialise(Transformer& model, uint64_t seed) {
   double deviation = model.config().initializer_range;
   model.for_each(
       [&](const std::string& path, Tensor& tensor) { initialise_parameter(path, tensor, deviation, seed); });
+}
+
+void move_parameters(Transformer& model, Backend& device) {
+  model.for_each([&](const std::string&, Tensor& tensor) { move_to(device, tensor); });
+  for (auto& [path, gate] : model.gates()) move_to(device, gate->load);
 }
 
 void for_each_stored(Transformer& model, const std::function<void(const std::string&, const View&)>& f) {
@@ -144,8 +153,11 @@ void load_parameters(Transformer& model, const TensorSource& checkpoint, const L
   model.for_each([&](const std::string& path, Tensor& tensor) {
     if (options.without_experts && is_expert_stack(path)) return;
     load_parameter(path, tensor, checkpoint, options.map_where_possible, pool, step);
+    if (options.device) move_to(*options.device, tensor);
   });
-  for (auto& [path, gate] : model.gates()) allocate(gate->load);
+  for (auto& [path, gate] : model.gates()) {
+    options.device ? allocate(*options.device, gate->load) : allocate(gate->load);
+  }
 }
 
 int64_t pack_weights(Transformer& model, Backend& backend, int64_t most_bytes) {
@@ -198,12 +210,14 @@ DType stored_type(const TensorSource& checkpoint) {
 void save_model(Transformer& model, const std::string& directory, const SaveOptions& options) {
   std::vector<TensorSpec> specs;
   for_each_stored(model, [&](const std::string& name, const View& view) {
-    specs.push_back({name, stored_as(name, options.weights), view.shape});
+    specs.push_back({name, stored_as(name, view.dtype, model.weights(), options.weights), view.shape});
   });
   CheckpointOptions how;
   how.max_shard_bytes = options.max_shard_bytes;
   CheckpointWriter writer(directory, std::move(specs), how);
-  for_each_stored(model, [&](const std::string& name, const View& view) { writer.write(name, view); });
+  for_each_stored(model, [&](const std::string& name, const View& view) {
+    writer.write(name, options.device ? on_host(*options.device, view).view : view);
+  });
   writer.write_file("config.json", model.config().to_json(options.weights).dump(2) + "\n");
   for (const auto& [name, contents] : options.files) writer.write_file(name, contents);
   writer.commit();

@@ -18,6 +18,8 @@ void allocate_parameters(Transformer& model);
 // embeddings, ones for norms, zeros for biases. Each parameter draws from a stream of its own, named by its
 // path.
 void initialise(Transformer& model, uint64_t seed);
+// Moves parameters and loads to the device's memory; nothing happens where that is the host's.
+void move_parameters(Transformer& model, Backend& device);
 // The same for the parameter of this path alone.
 void initialise_parameter(const std::string& path, const Tensor& tensor, double deviation, uint64_t seed);
 
@@ -32,6 +34,7 @@ struct LoadOptions {
   bool map_where_possible = false;
   // Stacks of routed experts get no memory: somebody else binds them.
   bool without_experts = false;
+  Backend* device = nullptr;  // where parameters go; null = they stay in the host's memory
   // Called after each parameter with the number done and the total, for progress; may be empty.
   std::function<void(int64_t done, int64_t total)> progress;
 };
@@ -59,6 +62,7 @@ DType stored_type(const TensorSource& checkpoint);
 struct SaveOptions {
   DType weights = DType::f32;
   int64_t max_shard_bytes = 5'000'000'000;
+  Backend* device = nullptr;  // where the parameters are; null = in the host's memory
   // (file name, contents) to write beside: tokenizer.json, generation_config.json, ...
   std::vector<std::pair<std::string, std::string>> files;
 };

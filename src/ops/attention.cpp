@@ -8,7 +8,7 @@ Tensor attention_expanded(const Tensor& q, const Tensor& k, const Tensor& k_rope
   LATENTE_ASSERT(q[2] == k[2] + (k_rope ? k_rope[1] : 0) && k[1] == v[1] && q[1] % k[1] == 0);
   Plan& plan = *q.plan();
   Tensor out = plan.intermediate({q[0], q[1], v[2]}, q.dtype());
-  Tensor lse = plan.intermediate({q[0], q[1]}, q.dtype());
+  Tensor lse = plan.intermediate({q[0], q[1]}, exact_type(q.dtype()));
   plan.record(
       "attention_expanded", {q, k, k_rope, v, starts}, {out, lse},
       [=](Backend& b) {

@@ -31,4 +31,22 @@ Tensor swiglu(const Tensor& gate, const Tensor& up) {
   return out;
 }
 
+Tensor cast(const Tensor& x, DType dtype) {
+  if (x.dtype() == dtype) return x;
+  Plan& plan = *x.plan();
+  Tensor out = plan.intermediate(x.shape(), dtype);
+  plan.record(
+      "cast", {x}, {out},
+      [=](Backend& b) {
+        b.copy(x.view(), {out.view(), false});
+      },
+      [=](Gradients& g) {
+        Tensor d_out = g.of(out);
+        auto d_x = g.slot(x);
+        g.plan().record("cast_backward", {d_out}, {d_x.tensor},
+                        [=](Backend& b) { b.copy(d_out.view(), d_x.view()); });
+      });
+  return out;
+}
+
 }  // namespace latente

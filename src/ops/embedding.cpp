@@ -4,7 +4,7 @@ namespace latente {
 
 Tensor embedding(const Tensor& ids, const Tensor& table) {
   Plan& plan = *ids.plan();
-  Tensor out = plan.intermediate({ids.count(), table[1]}, activation_type(table.dtype()));
+  Tensor out = plan.intermediate({ids.count(), table[1]}, plan.backend().activation_type(table.dtype()));
   plan.record(
       "embedding", {ids, table}, {out},
       [=](Backend& b) { b.embedding(ids.view(), table.view(), out.view()); },

@@ -40,6 +40,16 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
   return out;
 }
 
+Tensor linear_exact(const Tensor& x, const Tensor& weight) {
+  check_linear(x, weight);
+  Plan& plan = *x.plan();
+  Tensor out = plan.intermediate({x[0], weight[0]}, exact_type(x.dtype()));
+  plan.record("linear", {x, weight}, {out}, [=](Backend& b) {
+    b.linear(x.view(), weight.view(), {}, {out.view(), false});
+  });
+  return out;
+}
+
 Tensor linear_onto(const Tensor& base, const Tensor& x, const Tensor& weight) {
   check_linear(x, weight);
   LATENTE_ASSERT(base[0] == x[0] && base[1] == weight[0]);

@@ -20,7 +20,7 @@ Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
   LATENTE_ASSERT(x.shape().rank() == 2 && weight[0] == x[1]);
   Plan& plan = *x.plan();
   Tensor out = plan.intermediate(x.shape(), x.dtype());
-  Tensor rstd = plan.intermediate({x[0]}, x.dtype());
+  Tensor rstd = plan.intermediate({x[0]}, exact_type(x.dtype()));
   plan.record(
       "rms_norm", {x, weight}, {out, rstd},
       [=](Backend& b) { b.rms_norm(x.view(), weight.view(), eps, out.view(), rstd.view()); },
@@ -33,7 +33,7 @@ SumAndNorm rms_norm_add(const Tensor& h, const Tensor& x, const Tensor& weight, 
   Plan& plan = *x.plan();
   Tensor sum = plan.intermediate(x.shape(), x.dtype());
   Tensor out = plan.intermediate(x.shape(), x.dtype());
-  Tensor rstd = plan.intermediate({x[0]}, x.dtype());
+  Tensor rstd = plan.intermediate({x[0]}, exact_type(x.dtype()));
   plan.record(
       "rms_norm_add", {h, x, weight}, {sum, out, rstd},
       [=](Backend& b) {

@@ -10,6 +10,8 @@ namespace latente {
 // -- elementwise.cpp
 Tensor add(const Tensor& a, const Tensor& b);
 Tensor swiglu(const Tensor& gate, const Tensor& up);
+// x in another type; x itself where it has that type.
+Tensor cast(const Tensor& x, DType dtype);
 
 // -- embedding.cpp
 Tensor embedding(const Tensor& ids, const Tensor& table);
@@ -30,6 +32,8 @@ Tensor rope(const Tensor& x, const Tensor& positions, const Tensor& table, bool 
 
 // -- linear.cpp
 Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias = {});
+// x · weightᵀ in the exact type whatever x's is: logits. Without gradient.
+Tensor linear_exact(const Tensor& x, const Tensor& weight);
 // base + x · weightᵀ, in base's memory: base must not be read afterwards.
 Tensor linear_onto(const Tensor& base, const Tensor& x, const Tensor& weight);
 // Without gradient.
@@ -86,8 +90,5 @@ struct CrossEntropy {
 };
 CrossEntropy linear_cross_entropy(const Tensor& h, const Tensor& weight, const Tensor& targets,
                                   const Tensor& token_weights);
-
-// float64 for float64, else float32: what an op computes in when it reads this weight.
-inline DType activation_type(DType weight) { return weight == DType::f64 ? DType::f64 : DType::f32; }
 
 }  // namespace latente

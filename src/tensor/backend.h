@@ -4,14 +4,18 @@
 // Rules for every kernel:
 // - It never allocates per call, never waits for the host, and takes each size that varies within a plan from
 //   a tensor.
-// - Activations are float32, or float64 for gradient checks; weights may also be bfloat16 (then read as
-//   float32). Indices are int32. Views have unit stride on the last axis; leading axes may have gaps.
+// - Activations and their gradients have the type activation_type(weights): float32, or float64 for gradient
+//   checks, or bfloat16, which is computed in float32 and rounded once. Weights may also be bfloat16 where
+//   activations are not (then read as float32). Gradients of parameters, routers (logits, scores, weights),
+//   statistics (rstd, lse, delta) and losses (nll, token weights, masks) have the type exact_type(weights).
+//   Indices are int32. Views have unit stride on the last axis; leading axes may have gaps.
 // - A row's result depends neither on how many rows share the call (DESIGN, idea 5) nor on threads.
 // - A Grad destination is written or added to, as its flag says; a null one is skipped.
 //
 // T = tokens (rows), H = heads, E = experts, K = experts a token, V = vocabulary.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -67,21 +71,56 @@ struct Pages {
   View position;     // [T] i32: the query attends to cache positions 0..position
 };
 
+// float64 for float64, else float32: what must be exact whatever activations are.
+inline DType exact_type(DType type) { return type == DType::f64 ? DType::f64 : DType::f32; }
+
+// Work that was recorded once, to be queued again with one call.
+class Replay {
+ public:
+  virtual ~Replay() = default;
+  virtual void launch() = 0;
+};
+
+class Backend;
+
+// Work that is the same each time: the first time it is called (kernels are set up), the second time recorded
+// where the device can, and from then on replayed.
+class RepeatedWork {
+ public:
+  void run(Backend& backend, const std::function<void()>& work);
+  // What was recorded no longer holds: memory has moved.
+  void forget() { replay_.reset(); }
+
+ private:
+  std::unique_ptr<Replay> replay_;
+  bool has_run_ = false;
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
   virtual std::string name() const = 0;
 
+  // The type of activations that meet weights of this type. Error where the device has no kernels for it.
+  virtual DType activation_type(DType weight) const = 0;
+
+  // Whether the host can read and write this device's memory through pointers.
+  virtual bool is_host() const = 0;
+  virtual int64_t available_memory() const = 0;  // bytes
   // Memory of this device, zeroed; freed with the last owner. Errors name the size.
   virtual std::shared_ptr<void> allocate(int64_t bytes) = 0;
   virtual void upload(const void* host, View device) = 0;  // device must be contiguous
   virtual void download(View device, void* host) = 0;
   virtual void synchronize() = 0;
+  // Records what `work` queues without running it; null where calling it again is as fast. The memory that
+  // its kernels were given must outlive the replay.
+  virtual std::unique_ptr<Replay> record(const std::function<void()>& work) = 0;
   virtual bool all_finite(View x) = 0;  // diagnosis only: waits
 
   // -- elementwise.cpp --
   virtual void fill(View x, double value) = 0;
-  virtual void copy(View from, Grad to) = 0;       // same shape, either may be strided
+  // Same shape, either may be strided; f32 and bf16 are converted where activations may be bf16.
+  virtual void copy(View from, Grad to) = 0;
   virtual void add(View a, View b, View out) = 0;  // out may be a or b
   // out = silu(gate) * up, all [T, F] (rows may be strided)
   virtual void swiglu(View gate, View up, View out) = 0;
@@ -149,7 +188,7 @@ class Backend {
   //   c_i = alpha · f_i + device_alpha · f'_d + communication_alpha · f''_d for an expert i of device d,
   //   f_i = E/(K·T)·count_i, f'_d = mean of f over the device's experts,
   //   f''_d = devices/(M·T)·(tokens with at least one choice on the device).
-  // token_mask [T] (activation type; 0 = padding) or null: masked tokens are routed but counted in neither
+  // token_mask [T] (0 = padding) or null: masked tokens are routed but counted in neither
   // load nor loss (T above: unmasked tokens; sequences without any are left out of the mean).
   virtual void route(View logits, View bias, View token_mask, const Routing& routing, View scores,
                      View weights, View experts, View load, View balance_loss) = 0;
@@ -210,7 +249,7 @@ class Backend {
   virtual void cache_store(View x, View slots, View cache) = 0;
 
   // -- loss.cpp --
-  // logits = h · wᵀ, a chunk of rows at a time in scratch [chunk, V];
+  // logits = h · wᵀ, a chunk of rows at a time in scratch [chunk, V] of the exact type;
   // nll[t] = -log softmax(logits[t])[targets[t]]; predicted[t] i32 = argmax, or null;
   // loss [1] = sum_t token_weights[t]·nll[t]. targets [T] i32; a negative target is ignored (nll 0).
   virtual void linear_cross_entropy(View h, View w, View targets, View token_weights, View scratch, View nll,
@@ -232,5 +271,11 @@ class Backend {
   // bias[e] += rate * sign(mean(load) - load[e]); load is zeroed (Wang et al. 2024, algorithm 1)
   virtual void update_routing_bias(View load, View bias, double rate) = 0;
 };
+
+inline void RepeatedWork::run(Backend& backend, const std::function<void()>& work) {
+  if (!replay_ && has_run_) replay_ = backend.record(work);
+  has_run_ = true;
+  replay_ ? replay_->launch() : work();
+}
 
 }  // namespace latente

@@ -175,6 +175,7 @@ void Plan::place(std::vector<Lifetime*>& lifetimes) {
 
 void Plan::allocate(std::shared_ptr<void> arena) {
   LATENTE_ASSERT(compiled_);
+  repeated_.forget();
   arena_ = arena ? std::move(arena) : backend_->allocate(arena_bytes_);
   for (const Tensor& tensor : intermediates_) {
     const Lifetime& lifetime = lifetime_of(tensor);
@@ -189,6 +190,10 @@ void Plan::allocate(std::shared_ptr<void> arena) {
 }
 
 void Plan::run() {
+  repeated_.run(*backend_, [this] { run_eagerly(); });
+}
+
+void Plan::run_eagerly() {
   LATENTE_ASSERT(arena_ != nullptr);
   for (const Node& node : nodes_) {
     if (!node.replaced) node.run(*backend_);

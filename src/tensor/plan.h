@@ -6,10 +6,10 @@
 //   plan.backward({loss});          // appends gradient nodes, which add to each parameter's `grad`
 //   plan.compile();                 // liveness: every intermediate gets an offset in one arena
 //   plan.allocate();                // arena_bytes() of memory
-//   plan.run();                     // a loop over the nodes
+//   plan.run();                     // a loop over the nodes, or its replay
 //
-// Whatever varies between runs is a tensor, never a host branch, so that a plan can be captured as a CUDA
-// graph.
+// Whatever varies between runs is a tensor, never a host branch, so that a device can record a run and replay
+// it (Backend::record): the second run of a plan is recorded, the first may still set kernels up.
 #pragma once
 
 #include <functional>
@@ -61,9 +61,12 @@ class Plan {
 
   void compile();
   // Memory for inputs and intermediates. Plans that never run at the same time may share one arena of at
-  // least arena_bytes(); a plan may be moved to another arena between runs.
+  // least arena_bytes(); a plan may be moved to another arena between runs. Parameters must stay where they
+  // are from the first run on.
   void allocate(std::shared_ptr<void> arena = nullptr);
   void run();
+  // A loop over the nodes, whatever was recorded.
+  void run_eagerly();
   // As run(), but throws Error naming the first op whose result is not finite, and the parameters it read.
   void run_checked();
   // As run(), calling `observe` before each op with its name and what it reads.
@@ -126,6 +129,7 @@ class Plan {
   std::unordered_map<const Value*, Lifetime> lifetimes_;
   int64_t arena_bytes_ = 0, unplanned_bytes_ = 0;
   std::shared_ptr<void> arena_;
+  RepeatedWork repeated_;
   bool compiled_ = false;
 };
 

@@ -1,13 +1,43 @@
 #include "train/objective.h"
 
+#include "tensor/device.h"
+
 #include <algorithm>
 
 namespace latente {
 namespace {
 
+// The inputs of an objective, written in the host's memory.
+struct Inputs {
+  explicit Inputs(const Objective& to)
+      : ids(writer(to.ids)),
+        positions(writer(to.positions)),
+        starts(writer(to.starts)),
+        targets(writer(to.targets)),
+        token_weights(writer(to.token_weights)),
+        token_mask(writer(to.token_mask)) {
+    for (const Objective::Mtp& module : to.mtp)
+      mtp.push_back({writer(module.ids), writer(module.targets), writer(module.token_weights)});
+  }
+  void finish() {
+    for (HostWriter* input : {&ids, &positions, &starts, &targets, &token_weights, &token_mask})
+      input->finish();
+    for (Mtp& module : mtp) module.ids.finish(), module.targets.finish(), module.token_weights.finish();
+  }
+
+  HostWriter ids, positions, starts, targets, token_weights, token_mask;
+  struct Mtp {
+    HostWriter ids, targets, token_weights;
+  };
+  std::vector<Mtp> mtp;
+
+ private:
+  static HostWriter writer(const Tensor& input) { return {input.plan()->backend(), input.view()}; }
+};
+
 template <class T>
-void put(const Tensor& tensor, int64_t index, T value) {
-  View view = tensor.view();
+void put(const HostWriter& to, int64_t index, T value) {
+  const View& view = to.view();
   switch (view.dtype) {
     case DType::f64:
       view.as<double>()[index] = static_cast<double>(value);
@@ -32,7 +62,7 @@ std::vector<Tensor> Objective::losses() const {
 Objective record_objective(Plan& plan, const Transformer& model, const Tensor& rope_table,
                            const ObjectiveOptions& options) {
   Shape tokens{options.sequences * options.sequence_length};
-  DType type = activation_type(model.weights());
+  DType type = exact_type(model.weights());
   Objective objective;
   objective.ids = plan.input("ids", tokens, DType::i32);
   objective.positions = plan.input("positions", tokens, DType::i32);
@@ -87,6 +117,7 @@ void fill_from_sequences(Objective& objective, std::span<const int32_t> ids, con
     for (int64_t d = 0; d <= depth; ++d)
       counts[static_cast<size_t>(d)] += std::max<int64_t>(held(s) - 1 - d, 0);
   }
+  Inputs to(objective);
   for (int64_t s = 0; s < options.sequences; ++s) {
     for (int64_t i = 0; i < length; ++i) {
       int64_t t = s * length + i;
@@ -97,42 +128,45 @@ void fill_from_sequences(Objective& objective, std::span<const int32_t> ids, con
         int64_t count = counts[static_cast<size_t>(d)];
         return token(d + 1) < 0 || count == 0 ? 0.0 : 1.0 / static_cast<double>(count);
       };
-      put(objective.ids, t, std::max(token(0), 0));
-      put(objective.positions, t, i);
-      put(objective.starts, t, s * length);
-      put(objective.targets, t, token(1));
-      put(objective.token_weights, t, weight(0));
-      put(objective.token_mask, t, i < held(s) ? 1 : 0);
+      put(to.ids, t, std::max(token(0), 0));
+      put(to.positions, t, i);
+      put(to.starts, t, s * length);
+      put(to.targets, t, token(1));
+      put(to.token_weights, t, weight(0));
+      put(to.token_mask, t, i < held(s) ? 1 : 0);
       for (int64_t k = 0; k < depth; ++k) {
-        Objective::Mtp& module = objective.mtp[static_cast<size_t>(k)];
+        const Inputs::Mtp& module = to.mtp[static_cast<size_t>(k)];
         put(module.ids, t, std::max(token(k + 1), 0));
         put(module.targets, t, token(k + 2));
         put(module.token_weights, t, weight(k + 1) * mtp_lambda / static_cast<double>(depth));
       }
     }
   }
+  to.finish();
 }
 
 void fill_from_batch(Objective& objective, const Batch& batch, std::span<const double> weights) {
   LATENTE_ASSERT(objective.ids.count() == batch.sequences * batch.length);
   LATENTE_ASSERT(weights.size() == objective.mtp.size() + 1 && batch.inputs.size() == weights.size());
   int64_t places = batch.sequences * batch.length;
+  Inputs to(objective);
   for (int64_t t = 0; t < places; ++t) {
     auto at = static_cast<size_t>(t);
     int64_t place = t % batch.length;
     auto weight = [&](size_t depth) { return batch.targets[depth][at] < 0 ? 0.0 : weights[depth]; };
-    put(objective.ids, t, batch.inputs[0][at]);
-    put(objective.positions, t, place);
-    put(objective.starts, t, batch.starts[at]);
-    put(objective.targets, t, batch.targets[0][at]);
-    put(objective.token_weights, t, weight(0));
-    put(objective.token_mask, t, place < batch.lengths[static_cast<size_t>(t / batch.length)] ? 1 : 0);
+    put(to.ids, t, batch.inputs[0][at]);
+    put(to.positions, t, place);
+    put(to.starts, t, batch.starts[at]);
+    put(to.targets, t, batch.targets[0][at]);
+    put(to.token_weights, t, weight(0));
+    put(to.token_mask, t, place < batch.lengths[static_cast<size_t>(t / batch.length)] ? 1 : 0);
     for (size_t k = 0; k < objective.mtp.size(); ++k) {
-      put(objective.mtp[k].ids, t, batch.inputs[k + 1][at]);
-      put(objective.mtp[k].targets, t, batch.targets[k + 1][at]);
-      put(objective.mtp[k].token_weights, t, weight(k + 1));
+      put(to.mtp[k].ids, t, batch.inputs[k + 1][at]);
+      put(to.mtp[k].targets, t, batch.targets[k + 1][at]);
+      put(to.mtp[k].token_weights, t, weight(k + 1));
     }
   }
+  to.finish();
 }
 
 GradientMemory allocate_gradients(Backend& backend, Transformer& model) {

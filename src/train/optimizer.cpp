@@ -1,5 +1,7 @@
 #include "train/optimizer.h"
 
+#include "tensor/device.h"
+
 #include <algorithm>
 #include <cmath>
 
@@ -10,19 +12,22 @@ Optimizer::Optimizer(Backend& backend, Transformer& model, GradientMemory& gradi
     : backend_(&backend),
       gradients_(&gradients),
       options_(options),
-      norm_(buffer({1}, DType::f64, "gradient norm")),
-      scalars_(buffer({4}, DType::f64, "optimizer scalars")) {
+      norm_(buffer(backend, {1}, DType::f64, "gradient norm")),
+      scalars_(buffer(backend, {4}, DType::f64, "optimizer scalars")) {
   model.for_each([&](const std::string& path, Tensor& tensor) {
     if (!tensor.value().grad) return;
     Slot slot;
     slot.name = path;
     slot.parameter = tensor;
     slot.gradient = Tensor(tensor.value().grad);
-    slot.m = buffer(tensor.shape(), slot.gradient.dtype());
-    slot.v = buffer(tensor.shape(), slot.gradient.dtype());
+    slot.m = buffer(backend, tensor.shape(), slot.gradient.dtype());
+    slot.v = buffer(backend, tensor.shape(), slot.gradient.dtype());
     if (tensor.dtype() == DType::bf16) {
-      slot.master = buffer(tensor.shape(), DType::f32);
-      convert(DType::bf16, tensor.view().data, DType::f32, slot.master.view().data, tensor.count());
+      slot.master = buffer(backend, tensor.shape(), DType::f32);
+      HostWriter master(backend, slot.master.view());
+      convert(DType::bf16, on_host(backend, tensor.view()).view.data, DType::f32, master.view().data,
+              tensor.count());
+      master.finish();
     }
     slot.decays = tensor.shape().rank() > 1;
     slots_.push_back(std::move(slot));
@@ -46,8 +51,10 @@ void Optimizer::zero_gradients() {
 }
 
 double Optimizer::gradient_norm() {
-  backend_->fill(norm_.view(), 0.0);
-  for (const Slot& slot : slots_) backend_->add_sum_of_squares(slot.gradient.view(), norm_.view());
+  norm_work_.run(*backend_, [this] {
+    backend_->fill(norm_.view(), 0.0);
+    for (const Slot& slot : slots_) backend_->add_sum_of_squares(slot.gradient.view(), norm_.view());
+  });
   double sum = 0;
   backend_->download(norm_.view(), &sum);
   return std::sqrt(sum);
@@ -60,11 +67,13 @@ void Optimizer::step(double learning_rate, double gradient_norm) {
   double scalars[4] = {learning_rate, factor, 1 - std::pow(options_.beta1, steps),
                        1 - std::pow(options_.beta2, steps)};
   backend_->upload(scalars, scalars_.view());
-  for (const Slot& slot : slots_) {
-    AdamW how{options_.beta1, options_.beta2, options_.epsilon, slot.decays ? options_.weight_decay : 0.0};
-    backend_->adamw(slot.parameter.view(), slot.master.view(), slot.gradient.view(), slot.m.view(),
-                    slot.v.view(), scalars_.view(), how);
-  }
+  step_work_.run(*backend_, [this] {
+    for (const Slot& slot : slots_) {
+      AdamW how{options_.beta1, options_.beta2, options_.epsilon, slot.decays ? options_.weight_decay : 0.0};
+      backend_->adamw(slot.parameter.view(), slot.master.view(), slot.gradient.view(), slot.m.view(),
+                      slot.v.view(), scalars_.view(), how);
+    }
+  });
 }
 
 void Optimizer::for_each_state(const std::function<void(const std::string&, const View&)>& f) {

@@ -45,6 +45,7 @@ class Optimizer {
   OptimizerOptions options_;
   std::vector<Slot> slots_;
   Tensor norm_, scalars_;
+  RepeatedWork norm_work_, step_work_;
   int64_t steps_ = 0;
 };
 

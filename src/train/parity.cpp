@@ -8,6 +8,7 @@
 
 #include "infer/engine.h"
 #include "model/weights.h"
+#include "tensor/device.h"
 #include "train/objective.h"
 
 namespace latente {
@@ -57,7 +58,7 @@ class Parity {
   void record() {
     plan_ = std::make_unique<Plan>(backend_, PlanOptions{true, true});
     ObjectiveOptions how{.sequences = batch_, .sequence_length = length_};
-    objective_ = record_objective(*plan_, model_, make_rope_table(model_.config(), length_), how);
+    objective_ = record_objective(*plan_, model_, make_rope_table(backend_, model_.config(), length_), how);
     plan_->keep(objective_.hidden);
     for (const Tensor& residual : objective_.residuals) plan_->keep(residual);
     logits_ = model_.logits(objective_.hidden);
@@ -90,9 +91,10 @@ class Parity {
     return kept;
   }
 
-  static std::vector<double> numbers(const View& view) {
+  std::vector<double> numbers(const View& view) const {
+    const HostCopy copy = on_host(backend_, view);
     std::vector<double> values(static_cast<size_t>(view.count()));
-    convert(view.dtype, view.data, DType::f64, values.data(), view.count());
+    convert(view.dtype, copy.view.data, DType::f64, values.data(), view.count());
     return values;
   }
 
@@ -188,7 +190,8 @@ class Parity {
     }
     double sum = 0, count = 0;
     std::vector<double> nll = numbers(module.result.nll.view());
-    const int32_t* targets = module.targets.view().as<int32_t>();
+    const HostCopy copy = on_host(backend_, module.targets.view());
+    const int32_t* targets = copy.view.as<int32_t>();
     for (size_t t = 0; t < nll.size(); ++t) {
       if (targets[t] >= 0) sum += nll[t], count += 1;
     }

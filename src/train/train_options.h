@@ -81,7 +81,8 @@ struct TrainOptions {
   std::string out;     // the run's directory: metrics, states, the finished model
   int64_t steps = 0;   // optimizer steps, or
   int64_t tokens = 0;  // tokens to train on
-  int threads = 0;     // 0 = all cores
+  std::string device = "cpu";  // cpu, cuda, cuda:N, auto
+  int threads = 0;             // 0 = all cores
   ModelOptions model;
   CorpusOptions data;
   BatchSizeOptions batch;
@@ -93,7 +94,7 @@ struct TrainOptions {
   SampleOptions samples;
   SaveOptionsOfRun save;
   LogOptions log;
-  FIELDS(out, steps, tokens, threads, model, data, batch, schedule, optimizer, mtp, balance, validation, samples, save,
+  FIELDS(out, steps, tokens, device, threads, model, data, batch, schedule, optimizer, mtp, balance, validation, samples, save,
          log)
 };
 

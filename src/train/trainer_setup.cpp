@@ -137,8 +137,8 @@ void Trainer::read_corpus() {
 }
 
 void Trainer::record() {
-  rope_table_ = make_rope_table(model_->config(), options_.batch.length);
-  facts_.available_memory = available_memory();
+  rope_table_ = make_rope_table(*backend_, model_->config(), options_.batch.length);
+  facts_.available_memory = backend_->available_memory();
   if (options_.batch.sequences > 0) {
     facts_.sequences = options_.batch.sequences;
     estimate_memory();

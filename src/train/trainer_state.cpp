@@ -5,6 +5,7 @@
 #include "base/memory.h"
 #include "checkpoint/training_state.h"
 #include "model/weights.h"
+#include "tensor/device.h"
 #include "train/trainer.h"
 
 namespace latente {
@@ -16,8 +17,8 @@ namespace fs = std::filesystem;
 std::vector<std::pair<std::string, std::string>> tokenizer_files(const std::string& path) {
   fs::path directory = path.ends_with(".json") ? fs::path(path).parent_path() : fs::path(path);
   std::vector<std::pair<std::string, std::string>> files;
-  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
-                           "generation_config.json"}) {
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+                           "chat_template.jinja", "generation_config.json"}) {
     if (fs::exists(directory / name)) files.emplace_back(name, read_file((directory / name).string()));
   }
   return files;
@@ -25,7 +26,8 @@ std::vector<std::pair<std::string, std::string>> tokenizer_files(const std::stri
 
 int64_t count_of(const nlohmann::json& json, const char* key, const std::string& directory) {
   auto found = json.find(key);
-  if (found == json.end() || !found->is_number_integer()) fail("{}: state.json has no number {}", directory, key);
+  if (found == json.end() || !found->is_number_integer())
+    fail("{}: state.json has no number {}", directory, key);
   return found->get<int64_t>();
 }
 
@@ -35,11 +37,14 @@ void Trainer::start(Start how) {
   LATENTE_ASSERT(lock_);
   const MemoryEstimate& memory = facts_.memory;
   if (memory.total() > facts_.available_memory) {
-    fail("the run needs {} of memory, and {} are available: shorten batch.sequences or batch.length (activations {}), "
-         "or take a smaller model (weights, gradients and optimizer {})",
-         bytes_text(static_cast<double>(memory.total())), bytes_text(static_cast<double>(facts_.available_memory)),
-         bytes_text(static_cast<double>(memory.activations)),
-         bytes_text(static_cast<double>(memory.weights + memory.gradients + memory.optimizer)));
+    fail(
+        "the run needs {} of memory, and {} are available: shorten batch.sequences or batch.length "
+        "(activations {}), "
+        "or take a smaller model (weights, gradients and optimizer {})",
+        bytes_text(static_cast<double>(memory.total())),
+        bytes_text(static_cast<double>(facts_.available_memory)),
+        bytes_text(static_cast<double>(memory.activations)),
+        bytes_text(static_cast<double>(memory.weights + memory.gradients + memory.optimizer)));
   }
   std::string states = options_.out + "/checkpoints";
   if (how == Start::overwrite && fs::exists(states)) remove_directory(states);
@@ -55,33 +60,42 @@ void Trainer::start(Start how) {
   training_->allocate(arena);
   if (validation_) validation_->allocate(arena);
 
+  LoadOptions to_device;
+  to_device.device = backend_;
   if (how == Start::resume && latest.directory) {
     TrainingState state(*latest.directory);
-    if (std::string dtype = state.json().value("dtype", options_.model.dtype); dtype != options_.model.dtype) {
+    if (std::string dtype = state.json().value("dtype", options_.model.dtype);
+        dtype != options_.model.dtype) {
       fail("model.dtype: {} was trained as {}, found {}", options_.out, dtype, options_.model.dtype);
     }
-    load_parameters(*model_, Checkpoint(state.model_directory()));
+    load_parameters(*model_, Checkpoint(state.model_directory()), to_device);
     optimizer_ = std::make_unique<Optimizer>(*backend_, *model_, gradients_, options_.optimizer);
-    optimizer_->for_each_state(
-        [&](const std::string& name, const View& view) { state.tensors().read(name, view); });
+    optimizer_->for_each_state([&](const std::string& name, const View& view) {
+      HostWriter writer(*backend_, view);
+      state.tensors().read(name, writer.view());
+      writer.finish();
+    });
     const nlohmann::json& json = state.json();
     step_ = saved_step_ = state.step();
     optimizer_->set_steps(count_of(json, "optimizer_steps", state.directory()));
     if (json.value("data", std::string()) != std::to_string(batches_->fingerprint())) {
-      fail("{}: was trained on other data or sequences of another length than data and batch now say", options_.out);
+      fail("{}: was trained on other data or sequences of another length than data and batch now say",
+           options_.out);
     }
     int64_t sequences = count_of(json, "sequences", state.directory());
     if (sequences != facts_.sequences) {
-      facts_.notes.push_back(fmt::format("micro-batches of {} sequences instead of {}: the rounding will differ",
-                                         facts_.sequences, sequences));
+      facts_.notes.push_back(
+          fmt::format("micro-batches of {} sequences instead of {}: the rounding will differ",
+                      facts_.sequences, sequences));
     }
     batches_->seek({count_of(json, "epoch", state.directory()), count_of(json, "window", state.directory())});
     return;
   }
   if (initial_) {
-    load_parameters(*model_, *initial_);
+    load_parameters(*model_, *initial_, to_device);
   } else {
     initialise(*model_, static_cast<uint64_t>(options_.model.seed));
+    move_parameters(*model_, *backend_);
   }
   optimizer_ = std::make_unique<Optimizer>(*backend_, *model_, gradients_, options_.optimizer);
 }
@@ -89,7 +103,7 @@ void Trainer::start(Start how) {
 void Trainer::save() {
   if (saved_step_ == step_) return;
   saved_step_ = step_;
-  TrainingStateWriter writer(options_.out + "/checkpoints", step_);
+  TrainingStateWriter writer(options_.out + "/checkpoints", step_, backend_);
   optimizer_->for_each_state([&](const std::string& name, const View& view) { writer.tensor(name, view); });
   nlohmann::json json;
   json["optimizer_steps"] = optimizer_->steps();
@@ -108,6 +122,7 @@ void Trainer::save() {
 void Trainer::write_model(const std::string& directory) {
   SaveOptions how;
   how.weights = model_->weights();
+  how.device = backend_;
   how.files = tokenizer_files(options_.model.tokenizer);
   save_model(*model_, directory, how);
 }

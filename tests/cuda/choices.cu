@@ -10,15 +10,14 @@ constexpr int threads = 128;
 unsigned blocks(int64_t count) { return static_cast<unsigned>((count + threads - 1) / threads); }
 
 // A warp a token; lane l looks at the experts l, l + 32, ... (at most 1024 in all).
-template <class T>
 __global__ void choose_kernel(const int32_t* step, const float* logits, int64_t tokens, int experts,
-                              int top_k, T* weights, int32_t* chosen) {
+                              int top_k, float* weights, int32_t* chosen) {
   const int64_t token = (static_cast<int64_t>(blockIdx.x) * threads + threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x % 32);
   if (token >= tokens) return;
   const float* row = logits + (*step * tokens + token) * experts;
   unsigned taken = 0;  // bit i: this lane's ith expert
-  T sum = 0;
+  float sum = 0;
   for (int k = 0; k < top_k; ++k) {
     int best = experts;
     float highest = 0;
@@ -38,7 +37,7 @@ __global__ void choose_kernel(const int32_t* step, const float* logits, int64_t 
       }
     }
     if (best % 32 == lane) taken |= 1u << best / 32;
-    const T weight = 1 / (1 + exp(-static_cast<T>(highest)));
+    const float weight = 1 / (1 + expf(-highest));
     sum += weight;
     if (lane == 0) {
       chosen[token * top_k + k] = best;
@@ -58,13 +57,6 @@ __global__ void keep_kernel(const int32_t* step, const T* out, int64_t count, T*
 __global__ void advance_kernel(int32_t* step) { ++*step; }
 
 template <class T>
-void launch_choose(View step, View logits, View weights, View experts, cuda::StreamHandle stream) {
-  choose_kernel<<<blocks(logits[1] * 32), threads, 0, stream>>>(
-      step.as<int32_t>(), logits.as<float>(), logits[1], static_cast<int>(logits[2]),
-      static_cast<int>(experts[1]), weights.as<T>(), experts.as<int32_t>());
-}
-
-template <class T>
 void launch_keep(View step, View out, View results, cuda::StreamHandle stream) {
   keep_kernel<<<blocks(out.count()), threads, 0, stream>>>(step.as<int32_t>(), out.as<T>(), out.count(),
                                                            results.as<T>());
@@ -73,17 +65,15 @@ void launch_keep(View step, View out, View results, cuda::StreamHandle stream) {
 }  // namespace
 
 void choose(View step, View logits, View weights, View experts, cuda::StreamHandle stream) {
-  if (weights.dtype == DType::f64) {
-    launch_choose<double>(step, logits, weights, experts, stream);
-  } else {
-    launch_choose<float>(step, logits, weights, experts, stream);
-  }
+  choose_kernel<<<blocks(logits[1] * 32), threads, 0, stream>>>(
+      step.as<int32_t>(), logits.as<float>(), logits[1], static_cast<int>(logits[2]),
+      static_cast<int>(experts[1]), weights.as<float>(), experts.as<int32_t>());
   cuda::check_launch("choose");
 }
 
 void keep_result(View step, View out, View results, cuda::StreamHandle stream) {
-  if (out.dtype == DType::f64) {
-    launch_keep<double>(step, out, results, stream);
+  if (out.dtype == DType::bf16) {
+    launch_keep<bf16>(step, out, results, stream);
   } else {
     launch_keep<float>(step, out, results, stream);
   }

@@ -8,10 +8,12 @@
 #include <vector>
 
 #include "base/random.h"
+#include "cuda/backend.h"
 #include "cuda/choices.h"
 #include "cuda/graph.h"
-#include "cuda/partial_backend.h"
+#include "cuda/memory.h"
 #include "ops/ops.h"
+#include "tensor/device.h"
 
 namespace latente {
 namespace {
@@ -123,7 +125,7 @@ double relative_error(const std::vector<double>& found, const std::vector<double
 class MoePlan {
  public:
   explicit MoePlan(const Sizes& sizes) : at(sizes), plan(backend) {
-    const DType activation = activation_type(at.weight);
+    const DType activation = backend.activation_type(at.weight);
     step = plan.input("step", {1}, DType::i32);
     x = plan.input("x", {at.tokens, at.width}, activation);
     results = plan.input("results", {at.steps, at.tokens, at.width}, activation);
@@ -133,7 +135,7 @@ class MoePlan {
     Tensor h = x;
     for (int64_t layer = 0; layer < at.layers; ++layer) {
       Tensor scores = plan.input("logits", {at.steps, at.tokens, at.experts}, DType::f32);
-      Tensor weights = plan.intermediate({at.tokens, at.top_k}, activation);
+      Tensor weights = plan.intermediate({at.tokens, at.top_k}, DType::f32);
       Tensor experts = plan.intermediate({at.tokens, at.top_k}, DType::i32);
       plan.record("choose", {step, scores}, {weights, experts}, [=, this](Backend&) {
         ++host_visits;
@@ -186,7 +188,7 @@ class MoePlan {
   }
 
   Sizes at;
-  PartialCudaBackend backend;
+  cuda::CudaBackend backend;
   Plan plan;
   Tensor step, x, results, gate, up, down;
   std::vector<Tensor> logits;  // a layer each
@@ -217,19 +219,19 @@ TEST_P(PlanGraphSizes, ReplaysFollowChoicesThatOnlyTheDeviceKnows) {
   moe.fill(weights, logits);
 
   moe.rewind();
-  for (int64_t s = 0; s < at.steps; ++s) moe.plan.run();
+  for (int64_t s = 0; s < at.steps; ++s) moe.plan.run_eagerly();
   const std::vector<double> eager = moe.read_results();
 
   moe.rewind();
   moe.host_visits = 0;
-  const cuda::Graph graph(moe.backend.stream(), [&] { moe.plan.run(); });
+  const cuda::Graph graph(moe.backend.stream(), [&] { moe.plan.run_eagerly(); });
   EXPECT_EQ(graph.node_count(), static_cast<size_t>(8 * at.layers + 2));
   for (int64_t s = 0; s < at.steps; ++s) graph.launch(moe.backend.stream());
   const std::vector<double> replayed = moe.read_results();
 
   EXPECT_EQ(moe.host_visits, at.layers);  // the capture, no replay
   EXPECT_EQ(replayed, eager);
-  EXPECT_LT(relative_error(replayed, by_loops(at, weights, logits)), at.weight == DType::f64 ? 1e-13 : 2e-6);
+  EXPECT_LT(relative_error(replayed, by_loops(at, weights, logits)), at.weight == DType::bf16 ? 1e-2 : 2e-6);
 }
 
 TEST_P(PlanGraphSizes, OrderIsAStableSort) {
@@ -238,7 +240,7 @@ TEST_P(PlanGraphSizes, OrderIsAStableSort) {
   MoePlan moe(at);
   moe.fill(Weights(at), logits);
   moe.rewind();
-  const cuda::Graph graph(moe.backend.stream(), [&] { moe.plan.run(); });
+  const cuda::Graph graph(moe.backend.stream(), [&] { moe.plan.run_eagerly(); });
   for (int64_t s = 0; s < at.steps; ++s) {
     graph.launch(moe.backend.stream());
     std::vector<int32_t> experts;
@@ -268,8 +270,7 @@ TEST_P(PlanGraphSizes, OrderIsAStableSort) {
 INSTANTIATE_TEST_SUITE_P(Shapes, PlanGraphSizes,
                          testing::Values(Sizes{37, 37, 5, 72, 40, 2, 6}, Sizes{200, 8, 2, 130, 65, 1, 5},
                                          Sizes{1, 256, 8, 64, 64, 2, 8},
-                                         Sizes{150, 70, 6, 48, 80, 2, 5, DType::bf16},
-                                         Sizes{90, 12, 3, 50, 30, 2, 5, DType::f64}),
+                                         Sizes{150, 70, 6, 48, 80, 2, 5, DType::bf16}),
                          [](const auto& shape) { return label(shape.param); });
 
 // The same bits whatever the batch.
@@ -282,7 +283,7 @@ TEST_F(PlanGraph, ATokenAloneGetsTheResultItHasInABatch) {
   MoePlan many(batch), one(single);
   many.fill(weights, logits);
   many.rewind();
-  for (int64_t s = 0; s < batch.steps; ++s) many.plan.run();
+  for (int64_t s = 0; s < batch.steps; ++s) many.plan.run_eagerly();
   const std::vector<double> all = many.read_results();
 
   for (int64_t t : {int64_t{0}, int64_t{33}, int64_t{69}}) {
@@ -297,7 +298,7 @@ TEST_F(PlanGraph, ATokenAloneGetsTheResultItHasInABatch) {
     }
     one.fill(own, own_logits);
     one.rewind();
-    for (int64_t s = 0; s < batch.steps; ++s) one.plan.run();
+    for (int64_t s = 0; s < batch.steps; ++s) one.plan.run_eagerly();
     const std::vector<double> alone = one.read_results();
     for (int64_t s = 0; s < batch.steps; ++s) {
       for (int64_t d = 0; d < batch.width; ++d) {
@@ -319,7 +320,7 @@ TEST_F(PlanGraph, ACaptureThatWaitsOrAllocatesThrowsAndTheStreamSurvives) {
   EXPECT_THROW(cuda::Graph(stream, [&] { stream.synchronize(); }), Error);
   EXPECT_THROW(cuda::Graph(stream, [&] { cuda::allocate(1024); }), Error);
   EXPECT_THROW(cuda::Graph(stream, [&] { throw std::logic_error("not CUDA's"); }), std::logic_error);
-  for (int64_t s = 0; s < at.steps; ++s) moe.plan.run();
+  for (int64_t s = 0; s < at.steps; ++s) moe.plan.run_eagerly();
   EXPECT_LT(relative_error(moe.read_results(), by_loops(at, weights, logits)), 2e-6);
 }
 
@@ -356,7 +357,7 @@ TEST_F(PlanGraph, Timings) {
       moe.backend.upload(drawn.data(), moe.logits[static_cast<size_t>(layer)].view());
     }
     const cuda::Stream& stream = moe.backend.stream();
-    const cuda::Graph graph(stream, [&] { moe.plan.run(); });
+    const cuda::Graph graph(stream, [&] { moe.plan.run_eagerly(); });
     std::vector<double> eager_queued, eager_done, graph_queued, graph_done;
     for (int i = -5; i < repeats; ++i) {  // the first five warm up
       auto time = [&](auto&& work, std::vector<double>& queued, std::vector<double>& done) {
@@ -369,7 +370,7 @@ TEST_F(PlanGraph, Timings) {
         queued.push_back(Microseconds(middle - start).count());
         done.push_back(Microseconds(Clock::now() - start).count());
       };
-      time([&] { moe.plan.run(); }, eager_queued, eager_done);
+      time([&] { moe.plan.run_eagerly(); }, eager_queued, eager_done);
       time([&] { graph.launch(stream); }, graph_queued, graph_done);
     }
     std::printf("T %4d, E %d, K %d, D %4d, F %4d, %2d layers    %8zu %10.1f %10.1f %10.1f %10.1f\n",

@@ -67,7 +67,7 @@ inline std::vector<std::vector<double>> uncached(const Transformer& model, std::
   Step at;
   at.positions = plan.input("positions", {count}, DType::i32);
   at.starts = plan.input("starts", {count}, DType::i32);
-  at.rope_table = make_rope_table(model.config(), count);
+  at.rope_table = make_rope_table(backend(), model.config(), count);
   std::vector<Tensor> tokens{plan.input("ids", {count}, DType::i32)};
   Tensor state = model.hidden(tokens[0], at);
   const Tensor starts = at.starts;

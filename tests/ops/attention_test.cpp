@@ -81,11 +81,12 @@ TEST(AttentionExpanded, OfSlicesChangedInPlace) {
       inputs,
       [&](Plan& plan, const std::vector<Tensor>& p) {
         Tensor x = leaf(plan, p[0]), positions = indices(plan, {tokens}, {0, 1, 2, 3});
-        Tensor q = rope(linear(x, p[1]).reshape({tokens, heads, nope + rope_width}), positions, table, true);
+        Tensor q = rope(linear(x, p[1]).reshape({tokens, heads, nope + rope_width}), positions,
+                        on_device(plan, table), true);
         Tensor kv_a = linear(x, p[2]);
         Tensor c = rms_norm(kv_a.columns(0, rank), p[3], 1e-6);
         Tensor k_rope = kv_a.columns(rank, rank + rope_width).reshape({tokens, 1, rope_width});
-        k_rope = rope(k_rope, positions, table, true).reshape({tokens, rope_width});
+        k_rope = rope(k_rope, positions, on_device(plan, table), true).reshape({tokens, rope_width});
         Tensor kv = linear(c, p[4]).reshape({tokens, heads, nope + value});
         Tensor out = attention_expanded(q, kv.columns(0, nope), k_rope, kv.columns(nope, nope + value),
                                         indices(plan, {tokens}, {0, 0, 0, 0}), 0.4);
@@ -109,9 +110,6 @@ struct Recorded {
 TEST(AbsorbQuery, FoldsTheKeyProjection) {
   const size_t tokens = 3, heads = 2, nope = 4, rank = 5, rope_width = 2;
   Numbers q = normal(3 * 2 * 6, 1), w = normal(2 * 4 * 5, 2);
-  Recorded run;
-  run.result = absorb_query(constant(run.plan, {3, 2, 6}, DType::f64, q),
-                            constant(run.plan, {2, 4, 5}, DType::f64, w));
   Numbers want;
   for (size_t t = 0; t < tokens; ++t) {
     for (size_t h = 0; h < heads; ++h) {
@@ -123,17 +121,22 @@ TEST(AbsorbQuery, FoldsTheKeyProjection) {
       for (size_t i = 0; i < rope_width; ++i) want.push_back(row[nope + i]);
     }
   }
-  expect_close(run(), want, 1e-13, "absorb_query");
+  for (DType dtype : dtypes()) {
+    Recorded run;
+    run.result =
+        absorb_query(constant(run.plan, {3, 2, 6}, dtype, q), constant(run.plan, {2, 4, 5}, dtype, w));
+    expect_close(run(), want, tolerance_of(dtype, 1e-13, 1e-6), "absorb_query");
+  }
 }
 
 // Keys and values stored by slot and read through a block table, against the plain definition.
 TEST(AttentionPaged, ReadsWhatCacheStoreWrote) {
   const int64_t tokens = 7, heads = 4, groups = 2, dim = 3, value = 2, page = 4, pages = 5;
-  for (DType dtype : {DType::f64, DType::f32}) {
+  for (DType dtype : dtypes()) {
     Numbers q = normal(tokens * heads * dim, 1), k = normal(tokens * groups * dim, 2),
             v = normal(tokens * groups * value, 3);
-    Tensor keys = buffer({pages, page, groups, dim}, dtype),
-           values = buffer({pages, page, groups, value}, dtype);
+    Tensor keys = buffer(backend(), {pages, page, groups, dim}, dtype),
+           values = buffer(backend(), {pages, page, groups, value}, dtype);
     Recorded run;
     // Position p of the sequence lies in page table[p / page], slot p % page: positions 0..6 are 8, 9, 10,
     // 11, 16, 17, 18.
@@ -150,12 +153,12 @@ TEST(AttentionPaged, ReadsWhatCacheStoreWrote) {
         attention_paged(constant(run.plan, {tokens, heads, dim}, dtype, q), keys, values, table, 0.7);
     Numbers want =
         attend({tokens, heads, groups, dim, 0, value}, q, k, {}, v, std::vector<int32_t>(7, 0), 0.7);
-    expect_close(run(), want, dtype == DType::f64 ? 1e-12 : 2e-6, "attention_paged");
+    expect_close(run(), want, tolerance_of(dtype, 1e-12, 2e-6), "attention_paged");
   }
 }
 
 TEST(CacheStore, SkipsNegativeSlotsAndKeepsOtherColumns) {
-  Tensor cache = buffer({2, 3, 5}, DType::f32);
+  Tensor cache = buffer(backend(), {2, 3, 5}, DType::f32);
   write(cache.view(), Numbers(30, -1.0));
   Plan plan(backend());
   Tensor x = constant(plan, {3, 2}, DType::f32, {1, 2, 3, 4, 5, 6});

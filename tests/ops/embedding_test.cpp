@@ -15,6 +15,18 @@ TEST(EmbeddingOp, PicksRowsAndAddsTheirGradients) {
   }
 }
 
+// Rows used often, far apart, and by whole packs of columns.
+TEST(EmbeddingOp, OfManyIds) {
+  const int64_t count = on_cuda ? 3000 : 30, width = on_cuda ? 72 : 3;
+  std::vector<int32_t> ids;
+  Random random(4);
+  for (int64_t i = 0; i < count; ++i)
+    ids.push_back(static_cast<int32_t>(random.chance(0.3) ? 7 : random.below(50)));
+  check({random_input({50, width}, 1)}, [&](Plan& plan, const std::vector<Tensor>& p) {
+    return Graph{{embedding(indices(plan, {count}, ids), p[0])}, {}};
+  });
+}
+
 TEST(EmbeddingOp, OfATableUsedTwiceAndTiedToTheHead) {
   std::vector<Input> inputs = {random_input({6, 4}, 2)};
   check(inputs, [&](Plan& plan, const std::vector<Tensor>& p) {

@@ -5,7 +5,7 @@ namespace {
 
 TEST(LinearOp, WithAndWithoutBias) {
   for (int64_t rows : {1, 5}) {
-    std::vector<Input> inputs = {random_input({rows, 7}, 1), random_input({4, 7}, 2), random_input({4}, 3)};
+    std::vector<Input> inputs = {random_input({rows, 7}, 1), random_input({4, 7}, 2), exact_input({4}, 3)};
     auto out = check(inputs, [](Plan& plan, const std::vector<Tensor>& p) {
       Tensor x = leaf(plan, p[0]);
       return Graph{{linear(x, p[1]), linear(x, p[1], p[2])}, {}};
@@ -14,6 +14,25 @@ TEST(LinearOp, WithAndWithoutBias) {
     expect_close(out[0], want, 1e-13, "linear");
     for (size_t i = 0; i < want.size(); ++i) want[i] += inputs[2].values[i % 4];
     expect_close(out[1], want, 1e-13, "linear with bias");
+  }
+}
+
+// Sizes of several tiles on a device, whole and cut.
+TEST(LinearOp, OfManySizes) {
+  struct Sizes {
+    int64_t rows, width, out;
+  };
+  std::vector<Sizes> all = {{3, 8, 16}};
+  if (on_cuda)
+    all = {{1, 64, 8}, {16, 72, 136}, {40, 200, 64}, {128, 128, 128}, {300, 264, 392}, {130, 40, 24}};
+  for (const auto& [rows, width, out] : all) {
+    SCOPED_TRACE(fmt::format("{} x {} x {}", rows, width, out));
+    check({random_input({rows, width}, 1), random_input({out, width}, 2, 0.2), exact_input({out}, 3)},
+          [](Plan& plan, const std::vector<Tensor>& p) {
+            Tensor x = leaf(plan, p[0]);
+            Tensor y = linear(x, p[1], p[2]);
+            return Graph{{y, linear_onto(linear(x, p[1]), x, p[1])}, {}};
+          });
   }
 }
 
@@ -37,7 +56,7 @@ TEST(LinearOp, OfRowsOfAWeightUsedTwice) {
 }
 
 TEST(LinearOp, WithoutGradientOfTheInput) {
-  std::vector<Input> inputs = {random_input({4, 7}, 2), random_input({4}, 3)};
+  std::vector<Input> inputs = {random_input({4, 7}, 2), exact_input({4}, 3)};
   check(inputs, [](Plan& plan, const std::vector<Tensor>& p) {
     Tensor x = constant(plan, {5, 7}, p[0].dtype(), normal(35, 9));
     return Graph{{linear(x, p[0], p[1])}, {}};
@@ -76,7 +95,7 @@ TEST(LinearOnto, RefusesABaseThatItsReadersStillNeed) {
 }
 
 TEST(HeadLinear, MatchesLoops) {
-  for (DType dtype : {DType::f32, DType::f64}) {
+  for (DType dtype : dtypes()) {
     for (bool transpose : {false, true}) {
       Numbers x = normal(5 * 3 * 4, 1), w = normal(3 * 4 * 6, 2);
       Plan plan(backend());
@@ -98,7 +117,7 @@ TEST(HeadLinear, MatchesLoops) {
           }
         }
       }
-      expect_close(read(out.view()), want, dtype == DType::f64 ? 1e-13 : 1e-6, "head_linear");
+      expect_close(read(out.view()), want, tolerance_of(dtype, 1e-13, 1e-6), "head_linear");
     }
   }
 }

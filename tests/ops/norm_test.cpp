@@ -16,7 +16,9 @@ Numbers normed(const Numbers& x, const Numbers& weight, double eps) {
 }
 
 TEST(RmsNorm, MatchesItsDefinition) {
-  for (Shape shape : {Shape{1, 1}, Shape{3, 5}, Shape{40, 33}}) {
+  std::vector<Shape> shapes = {{1, 1}, {3, 5}, {40, 33}};
+  if (on_cuda) shapes.insert(shapes.end(), {{70, 64}, {1300, 128}, {9, 1024}, {5, 2056}, {3, 7168}});
+  for (Shape shape : shapes) {
     std::vector<Input> inputs = {random_input(shape, 1), random_input({shape[1]}, 2)};
     auto out = check(inputs, [](Plan& plan, const std::vector<Tensor>& p) {
       return Graph{{rms_norm(leaf(plan, p[0]), p[1], 1e-3)}, {}};

@@ -42,14 +42,14 @@ Numbers rotated(Numbers x, const std::vector<int32_t>& positions, const Tensor& 
 TEST(Rope, RotatesTheLastColumns) {
   const std::vector<int32_t> positions = {3, 0, 3, 9, 1};
   for (bool interleaved : {false, true}) {
-    for (int64_t rope_width : {2, 6, 24}) {
-      for (int64_t rest : {0, 3}) {
+    for (int64_t rope_width : {2, 6, 24, 64}) {
+      for (int64_t rest : {0, 3, 8}) {
         int64_t width = rope_width + rest;
         std::vector<Input> inputs = {random_input({5, 3 * width}, 1)};
         Tensor table = table_of(10, rope_width);
         auto out = check(inputs, [&](Plan& plan, const std::vector<Tensor>& p) {
           Tensor x = leaf(plan, p[0]).reshape({5, 3, width});
-          return Graph{{rope(x, indices(plan, {5}, positions), table, interleaved)}, {}};
+          return Graph{{rope(x, indices(plan, {5}, positions), on_device(plan, table), interleaved)}, {}};
         });
         expect_close(out[0], rotated(inputs[0].values, positions, table, 3, width, interleaved), 1e-13,
                      "rope");
@@ -66,7 +66,8 @@ TEST(Rope, OfColumnsBesideOthers) {
   check(inputs, [&](Plan& plan, const std::vector<Tensor>& p) {
     Tensor kv = linear(leaf(plan, p[0]), p[1]);
     Tensor latent = rms_norm(kv.columns(0, 7), p[2], 1e-6);
-    Tensor key = rope(kv.columns(7, 11).reshape({4, 1, 4}), indices(plan, {4}, {5, 1, 0, 2}), table, true);
+    Tensor key = rope(kv.columns(7, 11).reshape({4, 1, 4}), indices(plan, {4}, {5, 1, 0, 2}),
+                      on_device(plan, table), true);
     return Graph{{latent, key}, {}};
   });
 }
@@ -77,7 +78,8 @@ TEST(Rope, DoesNotRotateAGradientThatOthersStillRead) {
   Tensor table = table_of(6, 4);
   check(inputs, [&](Plan& plan, const std::vector<Tensor>& p) {
     Tensor a = leaf(plan, p[0]), b = leaf(plan, p[1]);
-    Tensor r = rope(a.reshape({3, 1, 4}), indices(plan, {3}, {5, 1, 2}), table, false).reshape({3, 4});
+    Tensor r = rope(a.reshape({3, 1, 4}), indices(plan, {3}, {5, 1, 2}), on_device(plan, table), false)
+                   .reshape({3, 4});
     Tensor sum = add(r, b);
     return Graph{{add(sum, r), add(sum, b)}, {}};
   });

@@ -2,6 +2,8 @@
 // - its outputs are compared with plain loops over the same numbers (each test brings its own),
 // - its gradients with central finite differences in float64,
 // - float32 with float64, shared memory with a buffer a value, one thread with three.
+// Built with LATENTE_TEST_CUDA, the same tests compare the CUDA backend's float32 and bfloat16 with the CPU's
+// float64; tests without check() run on the device alone.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -14,66 +16,86 @@
 
 #include "base/random.h"
 #include "cpu/cpu_backend.h"
+#ifdef LATENTE_TEST_CUDA
+#include "cuda/backend.h"
+#endif
 #include "ops/ops.h"
+#include "tensor/device.h"
 
 namespace latente::test {
 
 using Numbers = std::vector<double>;
 
-inline CpuBackend& backend(int threads = 1) {
+inline CpuBackend& cpu(int threads = 1) {
   static CpuBackend one(1), three(3);
   return threads == 1 ? one : three;
+}
+
+#ifdef LATENTE_TEST_CUDA
+constexpr bool on_cuda = true;
+inline Backend& backend(int /*threads*/ = 1) {
+  static cuda::CudaBackend device;
+  return device;
+}
+inline std::vector<DType> dtypes() { return {DType::f32, DType::bf16}; }
+#else
+constexpr bool on_cuda = false;
+inline CpuBackend& backend(int threads = 1) { return cpu(threads); }
+inline std::vector<DType> dtypes() { return {DType::f64, DType::f32}; }
+#endif
+
+inline double tolerance_of(DType dtype, double f64, double f32, double bf16 = 2e-2) {
+  return dtype == DType::f64 ? f64 : dtype == DType::f32 ? f32 : bf16;
+}
+
+// Where bfloat16 is compared, all types see the same numbers.
+inline double as_tested(double x) {
+  return on_cuda ? static_cast<double>(static_cast<float>(bf16(static_cast<float>(x)))) : x;
 }
 
 inline Numbers normal(int64_t count, uint64_t seed, double scale = 1.0) {
   Random random(seed);
   Numbers numbers(static_cast<size_t>(count));
-  for (double& x : numbers) x = scale * random.normal();
+  for (double& x : numbers) x = as_tested(scale * random.normal());
   return numbers;
 }
 
-inline Numbers read(const View& view) {
-  LATENTE_ASSERT(view.contiguous());
+inline Numbers read(const View& view, Backend& from = backend()) {
+  const HostCopy copy = on_host(from, view);
   Numbers numbers(static_cast<size_t>(view.count()));
-  for (size_t i = 0; i < numbers.size(); ++i) {
-    switch (view.dtype) {
-      case DType::f64:
-        numbers[i] = view.as<double>()[i];
-        break;
-      case DType::f32:
-        numbers[i] = static_cast<double>(view.as<float>()[i]);
-        break;
-      default:
-        numbers[i] = view.as<int32_t>()[i];
-    }
-  }
+  if (view.dtype == DType::i32) return {copy.view.as<int32_t>(), copy.view.as<int32_t>() + view.count()};
+  convert(view.dtype, copy.view.data, DType::f64, numbers.data(), view.count());
   return numbers;
 }
 
-inline void write(const View& view, const Numbers& numbers) {
+inline void write(const View& view, const Numbers& numbers, Backend& to = backend()) {
   LATENTE_ASSERT(view.contiguous() && view.count() == static_cast<int64_t>(numbers.size()));
-  for (size_t i = 0; i < numbers.size(); ++i) {
-    if (view.dtype == DType::f64) {
-      view.as<double>()[i] = numbers[i];
-    } else {
-      view.as<float>()[i] = static_cast<float>(numbers[i]);
-    }
-  }
+  HostWriter writer(to, view);
+  convert(DType::f64, numbers.data(), view.dtype, writer.view().data, view.count());
+  writer.finish();
+}
+
+// A tensor of a test, where the plan's device can read it.
+inline Tensor on_device(const Plan& plan, const Tensor& host) {
+  if (plan.backend().is_host()) return host;
+  Tensor copy = buffer(plan.backend(), host.shape(), host.dtype());
+  plan.backend().upload(host.view().data, copy.view());
+  return copy;
 }
 
 // Index input of a plan, filled at once.
 inline Tensor indices(Plan& plan, Shape shape, const std::vector<int32_t>& values) {
   Tensor tensor = plan.input("indices", shape, DType::i32);
-  allocate(tensor);
-  std::copy(values.begin(), values.end(), tensor.view().as<int32_t>());
+  allocate(plan.backend(), tensor);
+  plan.backend().upload(values.data(), tensor.view());
   return tensor;
 }
 
 // Input of activations without gradient.
 inline Tensor constant(Plan& plan, Shape shape, DType dtype, const Numbers& values) {
   Tensor tensor = plan.input("constant", shape, dtype);
-  allocate(tensor);
-  write(tensor.view(), values);
+  allocate(plan.backend(), tensor);
+  write(tensor.view(), values, plan.backend());
   return tensor;
 }
 
@@ -89,15 +111,17 @@ inline Tensor leaf(Plan& plan, const Tensor& parameter) {
   return out;
 }
 
-// The scalar sum_i c_i x_i with random c: makes any value part of a loss.
+// The scalar sum_i c_i x_i with random c: makes any value part of a loss. A host's sum: elsewhere only its
+// gradient is.
 inline Tensor probe(Plan& plan, const Tensor& x, uint64_t seed) {
   Tensor factors = constant(plan, x.shape(), x.dtype(), normal(x.count(), seed));
-  Tensor loss = plan.intermediate({1}, x.dtype());
+  Tensor loss = plan.intermediate({1}, exact_type(x.dtype()));
   plan.record(
       "probe", {x, factors}, {loss},
-      [=](Backend&) {
+      [=](Backend& b) {
+        if (!b.is_host()) return;
         View view = x.view();
-        Numbers c = read(factors.view());
+        Numbers c = read(factors.view(), b);
         double sum = 0;
         for (int64_t i = 0; i < x.count(); ++i) {
           int64_t at = 0, rest = i;
@@ -108,7 +132,7 @@ inline Tensor probe(Plan& plan, const Tensor& x, uint64_t seed) {
               c[static_cast<size_t>(i)] *
               (view.dtype == DType::f64 ? view.as<double>()[at] : static_cast<double>(view.as<float>()[at]));
         }
-        write(loss.view(), {sum});
+        write(loss.view(), {sum}, b);
       },
       [=](Gradients& g) {
         auto d_x = g.slot(x);
@@ -121,10 +145,12 @@ inline Tensor probe(Plan& plan, const Tensor& x, uint64_t seed) {
 struct Input {
   Shape shape;
   Numbers values;
+  bool exact = false;  // of the exact type, whatever type is tested: what routers and biases are made of
 };
 inline Input random_input(Shape shape, uint64_t seed, double scale = 1.0) {
   return {shape, normal(shape.count(), seed, scale)};
 }
+inline Input exact_input(Shape shape, uint64_t seed) { return {shape, normal(shape.count(), seed), true}; }
 
 struct Graph {
   std::vector<Tensor> outputs;  // each probed, and read by the oracle
@@ -136,30 +162,30 @@ using Build = std::function<Graph(Plan&, const std::vector<Tensor>&)>;
 struct Setting {
   DType dtype = DType::f64;
   bool reuse_memory = true;
-  int threads = 1;
+  Backend* where = &cpu();
 };
 
 class Program {
  public:
   Program(const std::vector<Input>& inputs, const Build& build, Setting setting)
-      : plan_(backend(setting.threads), {.training = true, .reuse_memory = setting.reuse_memory}) {
+      : plan_(*setting.where, {.training = true, .reuse_memory = setting.reuse_memory}) {
     for (const Input& input : inputs) {
-      Tensor tensor = parameter(input.shape, setting.dtype);
+      Tensor tensor = parameter(input.shape, input.exact ? exact_type(setting.dtype) : setting.dtype);
       tensor.value().name = "input " + std::to_string(parameters_.size());
-      allocate(tensor);
-      write(tensor.view(), input.values);
+      allocate(where(), tensor);
+      write(tensor.view(), input.values, where());
       parameters_.push_back(tensor);
     }
     Graph graph = build(plan_, parameters_);
-    std::vector<Tensor> losses = graph.losses;
+    losses_ = graph.losses;
     for (size_t i = 0; i < graph.outputs.size(); ++i)
-      losses.push_back(probe(plan_, graph.outputs[i], 1000 + i));
+      losses_.push_back(probe(plan_, graph.outputs[i], 1000 + i));
     for (const Tensor& output : graph.outputs) plan_.keep(output);
-    losses_ = losses;
     outputs_ = graph.outputs;
-    plan_.backward(losses);
+    further_losses_ = graph.losses;
+    plan_.backward(losses_);
     for (const Tensor& tensor : parameters_) {
-      if (tensor.value().grad) allocate(Tensor(tensor.value().grad));
+      if (tensor.value().grad) allocate(where(), Tensor(tensor.value().grad));
     }
     plan_.compile();
     plan_.allocate();
@@ -168,23 +194,39 @@ class Program {
   double loss() {
     plan_.run();
     double sum = 0;
-    for (const Tensor& loss : losses_) sum += read(loss.view())[0];
+    for (const Tensor& loss : losses_) sum += read(loss.view(), where())[0];
     return sum;
   }
   const Plan& plan() const { return plan_; }
   const std::vector<Tensor>& parameters() const { return parameters_; }
   Numbers output(size_t i) const {
     View view = outputs_[i].view();
-    return view.contiguous() ? read(view) : Numbers{};
+    return view.contiguous() ? read(view, where()) : Numbers{};
   }
   size_t output_count() const { return outputs_.size(); }
   Numbers gradient(size_t i) const {
     const auto& grad = parameters_[i].value().grad;
-    return grad ? read(Tensor(grad).view()) : Numbers(static_cast<size_t>(parameters_[i].count()), 0.0);
+    return grad ? read(Tensor(grad).view(), where())
+                : Numbers(static_cast<size_t>(parameters_[i].count()), 0.0);
+  }
+  // Outputs, losses other than probes, and gradients.
+  std::vector<Numbers> results() const {
+    std::vector<Numbers> all;
+    for (size_t i = 0; i < outputs_.size(); ++i) all.push_back(output(i));
+    for (const Tensor& loss : further_losses_) all.push_back(read(loss.view(), where()));
+    for (size_t i = 0; i < parameters_.size(); ++i) all.push_back(gradient(i));
+    return all;
+  }
+  void zero_gradients() {
+    for (const Tensor& tensor : parameters_) {
+      if (tensor.value().grad) where().fill(Tensor(tensor.value().grad).view(), 0);
+    }
   }
 
  private:
-  std::vector<Tensor> parameters_, losses_, outputs_;
+  Backend& where() const { return plan_.backend(); }
+
+  std::vector<Tensor> parameters_, losses_, further_losses_, outputs_;
   Plan plan_;
 };
 
@@ -205,19 +247,19 @@ inline void expect_close(const Numbers& got, const Numbers& want, double toleran
 }
 
 // Everything above; returns the outputs in float64 for the test's own oracle.
-inline std::vector<Numbers> check(const std::vector<Input>& inputs, const Build& build,
-                                  double tolerance = 1e-7, double narrow_tolerance = 2e-5) {
+inline std::vector<Numbers> check_cpu(const std::vector<Input>& inputs, const Build& build, double tolerance,
+                                      double narrow_tolerance) {
   Program program(inputs, build, {});
   double loss = program.loss();
   std::vector<Numbers> outputs, gradients;
   for (size_t i = 0; i < program.output_count(); ++i) outputs.push_back(program.output(i));
   for (size_t i = 0; i < inputs.size(); ++i) gradients.push_back(program.gradient(i));
 
-  for (Setting setting : {Setting{DType::f64, false, 1}, Setting{DType::f64, true, 3}}) {
+  for (Setting setting : {Setting{DType::f64, false}, Setting{DType::f64, true, &cpu(3)}}) {
     Program other(inputs, build, setting);
-    EXPECT_EQ(other.loss(), loss) << (setting.threads == 1 ? "a buffer a value" : "three threads");
+    EXPECT_EQ(other.loss(), loss) << (setting.reuse_memory ? "three threads" : "a buffer a value");
     for (size_t i = 0; i < inputs.size(); ++i) EXPECT_EQ(other.gradient(i), gradients[i]) << "input " << i;
-    if (setting.threads == 1) {
+    if (!setting.reuse_memory) {
       EXPECT_LE(program.plan().arena_bytes(), other.plan().arena_bytes());
       EXPECT_EQ(other.plan().arena_bytes(), other.plan().unplanned_bytes());
     }
@@ -250,7 +292,7 @@ inline std::vector<Numbers> check(const std::vector<Input>& inputs, const Build&
     expect_close(gradients[i], differences, tolerance, "gradient of input " + std::to_string(i));
   }
 
-  Program narrow(inputs, build, {DType::f32, true, 1});
+  Program narrow(inputs, build, {DType::f32});
   narrow.loss();
   for (size_t i = 0; i < outputs.size(); ++i)
     expect_close(narrow.output(i), outputs[i], narrow_tolerance, "float32 output " + std::to_string(i));
@@ -259,6 +301,44 @@ inline std::vector<Numbers> check(const std::vector<Input>& inputs, const Build&
                  "float32 gradient of input " + std::to_string(i));
   }
   return outputs;
+}
+
+// The CPU's float64 against the device's types, run by run: kernel by kernel, recorded, and in a plan of its
+// own.
+inline std::vector<Numbers> check_cuda(const std::vector<Input>& inputs, const Build& build,
+                                       double narrow_tolerance, double bf16_tolerance) {
+  Program reference(inputs, build, {});
+  reference.loss();
+  const std::vector<Numbers> want = reference.results();
+  for (DType dtype : dtypes()) {
+    const double tolerance = dtype == DType::f32 ? narrow_tolerance : bf16_tolerance;
+    if (tolerance == 0) continue;
+    Program program(inputs, build, {dtype, true, &backend()});
+    program.loss();
+    const std::vector<Numbers> got = program.results();
+    for (size_t i = 0; i < want.size(); ++i) {
+      expect_close(got[i], want[i], tolerance,
+                   std::string(name_of(dtype)) + " result " + std::to_string(i) + " of " +
+                       std::to_string(want.size() - inputs.size()) + " outputs, then gradients");
+    }
+    program.zero_gradients();
+    program.loss();
+    EXPECT_EQ(program.results(), got) << name_of(dtype) << ", recorded";
+    Program apart(inputs, build, {dtype, false, &backend()});
+    apart.loss();
+    EXPECT_EQ(apart.results(), got) << name_of(dtype) << ", a buffer a value";
+  }
+  std::vector<Numbers> outputs;
+  for (size_t i = 0; i < reference.output_count(); ++i) outputs.push_back(reference.output(i));
+  return outputs;
+}
+
+// bf16_tolerance 0: not compared.
+inline std::vector<Numbers> check(const std::vector<Input>& inputs, const Build& build,
+                                  double tolerance = 1e-7, double narrow_tolerance = 2e-5,
+                                  double bf16_tolerance = 2e-2) {
+  return on_cuda ? check_cuda(inputs, build, narrow_tolerance, bf16_tolerance)
+                 : check_cpu(inputs, build, tolerance, narrow_tolerance);
 }
 
 // out[t, n] = sum_k x[t, k] w[n, k]

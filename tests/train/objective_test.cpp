@@ -31,7 +31,7 @@ struct Recorded {
       : options(how), backend(1), model(config_of(), DType::f64), plan(backend, {.training = true}) {
     allocate_parameters(model);
     initialise(model, 5);
-    rope = make_rope_table(model.config(), 16);
+    rope = make_rope_table(backend, model.config(), 16);
     objective = record_objective(plan, model, rope, options);
     plan.backward(objective.losses());
     plan.compile();

@@ -1,0 +1,439 @@
+// The gradient of expanded attention on Hopper. One kernel gives the gradients of keys and values: a block
+// owns 128 keys and walks the queries that see them; another gives those of queries the same way around.
+// Scores are computed in both, so that every sum is made by one warpgroup in one order.
+#include <algorithm>
+
+#include "cuda/attention_sm90.h"
+#include "cuda/hopper.cuh"
+
+namespace latente::cuda {
+namespace {
+
+constexpr int own_rows = 128, block_rows = 64, stages = 2, threads = 384;
+constexpr int own_bytes = own_rows * 128, block_bytes = block_rows * 128;  // of a tile of 64 columns
+constexpr int most_blocks = 1 << 14;                                       // of block_rows tokens
+
+// Key width in tiles of 64 columns and in columns, value width in tiles.
+template <int Tiles, int Width, int Values>
+struct HeadShape {
+  static constexpr int tiles = Tiles, width = Width, steps = Width / 16, values = Values;
+  static constexpr int value_width = Values * tile_columns;
+  // Sums of keys and values leave no registers for two products at once.
+  static constexpr bool crowded = Width + value_width > 256;
+  // What a block owns (keys and values, or queries and d_out), then stages of what it walks.
+  static constexpr int own_key = 0, own_value = tiles * own_bytes, walked = own_value + values * own_bytes;
+  static constexpr int stage_bytes = (tiles + values) * block_bytes, walked_value = tiles * block_bytes;
+  static constexpr int shared = walked + stages * stage_bytes;
+};
+
+struct Shared {
+  Barrier own, full[stages], empty[stages];
+  float lse[stages][block_rows], delta[stages][block_rows];  // lse in base 2
+  int starts[stages][block_rows];
+  unsigned seen[most_blocks / 32];  // blocks of queries with one that sees one of the keys
+};
+
+struct Stage {
+  int index = 0, phase = 0;
+  __device__ void next() {
+    if (++index == stages) index = 0, phase ^= 1;
+  }
+};
+
+struct Maps {
+  CUtensorMap q, k, rope, v, d_out;
+};
+
+using Gradient = Backward<__nv_bfloat16>;
+
+// The lowest and the highest start in each block of tokens, a warp a block.
+__global__ void start_ranges(const int32_t* starts, int tokens, int2* ranges) {
+  const int block = static_cast<int>(blockIdx.x), lane = static_cast<int>(threadIdx.x);
+  int low = INT_MAX, high = -1;
+  for (int i = lane; i < block_rows && block * block_rows + i < tokens; i += 32) {
+    low = min(low, starts[block * block_rows + i]);
+    high = max(high, starts[block * block_rows + i]);
+  }
+  low = __reduce_min_sync(whole_warp, low);
+  high = __reduce_max_sync(whole_warp, high);
+  if (lane == 0) ranges[block] = {low, high};
+}
+
+// Rows of keys: their own columns, then the shared rotary ones.
+__device__ void copy_keys(char* to, int tile, int tiles, const Maps& maps, int nope_tiles, Barrier& done,
+                          int row, int group) {
+  for (int j = 0; j < tiles; ++j) {
+    const bool rope = j >= nope_tiles;
+    copy_tile(to + j * tile, rope ? &maps.rope : &maps.k, done, (rope ? j - nope_tiles : j) * tile_columns,
+              row, rope ? 0 : group);
+  }
+}
+
+// [64, 64] products of the rows from `row` of the owned tiles and of the walked ones.
+template <int steps>
+__device__ void begin_product(float (&d)[32], const char* own, const char* walked) {
+#pragma unroll
+  for (int step = 0; step < steps; ++step) {
+    wgmma<0>(d, rows_operand(own + step / 4 * own_bytes + step % 4 * 32),
+             rows_operand(walked + step / 4 * block_bytes + step % 4 * 32), step > 0);
+  }
+}
+// sum += p · walked rows
+template <int registers>
+__device__ void begin_sum(float (&sum)[registers], const uint32_t (&p)[16], const char* walked) {
+  const uint64_t operand = columns_operand(walked, block_bytes);
+#pragma unroll
+  for (int step = 0; step < 4; ++step) {
+    const uint32_t a[4] = {p[4 * step], p[4 * step + 1], p[4 * step + 2], p[4 * step + 3]};
+    wgmma<1>(sum, a, operand + step * columns_step, 1);
+  }
+}
+__device__ void pack(const float (&x)[32], uint32_t (&p)[16]) {
+#pragma unroll
+  for (int i = 0; i < 16; ++i) p[i] = pack_bf16(x[2 * i], x[2 * i + 1]);
+}
+
+// use(block) for the blocks of queries that are marked.
+template <class Use>
+__device__ void for_seen(const Shared& s, int first, int blocks, const Use& use) {
+  for (int word = first / 32; word * 32 < blocks; ++word) {
+    for (unsigned left = s.seen[word]; left; left &= left - 1) {
+      use(word * 32 + __ffs(static_cast<int>(left)) - 1);
+    }
+  }
+}
+
+template <class H>
+__global__ void __launch_bounds__(threads, 1)
+    backward_keys(const Gradient b, const int2* ranges, int first_group, const __grid_constant__ Maps maps) {
+  extern __shared__ char unaligned[];
+  char* memory = unaligned + (1024 - shared_address(unaligned) % 1024) % 1024;
+  Shared& s = *reinterpret_cast<Shared*>(memory + H::shared);
+  const Expanded<__nv_bfloat16>& a = b.forward;
+  const int key = static_cast<int>(blockIdx.x) * own_rows, group = first_group + static_cast<int>(blockIdx.y);
+  const int share = a.heads / a.groups, thread = static_cast<int>(threadIdx.x), lane = thread % 32;
+  const int blocks = (a.tokens + block_rows - 1) / block_rows, first_block = key / block_rows;
+  for (int i = first_block / 32 * 32 + thread; i < (blocks + 31) / 32 * 32; i += threads) {
+    const bool sees = i >= first_block && i < blocks && ranges[i].x < key + own_rows;
+    const unsigned word = __ballot_sync(whole_warp, sees);
+    if (lane == 0) s.seen[i / 32] = word;
+  }
+  if (thread == 0) {
+    s.own.init(1);
+    for (int i = 0; i < stages; ++i) s.full[i].init(1), s.empty[i].init(8);
+    barriers_ready();
+  }
+  __syncthreads();
+
+  if (thread >= 256) {
+    fewer_registers<24>();
+    if (thread >= 256 + 32) return;
+    if (lane == 0) {
+      s.own.expect((H::tiles + H::values) * own_bytes);
+      copy_keys(memory + H::own_key, own_bytes, H::tiles, maps, a.nope / tile_columns, s.own, key, group);
+      for (int j = 0; j < H::values; ++j) {
+        copy_tile(memory + H::own_value + j * own_bytes, &maps.v, s.own, j * tile_columns, key, group);
+      }
+    }
+    Stage stage;
+    for (int head = group * share; head < (group + 1) * share; ++head) {
+      for_seen(s, first_block, blocks, [&](int block) {
+        const int query = block * block_rows;
+        s.empty[stage.index].wait(stage.phase ^ 1);
+        for (int i = lane; i < block_rows; i += 32) {
+          const int t = query + i;
+          const bool real = t < a.tokens;
+          s.lse[stage.index][i] =
+              real ? a.lse[t * a.lse_token + head * a.lse_head] * static_cast<float>(log2_e) : INFINITY;
+          s.delta[stage.index][i] = real ? b.delta[t * b.delta_token + head * b.delta_head] : 0;
+          s.starts[stage.index][i] = real ? a.starts[t] : INT_MAX;
+        }
+        __syncwarp();
+        if (lane == 0) {
+          char* to = memory + H::walked + stage.index * H::stage_bytes;
+          s.full[stage.index].expect(H::stage_bytes);
+          for (int j = 0; j < H::tiles; ++j) {
+            copy_tile(to + j * block_bytes, &maps.q, s.full[stage.index], j * tile_columns, query, head);
+          }
+          for (int j = 0; j < H::values; ++j) {
+            copy_tile(to + H::walked_value + j * block_bytes, &maps.d_out, s.full[stage.index],
+                      j * tile_columns, query, head);
+          }
+        }
+        stage.next();
+      });
+    }
+    return;
+  }
+
+  more_registers<240>();
+  const int group_row = thread / 128 * 64, row = group_row + thread % 128 / 32 * 16 + lane / 4;
+  float d_k[H::width / 2], d_v[H::value_width / 2];
+#pragma unroll
+  for (int i = 0; i < H::width / 2; ++i) d_k[i] = 0;
+#pragma unroll
+  for (int i = 0; i < H::value_width / 2; ++i) d_v[i] = 0;
+  Stage stage;
+  s.own.wait(0);
+  for (int head = group * share; head < (group + 1) * share; ++head) {
+    for_seen(s, first_block, blocks, [&](int block) {
+      const char* walked = memory + H::walked + stage.index * H::stage_bytes;
+      // [key, query]
+      float score[32], d_score[32];
+      uint32_t p[16];
+      auto begin_d_score = [&] {
+        begin_product<4 * H::values>(d_score, memory + H::own_value + group_row * 128,
+                                     walked + H::walked_value);
+        products_commit();
+      };
+      s.full[stage.index].wait(stage.phase);
+      products_begin();
+      begin_product<H::steps>(score, memory + H::own_key + group_row * 128, walked);
+      products_commit();
+      if constexpr (H::crowded) {
+        products_wait<0>();
+      } else {
+        begin_d_score();
+        products_wait<1>();
+      }
+      const int query = block * block_rows;
+      const bool masked = query < key + group_row + 63 || ranges[block].y > key + group_row;
+#pragma unroll
+      for (int i = 0; i < 32; ++i) {
+        const int column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+        score[i] = fast_exp2(fmaf(score[i], a.scale, -s.lse[stage.index][column]));
+        if (masked) {
+          const int k = key + row + i / 2 % 2 * 8;
+          if (k > query + column || k < s.starts[stage.index][column]) score[i] = 0;
+        }
+      }
+      pack(score, p);
+      if constexpr (!H::crowded) products_wait<0>();
+      products_begin();
+      if constexpr (H::crowded) begin_d_score();
+      begin_sum(d_v, p, walked + H::walked_value);
+      products_commit();
+      if constexpr (H::crowded) products_wait<1>();
+#pragma unroll
+      for (int i = 0; i < 32; ++i) {
+        const int column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+        const float weight = __uint_as_float(i % 2 ? p[i / 2] & 0xffff0000u : p[i / 2] << 16);
+        d_score[i] = weight * (d_score[i] - s.delta[stage.index][column]);
+      }
+      uint32_t d_p[16];
+      pack(d_score, d_p);
+      products_begin();
+      begin_sum(d_k, d_p, walked);
+      products_commit();
+      products_wait<0>();
+      if (lane == 0) s.empty[stage.index].arrive();
+      stage.next();
+    });
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int t = key + row + 8 * i;
+    if (t >= a.tokens) continue;
+#pragma unroll
+    for (int c = 0; c < H::width / 8; ++c) {
+      const int column = 8 * c + lane % 4 * 2;
+      const float x = d_k[4 * c + 2 * i] * b.scale, y = d_k[4 * c + 2 * i + 1] * b.scale;
+      if (column < a.nope) {
+        if (b.d_k) b.d_k.store_pair(t, group, column, x, y);
+      } else if (b.rope_parts) {
+        *reinterpret_cast<float2*>(b.rope_part(blockIdx.y, t) + column - a.nope) = float2{x, y};
+      }
+    }
+    if (!b.d_v) continue;
+#pragma unroll
+    for (int c = 0; c < H::value_width / 8; ++c) {
+      b.d_v.store_pair(t, group, 8 * c + lane % 4 * 2, d_v[4 * c + 2 * i], d_v[4 * c + 2 * i + 1]);
+    }
+  }
+}
+
+template <class H>
+__global__ void __launch_bounds__(threads, 1)
+    backward_queries(const Gradient b, const int2* ranges, const __grid_constant__ Maps maps) {
+  extern __shared__ char unaligned[];
+  char* memory = unaligned + (1024 - shared_address(unaligned) % 1024) % 1024;
+  Shared& s = *reinterpret_cast<Shared*>(memory + H::shared);
+  const Expanded<__nv_bfloat16>& a = b.forward;
+  // The longest first.
+  const int query = static_cast<int>(gridDim.x - 1 - blockIdx.x) * own_rows;
+  const int head = static_cast<int>(blockIdx.y), group = head / (a.heads / a.groups);
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
+  const int last = min(query + own_rows, a.tokens) - 1;
+  int2 range = ranges[query / block_rows];
+  if (query + block_rows <= last) {
+    const int2 second = ranges[query / block_rows + 1];
+    range = {min(range.x, second.x), max(range.y, second.y)};
+  }
+  const int first_key = range.x / block_rows * block_rows;
+  if (thread == 0) {
+    s.own.init(1);
+    for (int i = 0; i < stages; ++i) s.full[i].init(1), s.empty[i].init(8);
+    barriers_ready();
+  }
+  __syncthreads();
+
+  if (thread >= 256) {
+    fewer_registers<24>();
+    if (thread > 256) return;
+    s.own.expect((H::tiles + H::values) * own_bytes);
+    for (int half = 0; half < 2; ++half) {  // boxes of queries have block_rows rows
+      for (int j = 0; j < H::tiles; ++j) {
+        copy_tile(memory + H::own_key + j * own_bytes + half * block_bytes, &maps.q, s.own, j * tile_columns,
+                  query + half * block_rows, head);
+      }
+      for (int j = 0; j < H::values; ++j) {
+        copy_tile(memory + H::own_value + j * own_bytes + half * block_bytes, &maps.d_out, s.own,
+                  j * tile_columns, query + half * block_rows, head);
+      }
+    }
+    Stage stage;
+    for (int key = first_key; key <= last; key += block_rows) {
+      s.empty[stage.index].wait(stage.phase ^ 1);
+      s.full[stage.index].expect(H::stage_bytes);
+      char* to = memory + H::walked + stage.index * H::stage_bytes;
+      copy_keys(to, block_bytes, H::tiles, maps, a.nope / tile_columns, s.full[stage.index], key, group);
+      for (int j = 0; j < H::values; ++j) {
+        copy_tile(to + H::walked_value + j * block_bytes, &maps.v, s.full[stage.index], j * tile_columns, key,
+                  group);
+      }
+      stage.next();
+    }
+    return;
+  }
+
+  more_registers<240>();
+  const int group_row = thread / 128 * 64, row = group_row + thread % 128 / 32 * 16 + lane / 4;
+  float d_q[H::width / 2], lse[2], delta[2];
+  int start[2];
+#pragma unroll
+  for (int i = 0; i < H::width / 2; ++i) d_q[i] = 0;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int t = query + row + 8 * i;
+    const bool real = t < a.tokens;
+    lse[i] = real ? a.lse[t * a.lse_token + head * a.lse_head] * static_cast<float>(log2_e) : INFINITY;
+    delta[i] = real ? b.delta[t * b.delta_token + head * b.delta_head] : 0;
+    start[i] = real ? a.starts[t] : INT_MAX;
+  }
+  Stage stage;
+  s.own.wait(0);
+  for (int key = first_key; key <= last; key += block_rows) {
+    const char* walked = memory + H::walked + stage.index * H::stage_bytes;
+    s.full[stage.index].wait(stage.phase);
+    if (key <= query + group_row + 63) {
+      // [query, key]
+      float score[32], d_score[32];
+      products_begin();
+      begin_product<H::steps>(score, memory + H::own_key + group_row * 128, walked);
+      products_commit();
+      begin_product<4 * H::values>(d_score, memory + H::own_value + group_row * 128,
+                                   walked + H::walked_value);
+      products_commit();
+      const bool masked = key + block_rows - 1 > query + group_row || range.y > key;
+      products_wait<1>();
+#pragma unroll
+      for (int i = 0; i < 32; ++i) {
+        score[i] = fast_exp2(fmaf(score[i], a.scale, -lse[i / 2 % 2]));
+        if (masked) {
+          const int k = key + i / 4 * 8 + lane % 4 * 2 + i % 2;
+          if (k > query + row + i / 2 % 2 * 8 || k < start[i / 2 % 2]) score[i] = 0;
+        }
+      }
+      products_wait<0>();
+#pragma unroll
+      for (int i = 0; i < 32; ++i) d_score[i] = score[i] * (d_score[i] - delta[i / 2 % 2]);
+      uint32_t p[16];
+      pack(d_score, p);
+      products_begin();
+      begin_sum(d_q, p, walked);
+      products_commit();
+      products_wait<0>();
+    }
+    if (lane == 0) s.empty[stage.index].arrive();
+    stage.next();
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int t = query + row + 8 * i;
+    if (t >= a.tokens) continue;
+#pragma unroll
+    for (int c = 0; c < H::width / 8; ++c) {
+      b.d_q.store_pair(t, head, 8 * c + lane % 4 * 2, d_q[4 * c + 2 * i] * b.scale,
+                       d_q[4 * c + 2 * i + 1] * b.scale);
+    }
+  }
+}
+
+CUtensorMap map_of(const Rows<const __nv_bfloat16>& x, int64_t tokens, int width, int64_t heads, int rows) {
+  return tile_map(x.data, width, tokens, x.token, heads, heads > 1 ? x.head : x.token, rows);
+}
+Maps maps_of(const Gradient& b, int query_rows, int key_rows) {
+  const Expanded<__nv_bfloat16>& a = b.forward;
+  const CUtensorMap k = map_of(a.k, a.tokens, a.nope, a.groups, key_rows);
+  return {map_of(a.q, a.tokens, a.nope + a.rope, a.heads, query_rows), k,
+          a.rope ? map_of(a.k_rope, a.tokens, a.rope, 1, key_rows) : k,
+          map_of(a.v, a.tokens, a.value, a.groups, key_rows),
+          map_of(b.d_out, a.tokens, a.value, a.heads, query_rows)};
+}
+
+template <class H>
+void launch(const Gradient& b, const GradRows& d_k_rope, Context context) {
+  const Expanded<__nv_bfloat16>& a = b.forward;
+  constexpr int bytes = H::shared + static_cast<int>(sizeof(Shared)) + 1024;
+  const int64_t blocks = ceil_div(a.tokens, block_rows), range_bytes = 256 * ceil_div(8 * blocks, 256);
+  int2* ranges = static_cast<int2*>(context.workspace);
+  context.workspace = static_cast<char*>(context.workspace) + range_bytes;
+  context.workspace_bytes -= range_bytes;
+  start_ranges<<<static_cast<unsigned>(blocks), 32, 0, context.stream>>>(a.starts, a.tokens, ranges);
+  check_launch("attention_expanded_backward");
+  const unsigned tiles = static_cast<unsigned>(ceil_div(a.tokens, own_rows));
+  if (b.d_k || b.d_v || d_k_rope) {
+    allow_shared_memory(backward_keys<H>, bytes);
+    const Maps maps = maps_of(b, block_rows, own_rows);
+    for_rope_waves(b, d_k_rope, context, [&](const Gradient& part, int first, int groups) {
+      backward_keys<H><<<dim3(tiles, static_cast<unsigned>(groups)), threads, bytes, context.stream>>>(
+          part, ranges, first, maps);
+      check_launch("attention_expanded_backward");
+    });
+  }
+  if (b.d_q) {
+    allow_shared_memory(backward_queries<H>, bytes);
+    backward_queries<H><<<dim3(tiles, static_cast<unsigned>(a.heads)), threads, bytes, context.stream>>>(
+        b, ranges, maps_of(b, block_rows, block_rows));
+    check_launch("attention_expanded_backward");
+  }
+}
+
+}  // namespace
+
+bool attention_backward_sm90(const Backward<__nv_bfloat16>& b, const GradRows& d_k_rope,
+                             const Context& context) {
+  const Expanded<__nv_bfloat16>& a = b.forward;
+  const int key = a.nope + a.rope;
+  if ((a.rope && a.nope % tile_columns) || !copies_heads(a) ||
+      !copies_tiles(b.d_out.data, b.d_out.token, a.heads > 1 ? b.d_out.head : b.d_out.token) ||
+      !b.d_q.has_pairs() || !b.d_k.has_pairs() || !b.d_v.has_pairs() || a.tokens > most_blocks * block_rows) {
+    return false;
+  }
+  if (key == 192 && a.value == 128) {
+    launch<HeadShape<3, 192, 2>>(b, d_k_rope, context);
+  } else if (key == 128 && a.value == 128) {
+    launch<HeadShape<2, 128, 2>>(b, d_k_rope, context);
+  } else if (key == 128 && a.value == 64) {
+    launch<HeadShape<2, 128, 1>>(b, d_k_rope, context);
+  } else if (key == 96 && a.value == 64) {
+    launch<HeadShape<2, 96, 1>>(b, d_k_rope, context);
+  } else if (key == 64 && a.value == 64) {
+    launch<HeadShape<1, 64, 1>>(b, d_k_rope, context);
+  } else {
+    return false;
+  }
+  return true;
+}
+
+}  // namespace latente::cuda

@@ -1,0 +1,37 @@
+// Attention on Hopper's tensor cores. Each function returns false, having done nothing, for what it has no
+// kernel for.
+#pragma once
+
+#include "cuda/attention_backward.cuh"
+#include "cuda/attention_paged.cuh"
+
+namespace latente::cuda {
+
+// Whether tiles of these tensors can be copied: their alignment.
+bool copies_heads(const Expanded<__nv_bfloat16>& a);
+
+// Widths of keys and values 192/128, 128/128, 128/64, 96/64 and 64/64, rotary parts after whole tiles of 64.
+bool attention_expanded_sm90(const Expanded<__nv_bfloat16>& a, const Context& context);
+// The same; delta is there already.
+bool attention_backward_sm90(const Backward<__nv_bfloat16>& b, const GradRows& d_k_rope,
+                             const Context& context);
+
+// Keys and values of heads [first_head, first_head + heads) of some sequences, expanded from a cache's
+// latents: keys [sequence, head, count, nope], values [sequence, head, count, value], rope [sequence, count,
+// rope]; up to the next multiple of 128 entries after a sequence's last one they are finite.
+struct ExpandedCache {
+  __nv_bfloat16 *keys = nullptr, *values = nullptr, *rope = nullptr;
+  int first_sequence = 0, sequences = 0, first_head = 0, heads = 0, count = 0, nope = 0;
+};
+// Attention over them, for the rows of these sequences; widths 128+64/128 and 64+32/64.
+void attend_expanded_cache_sm90(const Paged<__nv_bfloat16>& a, const ExpandedCache& cache,
+                                StreamHandle stream);
+// attention_paged_expanded over a bfloat16 cache; the same widths.
+bool attention_paged_expanded_sm90(const View& q, const View& cache, const View& kv_b, const Pages& pages,
+                                   double scale, const View& out, const Context& context);
+
+// Absorbed MLA over a bfloat16 cache: widths 576/512 and 224/192.
+bool attention_paged_sm90(const Paged<__nv_bfloat16>& a, const View& q, const View& keys, const View& values,
+                          const Pages& pages, const Context& context);
+
+}  // namespace latente::cuda

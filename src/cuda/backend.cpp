@@ -1,0 +1,247 @@
+#include "cuda/backend.h"
+
+#include "base/error.h"
+#include "cuda/graph.h"
+#include "cuda/kernels.h"
+#include "cuda/memory.h"
+#include "cuda/runtime.h"
+
+namespace latente::cuda {
+namespace {
+
+constexpr int64_t workspace_bytes = int64_t{128} << 20;
+
+int checked_device(int device) {
+  const int count = device_count();
+  if (count == 0) fail("no CUDA device: expected an NVIDIA GPU and its driver");
+  if (device < 0 || device >= count) fail("CUDA device {}: expected 0 to {}", device, count - 1);
+  check(cudaSetDevice(device), "CUDA device");
+  return device;
+}
+
+class GraphReplay final : public Replay {
+ public:
+  GraphReplay(StreamHandle stream, const std::function<void()>& work)
+      : stream_(stream), graph_(stream, work) {}
+  void launch() override { graph_.launch(stream_); }
+
+ private:
+  StreamHandle stream_;
+  Graph graph_;
+};
+
+}  // namespace
+
+CudaBackend::CudaBackend(int device) : device_(checked_device(device)) {
+  cudaDeviceProp properties;
+  check(cudaGetDeviceProperties(&properties, device_), "CUDA device");
+  if (properties.major < 8) {
+    fail("CUDA device {}: expected compute capability 8.0 or later, found {}.{} ({})", device_,
+         properties.major, properties.minor, properties.name);
+  }
+  name_ = properties.name;
+  workspace_ = cuda::allocate(workspace_bytes);
+  flag_ = cuda::allocate(sizeof(int32_t));
+  context_.stream = stream_;
+  context_.workspace = workspace_.get();
+  context_.workspace_bytes = workspace_bytes;
+  context_.multiprocessors = properties.multiProcessorCount;
+  context_.compute_capability = properties.major * 10 + properties.minor;
+}
+
+std::string CudaBackend::name() const { return "cuda:" + std::to_string(device_) + " (" + name_ + ")"; }
+
+void CudaBackend::use() const { check(cudaSetDevice(device_), "CUDA device"); }
+
+DType CudaBackend::activation_type(DType weight) const {
+  if (weight != DType::f32 && weight != DType::bf16)
+    fail("weights on CUDA: expected f32 or bf16, found {}", latente::name_of(weight));
+  return weight;
+}
+
+int64_t CudaBackend::available_memory() const {
+  use();
+  size_t available = 0, all = 0;
+  check(cudaMemGetInfo(&available, &all), "CUDA memory");
+  return static_cast<int64_t>(available);
+}
+
+std::shared_ptr<void> CudaBackend::allocate(int64_t bytes) {
+  use();
+  return cuda::allocate(bytes);
+}
+
+void CudaBackend::upload(const void* host, View device) { uploads_.upload(host, device); }
+void CudaBackend::download(View device, void* host) { cuda::download(device, host, stream_); }
+void CudaBackend::synchronize() { stream_.synchronize(); }
+
+std::unique_ptr<Replay> CudaBackend::record(const std::function<void()>& work) {
+  use();
+  return std::make_unique<GraphReplay>(stream_, work);
+}
+
+bool CudaBackend::all_finite(View x) {
+  if (!is_floating(x.dtype)) return true;
+  int32_t finite = 1;
+  const View flag(flag_.get(), {1}, DType::i32);
+  upload(&finite, flag);
+  cuda::clear_unless_finite(x, flag, context_);
+  download(flag, &finite);
+  return finite != 0;
+}
+
+// -- forms of weights that are not there yet --
+
+std::optional<Backend::Packed> CudaBackend::packed(View) const { return std::nullopt; }
+void CudaBackend::pack(View, View) { LATENTE_ASSERT(false); }
+std::optional<Backend::Packed> CudaBackend::quantised(Shape, DType, int64_t) const { return std::nullopt; }
+void CudaBackend::pack_quantised(const int8_t*, const float*, View, int64_t, int64_t, int64_t) {
+  fail("weights of 8 and 4 bits: not on CUDA yet");
+}
+bool CudaBackend::quantise(const float*, const float*, View, int64_t, int64_t, int64_t) {
+  fail("weights of 8 and 4 bits: not on CUDA yet");
+}
+void CudaBackend::will_read(View, View, View, View) { fail("experts read on demand: not on CUDA yet"); }
+
+// -- kernels --
+
+void CudaBackend::fill(View x, double value) { cuda::fill(x, value, context_); }
+
+void CudaBackend::copy(View from, Grad to) { cuda::copy(from, to, context_); }
+
+void CudaBackend::add(View a, View b, View out) { cuda::add(a, b, out, context_); }
+
+void CudaBackend::swiglu(View gate, View up, View out) { cuda::swiglu(gate, up, out, context_); }
+
+void CudaBackend::swiglu_backward(View d_out, View gate, View up, Grad d_gate, Grad d_up) {
+  cuda::swiglu_backward(d_out, gate, up, d_gate, d_up, context_);
+}
+
+void CudaBackend::embedding(View ids, View table, View out) { cuda::embedding(ids, table, out, context_); }
+
+void CudaBackend::embedding_backward(View ids, View d_out, Grad d_table) {
+  cuda::embedding_backward(ids, d_out, d_table, context_);
+}
+
+void CudaBackend::rms_norm(View x, View weight, double eps, View out, View rstd) {
+  cuda::rms_norm(x, weight, eps, out, rstd, context_);
+}
+
+void CudaBackend::rms_norm_add(View h, View x, View weight, double eps, View sum, View out, View rstd) {
+  cuda::rms_norm_add(h, x, weight, eps, sum, out, rstd, context_);
+}
+
+void CudaBackend::rms_norm_backward(View d_out, View x, View weight, View rstd, Grad d_x, Grad d_weight) {
+  cuda::rms_norm_backward(d_out, x, weight, rstd, d_x, d_weight, context_);
+}
+
+void CudaBackend::rope(View x, View positions, View table, bool interleaved, bool inverse) {
+  cuda::rope(x, positions, table, interleaved, inverse, context_);
+}
+
+void CudaBackend::linear(View x, View w, View bias, Grad out) { cuda::linear(x, w, bias, out, context_); }
+
+void CudaBackend::linear_backward_input(View d_out, View w, Grad d_x) {
+  cuda::linear_backward_input(d_out, w, d_x, context_);
+}
+
+void CudaBackend::linear_backward_weight(View d_out, View x, Grad d_w) {
+  cuda::linear_backward_weight(d_out, x, d_w, context_);
+}
+
+void CudaBackend::linear_backward_bias(View d_out, Grad d_bias) {
+  cuda::linear_backward_bias(d_out, d_bias, context_);
+}
+
+void CudaBackend::head_linear(View x, View w, bool transpose, View out) {
+  cuda::head_linear(x, w, transpose, out, context_);
+}
+
+void CudaBackend::route(View logits, View bias, View token_mask, const Routing& routing, View scores,
+                        View weights, View experts, View load, View balance_loss) {
+  cuda::route(logits, bias, token_mask, routing, scores, weights, experts, load, balance_loss, context_);
+}
+
+void CudaBackend::route_backward(View d_weights, View scores, View weights, View experts, View token_mask,
+                                 const Routing& routing, Grad d_logits) {
+  cuda::route_backward(d_weights, scores, weights, experts, token_mask, routing, d_logits, context_);
+}
+
+void CudaBackend::expert_order(View experts, View offsets, View rows, View slots) {
+  cuda::expert_order(experts, offsets, rows, slots, context_);
+}
+
+void CudaBackend::grouped_linear(View x, View rows, View offsets, View w, View out) {
+  cuda::grouped_linear(x, rows, offsets, w, out, context_);
+}
+
+void CudaBackend::grouped_linear_backward_input(View d_out, View offsets, View w, Grad d_x) {
+  cuda::grouped_linear_backward_input(d_out, offsets, w, d_x, context_);
+}
+
+void CudaBackend::grouped_linear_backward_weight(View d_out, View x, View rows, View offsets, Grad d_w) {
+  cuda::grouped_linear_backward_weight(d_out, x, rows, offsets, d_w, context_);
+}
+
+void CudaBackend::combine(View y, View weights, View slots, Grad out) {
+  cuda::combine(y, weights, slots, out, context_);
+}
+
+void CudaBackend::combine_backward(View d_out, View y, View weights, View slots, Grad d_y, Grad d_weights) {
+  cuda::combine_backward(d_out, y, weights, slots, d_y, d_weights, context_);
+}
+
+void CudaBackend::attention_expanded(View q, View k, View k_rope, View v, View starts, double scale, View out,
+                                     View lse) {
+  cuda::attention_expanded(q, k, k_rope, v, starts, scale, out, lse, context_);
+}
+
+void CudaBackend::attention_expanded_backward(View d_out, View q, View k, View k_rope, View v, View starts,
+                                              double scale, View out, View lse, View delta, Grad d_q,
+                                              Grad d_k, Grad d_k_rope, Grad d_v) {
+  cuda::attention_expanded_backward(d_out, q, k, k_rope, v, starts, scale, out, lse, delta, d_q, d_k,
+                                    d_k_rope, d_v, context_);
+}
+
+void CudaBackend::attention_paged(View q, View keys, View values, const Pages& pages, double scale,
+                                  View out) {
+  cuda::attention_paged(q, keys, values, pages, scale, out, context_);
+}
+
+void CudaBackend::cache_store_narrow(View latent, View rotary, View slots, View cache) {
+  cuda::cache_store_narrow(latent, rotary, slots, cache, context_);
+}
+
+void CudaBackend::attention_paged_expanded(View q, View cache, View kv_b, const Pages& pages, double scale,
+                                           View out) {
+  cuda::attention_paged_expanded(q, cache, kv_b, pages, scale, out, context_);
+}
+
+void CudaBackend::cache_store(View x, View slots, View cache) {
+  cuda::cache_store(x, slots, cache, context_);
+}
+
+void CudaBackend::linear_cross_entropy(View h, View w, View targets, View token_weights, View scratch,
+                                       View nll, View predicted, View loss) {
+  cuda::linear_cross_entropy(h, w, targets, token_weights, scratch, nll, predicted, loss, context_);
+}
+
+void CudaBackend::linear_cross_entropy_with_gradient(View h, View w, View targets, View token_weights,
+                                                     View scratch, View nll, View predicted, View loss,
+                                                     Grad d_h, Grad d_w) {
+  cuda::linear_cross_entropy_with_gradient(h, w, targets, token_weights, scratch, nll, predicted, loss, d_h,
+                                           d_w, context_);
+}
+
+void CudaBackend::add_sum_of_squares(View x, View result) { cuda::add_sum_of_squares(x, result, context_); }
+
+void CudaBackend::adamw(View parameter, View master, View gradient, View m, View v, View scalars,
+                        const AdamW& options) {
+  cuda::adamw(parameter, master, gradient, m, v, scalars, options, context_);
+}
+
+void CudaBackend::update_routing_bias(View load, View bias, double rate) {
+  cuda::update_routing_bias(load, bias, rate, context_);
+}
+
+}  // namespace latente::cuda

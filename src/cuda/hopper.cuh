@@ -1,0 +1,159 @@
+// Hopper's own instructions (sm_90a): barriers in shared memory, copies of tiles by the tensor memory
+// accelerator, products of warpgroups. Tiles in shared memory are [rows, 64] of bfloat16 with the 128-byte
+// swizzle: the 16-byte piece c of row r stands at r · 128 + ((c ^ r % 8) · 16), from multiples of 1024 bytes.
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+#include "base/error.h"
+#include "cuda/runtime.h"
+#include "cuda/wgmma.cuh"
+
+namespace latente::cuda {
+
+inline constexpr int tile_columns = 64;
+
+__device__ inline uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+// -- barriers --
+
+struct Barrier {
+  uint64_t bits;
+
+  __device__ void init(int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(this)), "r"(arrivals));
+  }
+  __device__ void arrive() {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(this)) : "memory");
+  }
+  // Arrives, and expects so many bytes more before the phase ends.
+  __device__ void expect(int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(this)),
+                 "r"(bytes)
+                 : "memory");
+  }
+  // Until the phase of this parity has ended.
+  __device__ void wait(int parity) {
+    asm volatile(
+        "{\n.reg .pred p;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
+        "@p bra done;\n"
+        "bra again;\n"
+        "done:\n}\n" ::"r"(shared_address(this)),
+        "r"(parity)
+        : "memory");
+  }
+};
+
+__device__ inline void barriers_ready() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+// Makes writes of this thread to shared memory visible to copies and products that others start after a
+// barrier.
+__device__ inline void fence_shared_writes() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// Named barriers among some warps of a block.
+__device__ inline void sync_threads(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+__device__ inline void arrive_threads(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+template <int registers>
+__device__ void more_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(registers));
+}
+template <int registers>
+__device__ void fewer_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(registers));
+}
+
+// -- copies --
+
+// A box of a tensor to shared memory, in its swizzle; its bytes count toward the barrier's phase.
+__device__ inline void copy_tile(void* to, const CUtensorMap* map, Barrier& done, int column, int row,
+                                 int outer) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      " [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(shared_address(to)),
+      "l"(reinterpret_cast<uint64_t>(map)), "r"(shared_address(&done)), "r"(column), "r"(row), "r"(outer)
+      : "memory");
+}
+
+// Boxes of 64 columns and box_rows rows of a bfloat16 tensor [outer, rows, columns] with strides in elements;
+// what lies beyond its edges is read as zeros.
+inline CUtensorMap tile_map(const void* data, int64_t columns, int64_t rows, int64_t row_stride,
+                            int64_t outer, int64_t outer_stride, int box_rows) {
+  static const auto encode = [] {
+    void* function = nullptr;
+    cudaDriverEntryPointQueryResult found;
+    check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault,
+                                           &found),
+          "CUDA driver: cuTensorMapEncodeTiled");
+    if (found != cudaDriverEntryPointSuccess) fail("CUDA driver: cuTensorMapEncodeTiled not found");
+    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
+  }();
+  CUtensorMap map;
+  const cuuint64_t sizes[] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows),
+                              static_cast<cuuint64_t>(outer)};
+  const cuuint64_t strides[] = {static_cast<cuuint64_t>(2 * row_stride),
+                                static_cast<cuuint64_t>(2 * outer_stride)};
+  const cuuint32_t box[] = {tile_columns, static_cast<cuuint32_t>(box_rows), 1}, steps[] = {1, 1, 1};
+  const CUresult result =
+      encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<void*>(data), sizes, strides, box, steps,
+             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (result != CUDA_SUCCESS) {
+    fail("CUDA tensor map of [{}, {}, {}], strides {} and {}: error {}", outer, rows, columns, outer_stride,
+         row_stride, static_cast<int>(result));
+  }
+  return map;
+}
+
+// Whether tile_map can describe a tensor.
+inline bool copies_tiles(const void* data, int64_t row_stride, int64_t outer_stride) {
+  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && row_stride % 8 == 0 && outer_stride % 8 == 0 &&
+         row_stride > 0 && outer_stride > 0;
+}
+
+// -- products --
+
+// An operand whose k runs along the 64 columns of its tiles: rows are the product's.
+__device__ inline uint64_t rows_operand(const void* tile) {
+  return ((shared_address(tile) >> 4) & 0x3fff) | uint64_t{1} << 16 | uint64_t{64} << 32 | uint64_t{1} << 62;
+}
+// An operand whose k runs along the rows of its tiles: the product's columns are theirs, of tiles that lie
+// tile_bytes apart.
+__device__ inline uint64_t columns_operand(const void* tile, int tile_bytes) {
+  return ((shared_address(tile) >> 4) & 0x3fff) | static_cast<uint64_t>(tile_bytes >> 4) << 16 |
+         uint64_t{64} << 32 | uint64_t{1} << 62;
+}
+// Sixteen k further on.
+inline constexpr uint64_t rows_step = 32 >> 4, columns_step = 16 * 128 >> 4;
+
+__device__ inline void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ inline void products_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Until at most this many committed groups are not done.
+template <int groups>
+__device__ void products_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(groups) : "memory");
+}
+
+__device__ inline uint32_t pack_bf16(float low, float high) {
+  uint32_t packed;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+__device__ inline float fast_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+}  // namespace latente::cuda

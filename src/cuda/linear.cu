@@ -1,0 +1,202 @@
+// Products. On tensor cores (product_mma.cuh) where operands are bfloat16 in rows of whole packs; else of any
+// sizes, strides and types, in float32. Either way an element's sum runs over the depth in order, whatever
+// tile it falls in.
+#include "cuda/kernels.h"
+#include "cuda/product.cuh"
+#include "cuda/product_mma.cuh"
+
+namespace latente::cuda {
+namespace {
+
+constexpr int side = 16, each = 4;  // threads: side × side, each with each × each elements, `side` apart
+constexpr int tile = side * each, depth_step = side;
+constexpr int pitch = tile + 2;  // of a tile in shared memory
+
+template <class A, class B, class C>
+__global__ __launch_bounds__(side* side) void product_kernel(Product<A, B, C> p) {
+  __shared__ float a_tile[depth_step][pitch], b_tile[depth_step][pitch];
+  const auto [first_row, end_row, first_depth, end_depth] = part_of<tile>(p);
+  if (first_row >= end_row) return;
+  const int thread = static_cast<int>(threadIdx.x), x = thread % side, y = thread / side;
+  const int64_t first_column = static_cast<int64_t>(blockIdx.y) * tile;
+  float sums[each][each] = {};
+  for (int64_t base = first_depth; base < end_depth; base += depth_step) {
+    // Neighbouring threads read along the axis that is contiguous.
+    for (int i = 0; i < each; ++i) {
+      const int at = i * side * side + thread;
+      const int a_i = p.a_depth == 1 ? at / depth_step : at % tile;
+      const int a_k = p.a_depth == 1 ? at % depth_step : at / tile;
+      const int64_t row = first_row + a_i;
+      const bool a_inside = row < end_row && base + a_k < end_depth;
+      const int64_t from = p.gather && !p.by_depth && a_inside ? p.gather[row] : row;
+      a_tile[a_k][a_i] = a_inside ? widen(p.a[from * p.a_row + (base + a_k) * p.a_depth]) : 0.0f;
+      const int b_i = p.b_depth == 1 ? at / depth_step : at % tile;
+      const int b_k = p.b_depth == 1 ? at % depth_step : at / tile;
+      const int64_t column = first_column + b_i;
+      const bool b_inside = column < p.columns && base + b_k < end_depth;
+      const int64_t k = p.gather && p.by_depth && b_inside ? p.gather[base + b_k] : base + b_k;
+      b_tile[b_k][b_i] = b_inside ? widen(p.b[column * p.b_row + k * p.b_depth]) : 0.0f;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int d = 0; d < depth_step; ++d) {
+      for (int i = 0; i < each; ++i) {
+        for (int j = 0; j < each; ++j)
+          sums[i][j] = fmaf(a_tile[d][y + i * side], b_tile[d][x + j * side], sums[i][j]);
+      }
+    }
+    __syncthreads();
+  }
+  for (int i = 0; i < each; ++i) {
+    const int64_t row = first_row + y + i * side;
+    if (row >= end_row) break;
+    for (int j = 0; j < each; ++j) {
+      const int64_t column = first_column + x + j * side;
+      if (column >= p.columns) continue;
+      float sum = sums[i][j];
+      if (p.bias) sum += bias_at(p, column);
+      C& to = p.c[row * p.c_row + column];
+      to = narrow<C>(p.accumulate ? widen(to) + sum : sum);
+    }
+  }
+}
+
+// The most tiles of `rows` that any sizes of groups can need.
+int64_t most_tiles(int64_t count, int64_t experts, int64_t rows) {
+  return (count + std::min(count, experts) * (rows - 1)) / rows;
+}
+
+// `rows` of a and c in all, also where they are grouped.
+template <class A, class B, class C>
+void launch(const Product<A, B, C>& p, int64_t rows, int64_t batches, const char* name,
+            const Context& context) {
+  if (rows == 0 || p.columns == 0 || batches == 0) return;
+  const bool grouped = p.offsets && !p.by_depth;
+  auto grid_of = [&](int64_t tile_rows, int64_t tile_columns) {
+    return dim3(static_cast<unsigned>(grouped ? most_tiles(rows, p.experts, tile_rows)
+                                              : (rows + tile_rows - 1) / tile_rows),
+                blocks_for(p.columns, tile_columns), static_cast<unsigned>(batches));
+  };
+  if constexpr (std::is_same_v<A, bf16> && std::is_same_v<B, bf16>) {
+    if (mma::fits(p)) return mma::launch(p, rows, grid_of, name, context);
+  }
+  product_kernel<<<grid_of(tile, tile), side * side, 0, context.stream>>>(p);
+  check_launch(name);
+}
+
+template <class F>
+void with_types(const View& a, const View& b, const View& c, const char* name, F&& f) {
+  with_type(a.dtype, name, [&]<class A>(A) {
+    with_type(b.dtype, name, [&]<class B>(B) {
+      with_type(c.dtype, name, [&]<class C>(C) {
+        Product<A, B, C> p;
+        p.a = a.as<A>(), p.b = b.as<B>(), p.c = c.as<C>();
+        f(p);
+      });
+    });
+  });
+}
+
+__global__ __launch_bounds__(256) void sum_rows_kernel(const void* x, bool narrow_x, int64_t stride,
+                                                       int64_t rows, int64_t columns, float* out,
+                                                       bool accumulate) {
+  const int64_t column = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
+  if (column >= columns) return;
+  float sum = 0;
+  for (int64_t t = 0; t < rows; ++t) {
+    const int64_t at = t * stride + column;
+    sum += narrow_x ? widen(static_cast<const bf16*>(x)[at]) : static_cast<const float*>(x)[at];
+  }
+  out[column] = accumulate ? out[column] + sum : sum;
+}
+
+}  // namespace
+
+void linear(View x, View w, View bias, Grad out, const Context& context) {
+  LATENTE_ASSERT(x[1] == w[1] && out.view[0] == x[0] && out.view[1] == w[0]);
+  with_types(x, w, out.view, "linear", [&](auto& p) {
+    p.a_row = x.stride(0), p.b_row = w.stride(0), p.c_row = out.view.stride(0);
+    p.rows = x[0], p.columns = w[0], p.depth = x[1];
+    p.accumulate = out.accumulate;
+    p.bias = bias.data, p.exact_bias = bias.dtype == DType::f32;
+    launch(p, p.rows, 1, "linear", context);
+  });
+}
+
+void linear_backward_input(View d_out, View w, Grad d_x, const Context& context) {
+  if (!d_x) return;
+  with_types(d_out, w, d_x.view, "linear_backward_input", [&](auto& p) {
+    p.a_row = d_out.stride(0), p.b_row = 1, p.b_depth = w.stride(0), p.c_row = d_x.view.stride(0);
+    p.rows = d_out[0], p.columns = w[1], p.depth = w[0];
+    p.accumulate = d_x.accumulate;
+    launch(p, p.rows, 1, "linear_backward_input", context);
+  });
+}
+
+void linear_backward_weight(View d_out, View x, Grad d_w, const Context& context) {
+  if (!d_w) return;
+  with_types(d_out, x, d_w.view, "linear_backward_weight", [&](auto& p) {
+    p.a_row = 1, p.a_depth = d_out.stride(0), p.b_row = 1, p.b_depth = x.stride(0);
+    p.c_row = d_w.view.stride(0);
+    p.rows = d_out[1], p.columns = x[1], p.depth = x[0];
+    p.accumulate = d_w.accumulate;
+    launch(p, p.rows, 1, "linear_backward_weight", context);
+  });
+}
+
+void linear_backward_bias(View d_out, Grad d_bias, const Context& context) {
+  if (!d_bias) return;
+  sum_rows_kernel<<<blocks_for(d_out[1], 256), 256, 0, context.stream>>>(
+      d_out.data, d_out.dtype == DType::bf16, d_out.stride(0), d_out[0], d_out[1], d_bias.view.as<float>(),
+      d_bias.accumulate);
+  check_launch("linear_backward_bias");
+}
+
+void head_linear(View x, View w, bool transpose, View out, const Context& context) {
+  with_types(x, w, out, "head_linear", [&](auto& p) {
+    p.a_row = x.stride(0), p.c_row = out.stride(0);
+    p.b_row = transpose ? 1 : w.stride(1), p.b_depth = transpose ? w.stride(1) : 1;
+    p.rows = x[0], p.columns = out[2], p.depth = x[2];
+    p.a_batch = x.stride(1), p.b_batch = w.stride(0), p.c_batch = out.stride(1);
+    launch(p, p.rows, x[1], "head_linear", context);
+  });
+}
+
+void grouped_linear(View x, View rows, View offsets, View w, View out, const Context& context) {
+  LATENTE_ASSERT(offsets.count() == w[0] + 1 && x[1] == w[2] && out[1] == w[1]);
+  LATENTE_ASSERT((rows ? rows.count() : x[0]) == out[0]);
+  with_types(x, w, out, "grouped_linear", [&](auto& p) {
+    p.a_row = x.stride(0), p.b_row = w.stride(1), p.b_batch = w.stride(0), p.c_row = out.stride(0);
+    p.columns = w[1], p.depth = w[2], p.experts = static_cast<int>(w[0]);
+    p.offsets = offsets.as<int32_t>(), p.gather = rows.as_or_null<int32_t>();
+    launch(p, out[0], 1, "grouped_linear", context);
+  });
+}
+
+void grouped_linear_backward_input(View d_out, View offsets, View w, Grad d_x, const Context& context) {
+  if (!d_x) return;
+  with_types(d_out, w, d_x.view, "grouped_linear_backward_input", [&](auto& p) {
+    p.a_row = d_out.stride(0), p.b_row = 1, p.b_depth = w.stride(1), p.b_batch = w.stride(0);
+    p.c_row = d_x.view.stride(0);
+    p.columns = w[2], p.depth = w[1], p.experts = static_cast<int>(w[0]);
+    p.offsets = offsets.as<int32_t>();
+    p.accumulate = d_x.accumulate;
+    launch(p, d_out[0], 1, "grouped_linear_backward_input", context);
+  });
+}
+
+void grouped_linear_backward_weight(View d_out, View x, View rows, View offsets, Grad d_w,
+                                    const Context& context) {
+  if (!d_w) return;
+  with_types(d_out, x, d_w.view, "grouped_linear_backward_weight", [&](auto& p) {
+    p.a_row = 1, p.a_depth = d_out.stride(0), p.b_row = 1, p.b_depth = x.stride(0);
+    p.c_row = d_w.view.stride(1), p.c_batch = d_w.view.stride(0);
+    p.rows = d_out[1], p.columns = x[1];
+    p.offsets = offsets.as<int32_t>(), p.gather = rows.as_or_null<int32_t>();
+    p.by_depth = true, p.experts = static_cast<int>(offsets.count() - 1);
+    p.accumulate = d_w.accumulate;
+    launch(p, p.rows, p.experts, "grouped_linear_backward_weight", context);
+  });
+}
+
+}  // namespace latente::cuda
