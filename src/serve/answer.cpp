@@ -1,10 +1,10 @@
 #include "serve/answer.h"
 
 #include <algorithm>
-#include <cmath>
 #include <random>
 
 #include "infer/grammar_constraint.h"
+#include "serve/logprobs.h"
 
 namespace latente {
 namespace {
@@ -45,17 +45,10 @@ struct Answer::Choice {
   ReplyParser parser;
   // Of the text, an echoed prompt included: what the decoder gave, and the bytes that stop strings let
   // through.
-  struct Position {
-    size_t bytes = 0, characters = 0;
-    void pass(std::string_view text) {
-      bytes += text.size();
-      for (char byte : text) characters += (static_cast<unsigned char>(byte) & 0xC0) != 0x80 ? 1 : 0;
-    }
-  };
-  Position decoded;
+  TextPosition decoded;
   size_t shown = 0;
-  std::string echo;                     // not shown yet
-  std::vector<Position> prompt_begins;  // by token of an echoed prompt
+  std::string echo;                         // not shown yet
+  std::vector<TextPosition> prompt_begins;  // by token of an echoed prompt
 
   void read_echo(const Tokenizer& tokenizer) {
     StreamDecoder text(tokenizer, true);
@@ -71,12 +64,7 @@ struct Answer::Choice {
     shown = decoded.bytes;
   }
 
-  // Of a token: where its text begins, and what is said of it. The echoed prompt's come first.
-  struct Scored {
-    Position begin;
-    Json entry;
-  };
-  std::vector<Scored> scored;
+  std::vector<ScoredToken> scored;  // tokens told of, an echoed prompt's first
   size_t scored_shown = 0;
 
   ReplyParser::Parts all;  // so far
@@ -104,10 +92,8 @@ void Answer::add(std::vector<int32_t> prompt, GenerationOptions options) {
   choice->prompt = std::move(prompt);
   choice->generation = std::move(options);
   if (options_.echo) choice->read_echo(*model_->tokenizer);
-  if (choice->generation.prompt_logprobs) {  // the first token has none
-    choice->scored.push_back({{}, logprob_entry({choice->prompt.front(), 0, {}})});
-    choice->scored.back().entry["logprob"] = nullptr;
-  }
+  if (choice->generation.prompt_logprobs)
+    choice->scored.push_back({{}, first_entry(*model_->tokenizer, choice->prompt.front())});
   choices_.push_back(std::move(choice));
 }
 
@@ -194,21 +180,6 @@ void Answer::fail(int status, const std::string& message) {
 
 // -- Tokens
 
-Json Answer::logprob_entry(const TokenLogprobs& logprobs) const {
-  const Tokenizer& tokenizer = *model_->tokenizer;
-  const auto describe = [&](int32_t id, double logprob) {
-    const std::string bytes = tokenizer.has(id) ? tokenizer.token_bytes(id) : "";
-    Json list = Json::array();
-    for (unsigned char byte : bytes) list.push_back(byte);
-    // JSON has no infinity; OpenAI's stand-in.
-    return Json{{"token", bytes}, {"logprob", std::max(logprob, -9999.0)}, {"bytes", std::move(list)}};
-  };
-  Json entry = describe(logprobs.token, logprobs.logprob);
-  entry["top_logprobs"] = Json::array();
-  for (const auto& [id, logprob] : logprobs.top) entry["top_logprobs"].push_back(describe(id, logprob));
-  return entry;
-}
-
 bool Answer::take(Choice& choice, const GeneratedToken& token) {
   const auto now = Clock::now();
   const auto seconds = [&](Clock::time_point from) {
@@ -220,7 +191,8 @@ bool Answer::take(Choice& choice, const GeneratedToken& token) {
     metrics_->next_token(seconds(choice.last_token));
   }
   choice.last_token = now;
-  if (token.logprobs != nullptr) choice.scored.push_back({choice.decoded, logprob_entry(*token.logprobs)});
+  if (token.logprobs != nullptr)
+    choice.scored.push_back({choice.decoded, logprob_entry(*model_->tokenizer, *token.logprobs)});
   const std::string piece = choice.decoder.push(token.id);
   choice.decoded.pass(piece);
   const std::string text = choice.stops.push(piece);
@@ -230,7 +202,8 @@ bool Answer::take(Choice& choice, const GeneratedToken& token) {
 }
 
 void Answer::take_prompt_token(Choice& choice, const TokenLogprobs& logprobs) {
-  choice.scored.push_back({choice.prompt_begins[choice.scored.size()], logprob_entry(logprobs)});
+  choice.scored.push_back(
+      {choice.prompt_begins[choice.scored.size()], logprob_entry(*model_->tokenizer, logprobs)});
 }
 
 void Answer::end(Choice& choice, const GenerationStats& stats) {
@@ -284,7 +257,7 @@ void Answer::show(Choice& choice, const ReplyParser::Parts& parts, bool last) {
 
   Json event = envelope(true);
   const Json finish = last ? Json(choice.finish_reason) : Json();
-  const Json logprobs = options_.logprobs ? logprobs_of(choice, scored_before, scored) : Json();
+  const Json logprobs = options_.logprobs ? logprobs_of(choice, scored_before) : Json();
   if (options_.chat) {
     event["choices"] = Json::array({{{"index", choice.index},
                                      {"delta", delta_of(choice, now)},
@@ -322,7 +295,7 @@ void Answer::complete() {
   Json body = envelope(false);
   body["choices"] = Json::array();
   for (const auto& choice : choices_) {
-    const Json logprobs = options_.logprobs ? logprobs_of(*choice, 0, choice->scored_shown) : Json();
+    const Json logprobs = options_.logprobs ? logprobs_of(*choice, 0) : Json();
     Json one = {{"index", choice->index}};
     if (options_.chat) {
       one["message"] = message_of(*choice);
@@ -383,31 +356,10 @@ Json Answer::message_of(const Choice& choice) const {
   return message;
 }
 
-// Of the tokens from `first` to `end`, in the form of chats or of completions.
-Json Answer::logprobs_of(const Choice& choice, size_t first, size_t end) const {
-  if (options_.chat) {
-    Json content = Json::array();
-    for (size_t i = first; i < end; ++i) content.push_back(choice.scored[i].entry);
-    return {{"content", std::move(content)}, {"refusal", nullptr}};
-  }
-  Json tokens = Json::array(), own = Json::array(), top = Json::array(), offsets = Json::array();
-  for (size_t i = first; i < end; ++i) {
-    const Json& entry = choice.scored[i].entry;
-    tokens.push_back(entry["token"]);
-    own.push_back(entry["logprob"]);
-    offsets.push_back(choice.scored[i].begin.characters);
-    Json likely = Json::object();
-    // Tokens that read the same: the most likely one stands for them.
-    for (const Json& other : entry["top_logprobs"]) {
-      const std::string& text = other["token"].get_ref<const std::string&>();
-      if (!likely.contains(text)) likely[text] = other["logprob"];
-    }
-    top.push_back(entry["logprob"].is_null() ? Json() : std::move(likely));
-  }
-  return {{"tokens", std::move(tokens)},
-          {"token_logprobs", std::move(own)},
-          {"top_logprobs", std::move(top)},
-          {"text_offset", std::move(offsets)}};
+// Of the tokens shown, from `first` on.
+Json Answer::logprobs_of(const Choice& choice, size_t first) const {
+  const auto tokens = std::span(choice.scored).subspan(first, choice.scored_shown - first);
+  return options_.chat ? chat_logprobs(tokens) : completion_logprobs(tokens);
 }
 
 // Several choices of one prompt count it once.

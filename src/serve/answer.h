@@ -52,8 +52,7 @@ class Answer : public std::enable_shared_from_this<Answer> {
   void fail(int status, const std::string& message);
   void complete();
 
-  Json logprob_entry(const TokenLogprobs& logprobs) const;
-  Json logprobs_of(const Choice& choice, size_t first, size_t end) const;
+  Json logprobs_of(const Choice& choice, size_t first) const;
   Json delta_of(Choice& choice, const ReplyParser::Parts& parts) const;
   Json message_of(const Choice& choice) const;
   Json envelope(bool chunk) const;

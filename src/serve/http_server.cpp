@@ -60,6 +60,19 @@ std::string message_of(const error_code& error, const HttpOptions& options) {
   return "the request is no valid HTTP: " + error.message();
 }
 
+HttpRequest asked_by(http::request<http::string_body>& request) {
+  const auto text = [](auto view) { return std::string(view.data(), view.size()); };
+  HttpRequest asked;
+  asked.method = request.method() == http::verb::head ? "GET" : text(request.method_string());
+  asked.path = text(request.target());
+  asked.path.resize(std::min(asked.path.find('?'), asked.path.size()));
+  asked.authorization = text(request[http::field::authorization]);
+  asked.origin = text(request[http::field::origin]);
+  asked.host = text(request[http::field::host]);
+  asked.body = std::move(request.body());
+  return asked;
+}
+
 }  // namespace
 
 struct HttpServer::Impl {
@@ -228,15 +241,7 @@ struct HttpServer::Impl {
     auto request = parser.release();
     const bool keep_alive = request.keep_alive();
     const bool head_only = request.method() == http::verb::head;
-    HttpRequest asked;
-    const auto text = [](auto view) { return std::string(view.data(), view.size()); };
-    const std::string target = text(request.target());
-    asked.method = head_only ? "GET" : text(request.method_string());
-    asked.path = target.substr(0, target.find('?'));
-    asked.authorization = text(request[http::field::authorization]);
-    asked.origin = text(request[http::field::origin]);
-    asked.host = text(request[http::field::host]);
-    asked.body = std::move(request.body());
+    const std::string target(request.target().data(), request.target().size());
 
     asio::steady_timer timer(stream.get_executor());
     const auto reply = std::make_shared<HttpReply>();
@@ -251,14 +256,15 @@ struct HttpServer::Impl {
         });
       });
       try {
-        handler(std::move(asked), reply);
+        handler(asked_by(request), reply);
       } catch (const std::exception& exception) {
         reply->respond({500, "application/json"}, error_body(500, exception.what()));
       }
       sent = co_await answer(stream, *reply, timer, version, keep_alive, head_only);
     }
     record(peer, request.method_string(), target, begin, sent);
-    co_return sent.complete&& keep_alive && (version >= 11 || !sent.streamed);
+    const bool goes_on = sent.complete && keep_alive && (version >= 11 || !sent.streamed);
+    co_return goes_on;
   }
 
   template <class Stream>
