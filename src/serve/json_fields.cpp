@@ -39,7 +39,7 @@ Json parse_body(std::string_view text) {
 }
 
 std::string shown(const Json& value) {
-  std::string text = value.dump(-1, ' ', true);
+  std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);  // paths may be no UTF-8
   if (text.size() > 80) text = text.substr(0, 77) + "...";
   return text;
 }

@@ -124,7 +124,7 @@ def malformed(port):
     found, lock = collections.Counter(), threading.Lock()
     def work(seed):
         rng = random.Random(seed)
-        for _ in range(10000 // 4):
+        for _ in range(2500):
             status = send(port, mutated(rng))
             with lock:
                 found[status] += 1

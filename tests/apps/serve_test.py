@@ -501,6 +501,7 @@ class Errors(WithServer):
                 self.assertTrue(reply.startswith(b"HTTP/1.1 %d " % status), reply[:200])
                 body = json.loads(reply.split(b"\r\n\r\n", 1)[1])
                 self.assertTrue(body["error"]["message"])
+        self.assertTrue(send(b"GET /\xff\x8f HTTP/1.1\r\nConnection: close\r\n\r\n").startswith(b"HTTP/1.1 404 "))
         reply = send(b"GET /x%0d%0aSet-Cookie:a HTTP/1.1\r\nConnection: close\r\n\r\n")
         self.assertTrue(reply.startswith(b"HTTP/1.1 404 "))
         self.assertNotIn(b"\r\nSet-Cookie", reply)
