@@ -1,7 +1,7 @@
 # Sourced by ./check and ./demo: installs the Debian or Ubuntu packages that are missing. Needs root or sudo only then.
 packages=(g++ cmake ninja-build pkg-config ccache
   libfmt-dev nlohmann-json3-dev libcli11-dev libtomlplusplus-dev libhwy-dev
-  libutf8proc-dev libzstd-dev libprotobuf-dev protobuf-compiler)
+  libutf8proc-dev libzstd-dev libprotobuf-dev protobuf-compiler libboost-dev libssl-dev)
 
 install_packages() {
   local missing=() name

@@ -11,6 +11,7 @@ FOREIGN = {
     re.compile(r"<?\"?mpi\.h"): {"dist"},
     re.compile(r"<?\"?(cblas|openblas|dnnl)"): {"cpu"},
     re.compile(r"<?\"?hwy/"): {"cpu"},
+    re.compile(r"<?\"?(boost|openssl)/"): {"serve"},
 }
 
 

@@ -12,6 +12,7 @@ void add_generate(CLI::App& app);
 void add_chat(CLI::App& app);
 void add_tokenizer(CLI::App& app);
 void add_batch(CLI::App& app);
+void add_serve(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_perplexity(CLI::App& app);
 void add_convert(CLI::App& app);

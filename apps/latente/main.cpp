@@ -15,6 +15,7 @@ int main(int argc, char** argv) {
   latente::add_generate(app);
   latente::add_chat(app);
   latente::add_batch(app);
+  latente::add_serve(app);
   latente::add_inspect(app);
   latente::add_parity(app);
   latente::add_bench(app);

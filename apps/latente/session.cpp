@@ -121,13 +121,28 @@ void add_threads_option(CLI::App& command, int& threads) {
       ->check(CLI::Range(0, 1024));
 }
 
-void add_session_options(CLI::App& command, SessionOptions& options) {
+void add_model_options(CLI::App& command, SessionOptions& options) {
   command.add_option("model", options.model, "Model directory (Hugging Face layout) or GGUF file")
       ->required()
       ->check(CLI::ExistingPath);
-  command.add_option("-n,--max-tokens", options.max_tokens, "Tokens to write at most")
-      ->capture_default_str()
-      ->check(CLI::NonNegativeNumber);
+  command
+      .add_option("--draft", options.draft,
+                  "Tokens the MTP modules draft each pass, 0 to 7 [up to one a module, while it pays]")
+      ->check(CLI::Range(0, 7));
+  command.add_flag("--plain", options.plain, "Decode without drafting (same as --draft 0)");
+  command.add_option("--ctx-size", options.context, "Tokens a sequence can have [the model's, at most 4096]")
+      ->check(CLI::Range(2, 1 << 24));
+  add_bytes_option(
+      command, "--cache-memory", options.cache_memory,
+      "Memory for the cache, such as 2G [what --ctx-size needs for each sequence at a time]: what "
+      "finds no room in it waits, and what was kept of earlier prompts goes");
+  add_cache_option(command, options.cache);
+  add_weight_options(command, options.weights);
+  add_device_option(command, options.device);
+  add_threads_option(command, options.threads);
+}
+
+void add_sampling_options(CLI::App& command, SessionOptions& options) {
   command.add_option("-t,--temperature", options.temperature,
                      "0 = always the most likely token [model's default, else 0]");
   command.add_option("--top-k", options.top_k, "Sample among the k most likely; 0 = all");
@@ -143,6 +158,14 @@ void add_session_options(CLI::App& command, SessionOptions& options) {
                      "The same, as often as the reply has the token");
   command.add_option("--penalty-window", options.penalty_window,
                      "Penalties look at this many last tokens; -1 = at all");
+}
+
+void add_session_options(CLI::App& command, SessionOptions& options) {
+  add_model_options(command, options);
+  command.add_option("-n,--max-tokens", options.max_tokens, "Tokens to write at most")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  add_sampling_options(command, options);
   command
       .add_option("--logit-bias", options.logit_bias,
                   "ID=BIAS: added to the token's logit, -100 to 100; -inf bans it (may be repeated)")
@@ -159,22 +182,7 @@ void add_session_options(CLI::App& command, SessionOptions& options) {
                                         "schema itself if it begins with {")
                             ->excludes(grammar);
   command.add_flag("--json", options.json, "The reply is a JSON object")->excludes(grammar)->excludes(schema);
-  command
-      .add_option("--draft", options.draft,
-                  "Tokens the MTP modules draft each pass, 0 to 7 [up to one a module, while it pays]")
-      ->check(CLI::Range(0, 7));
-  command.add_flag("--plain", options.plain, "Decode without drafting (same as --draft 0)");
   command.add_flag("--stats", options.stats, "Print speed, acceptance and cache size at the end");
-  command.add_option("--ctx-size", options.context, "Tokens a sequence can have [the model's, at most 4096]")
-      ->check(CLI::Range(2, 1 << 24));
-  add_bytes_option(
-      command, "--cache-memory", options.cache_memory,
-      "Memory for the cache, such as 2G [what --ctx-size needs for each sequence at a time]: what "
-      "finds no room in it waits, and what was kept of earlier prompts goes");
-  add_cache_option(command, options.cache);
-  add_weight_options(command, options.weights);
-  add_device_option(command, options.device);
-  add_threads_option(command, options.threads);
 }
 
 Session::Session(const SessionOptions& options)
@@ -292,7 +300,12 @@ void Session::read_grammar() {
   } else {
     return;
   }
-  const auto size = static_cast<size_t>(model_->config().vocab_size);
+  generation_.constraint = std::make_shared<GrammarConstraint>(
+      std::make_shared<grammar::TokenGrammar>(std::make_shared<grammar::Automaton>(*rules), vocabulary()));
+}
+
+std::shared_ptr<const grammar::Vocabulary> Session::vocabulary() const {
+  const auto size = static_cast<size_t>(config().vocab_size);
   std::vector<std::string> texts(size);
   for (size_t i = 0; i < size; ++i) {
     const auto id = static_cast<int32_t>(i);
@@ -300,8 +313,7 @@ void Session::read_grammar() {
   }
   std::vector<int32_t> stops = generation_.stop_tokens;
   std::erase_if(stops, [&](int32_t id) { return id < 0 || static_cast<size_t>(id) >= size; });
-  generation_.constraint = std::make_shared<GrammarConstraint>(std::make_shared<grammar::TokenGrammar>(
-      std::make_shared<grammar::Automaton>(*rules), std::make_shared<grammar::Vocabulary>(texts, stops)));
+  return std::make_shared<grammar::Vocabulary>(texts, stops);
 }
 
 std::vector<int32_t> Session::prompt_of(const std::string& text) const {

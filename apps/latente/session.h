@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "device.h"
+#include "grammar/vocabulary.h"
 #include "infer/engine.h"
 #include "model/experts_on_demand.h"
 #include "model/model_source.h"
@@ -40,7 +41,9 @@ struct SessionOptions {
   std::string grammar, json_schema;  // file; the schema also itself, from its { on
   bool json = false;
 };
-// The flags of SessionOptions.
+// The flags of SessionOptions: the model and how it is held; sampling; these and the others.
+void add_model_options(CLI::App& command, SessionOptions& options);
+void add_sampling_options(CLI::App& command, SessionOptions& options);
 void add_session_options(CLI::App& command, SessionOptions& options);
 
 // The flags of RunWeights.
@@ -91,6 +94,8 @@ class Session {
   const Config& config() const { return model_->config(); }
   Engine& engine() { return *engine_; }
   const GenerationOptions& generation() const { return generation_; }
+  // For grammars over the model's tokens.
+  std::shared_ptr<const grammar::Vocabulary> vocabulary() const;
 
   // The ids of a text to continue; an empty one is the beginning of a text. Error: the tokenizer has no token
   // for that.

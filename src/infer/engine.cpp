@@ -7,6 +7,7 @@ namespace {
 
 constexpr int64_t most_drafts = 7;
 constexpr int64_t most_looked_up = 4;
+constexpr int64_t longest_reported = 64;  // piece of a prompt: rows of logits kept at a time
 
 double seconds_between(Sequence::Clock::time_point begin, Sequence::Clock::time_point end) {
   return std::chrono::duration<double>(end - begin).count();
@@ -15,10 +16,6 @@ double seconds_between(Sequence::Clock::time_point begin, Sequence::Clock::time_
 RunnerOptions with_states(RunnerOptions options, const Transformer& model) {
   options.states = model.mtp.empty() ? 0 : Drafter::states_for(options.sequences, options.chunk);
   return options;
-}
-
-Distribution next_of(Sequence& s, std::span<float> logits) {
-  return distribution_of(logits, s.history(), s.request.options.sampling, admitted_by(s.constraint.get()));
 }
 
 }  // namespace
@@ -46,6 +43,8 @@ void Engine::check(const Request& request) const {
     if (id >= config_->vocab_size)
       fail("logit_bias: token {} lies outside the vocabulary of {}", id, config_->vocab_size);
   }
+  if (options.top_logprobs < -1 || options.top_logprobs > config_->vocab_size)
+    fail("top_logprobs: expected -1 to {}, found {}", config_->vocab_size, options.top_logprobs);
   if (options.max_tokens < 0) fail("max_tokens: expected 0 or more, found {}", options.max_tokens);
   if (options.draft < -1 || options.draft > most_drafts)
     fail("draft: expected 0 to {} tokens, or -1, found {}", most_drafts, options.draft);
@@ -117,7 +116,8 @@ void Engine::remember(Sequence& s, int64_t tokens) {
 void Engine::drop() {
   for (const Pointer& s : waiting_) {
     const bool complete = s->constraint && s->constraint->finished();
-    if (s->cancelled || (s->request.options.max_tokens > 0 && !complete && !s->interrupted)) continue;
+    const bool asks = s->writes() || s->reports_prompt();
+    if (s->cancelled || (asks && !complete && !s->interrupted)) continue;
     if (complete) s->stats.finish = Finish::complete;
     if (s->interrupted) s->stats.finish = Finish::interrupted;
     s->cancelled = true;
@@ -147,7 +147,8 @@ bool Engine::start(Sequence& s) {
     lost = std::min(without.positions, s.length() - 1) > match.positions + modules;
     if (lost) match = std::move(without);
   }
-  const int64_t reuse = std::min(match.positions, s.length() - 1);
+  const bool reports = s.reports_prompt() && s.reported < s.prompt;
+  const int64_t reuse = reports ? 0 : std::min(match.positions, s.length() - 1);
   const size_t shared = static_cast<size_t>(reuse / page_size);
   const bool copies = reuse % page_size != 0;
   const int32_t source = !copies ? -1 : shared < match.pages.size() ? match.pages[shared] : match.partial;
@@ -252,7 +253,7 @@ void Engine::read() {
   struct Piece {
     Sequence* sequence;
     Stretch stretch;
-    bool samples;
+    bool samples, reports;
   };
   std::vector<Sequence*> readers;
   for (const Pointer& s : running_) {
@@ -268,17 +269,19 @@ void Engine::read() {
     if (s->place < 0) continue;  // driven out by one before
     const int64_t first = s->processed, room = runner_.options().chunk - static_cast<int64_t>(rows.size());
     const int64_t end = first < s->prompt ? std::min(s->prompt, s->unread) : s->unread;
-    const int64_t count = std::min(end - first, runner_.options().chunk);
+    const bool reports = s->reports_prompt() && first < s->prompt;
+    const int64_t count = std::min(
+        end - first, reports ? std::min(longest_reported, runner_.options().chunk) : runner_.options().chunk);
     const Runner::Form its = first < s->prompt ? runner_.form_for(first, count) : Runner::Form::absorbed;
     if (!pieces.empty() && (count > room || its != form)) continue;
     if (!cover(*s, first + count)) continue;
     form = its;
     const bool samples = first + count == s->unread && s->stats.generated_tokens == 0;
-    pieces.push_back({s, {first, count, static_cast<int64_t>(rows.size())}, samples});
+    pieces.push_back({s, {first, count, static_cast<int64_t>(rows.size())}, samples, reports});
     for (int64_t i = first; i < first + count; ++i) {
       const int32_t state = runner_.modules() > 0 ? drafter_.state_of(*s, i, pieces.back().stretch) : -1;
       rows.push_back({s->tokens[static_cast<size_t>(i)], static_cast<int32_t>(i), s->place, 0, state,
-                      samples && i + 1 == first + count});
+                      reports || (samples && i + 1 == first + count)});
     }
   }
   // Later ones may have driven out earlier ones: then all is tried anew in the next step.
@@ -286,19 +289,23 @@ void Engine::read() {
   if (rows.empty()) return;
 
   std::span<float> logits = runner_.forward(rows, form);
-  std::vector<Distribution> next;
+  const size_t vocabulary = static_cast<size_t>(config_->vocab_size);
+  std::vector<Next> next;
   for (const Piece& piece : pieces) {
     Sequence& s = *piece.sequence;
+    const int64_t first = s.processed;
     s.processed += piece.stretch.count;
     next.emplace_back();
-    if (!piece.samples) continue;
-    const size_t vocabulary = static_cast<size_t>(config_->vocab_size);
+    const int64_t wanted = piece.reports ? piece.stretch.count : piece.samples ? 1 : 0;
+    const std::span<float> its = logits.first(static_cast<size_t>(wanted) * vocabulary);
+    logits = logits.subspan(its.size());
     try {
-      next.back() = next_of(s, logits.first(vocabulary));
+      for (int64_t i = 0; piece.reports && i < wanted; ++i)
+        report_prompt(s, first + i, its.subspan(static_cast<size_t>(i) * vocabulary, vocabulary));
+      if (piece.samples && s.writes()) next.back() = next_of(s, its.last(vocabulary));
     } catch (...) {
       s.fail_with_current();
     }
-    logits = logits.subspan(vocabulary);
   }
   std::vector<Drafter::Behind> behind;
   for (const Piece& piece : pieces) {
@@ -312,11 +319,12 @@ void Engine::read() {
   for (size_t i = 0; i < pieces.size(); ++i) {
     Sequence& s = *pieces[i].sequence;
     remember(s, s.processed / pool_.page_size() * pool_.page_size());
-    if (!pieces[i].samples) continue;
+    if (s.ended || (pieces[i].samples && !s.writes())) finish(s);
+    if (s.finished || !pieces[i].samples) continue;
     s.first_token = Sequence::Clock::now();
     s.stats.prompt_seconds = seconds_between(s.started, s.first_token);
     try {
-      s.ended = s.ended || !emit(s, sample(next[i], s.random), false);
+      s.ended = !emit(s, sample(next[i].distribution, s.random), false, next[i]);
     } catch (...) {
       s.fail_with_current();
     }
@@ -483,17 +491,17 @@ int64_t Engine::conclude(Sequence& s, std::span<float> logits) {
   bool rejected = false;
   try {
     for (const Sequence::Draft& draft : s.drafts) {
-      const Distribution next = next_of(s, logits.first(vocabulary));
+      const Next next = next_of(s, logits.first(vocabulary));
       logits = logits.subspan(vocabulary);
-      const Verdict verdict = verify(next, draft.distribution, draft.token, s.random);
+      const Verdict verdict = verify(next.distribution, draft.distribution, draft.token, s.random);
       rejected = !verdict.accepted;
       right += verdict.accepted ? 1 : 0;
-      s.ended = !emit(s, verdict.token, verdict.accepted);
+      s.ended = !emit(s, verdict.token, verdict.accepted, next);
       if (rejected || s.ended) break;
     }
     if (!rejected && !s.ended) {
-      const Distribution next = next_of(s, logits.first(vocabulary));
-      s.ended = !emit(s, sample(next, s.random), false);
+      const Next next = next_of(s, logits.first(vocabulary));
+      s.ended = !emit(s, sample(next.distribution, s.random), false, next);
     }
   } catch (...) {
     s.fail_with_current();
@@ -503,8 +511,35 @@ int64_t Engine::conclude(Sequence& s, std::span<float> logits) {
   return right;
 }
 
+Engine::Next Engine::next_of(Sequence& s, std::span<float> logits) {
+  Next next;
+  if (s.request.options.top_logprobs >= 0) next.logits.assign(logits.begin(), logits.end());
+  next.distribution =
+      distribution_of(logits, s.history(), s.request.options.sampling, admitted_by(s.constraint.get()));
+  return next;
+}
+
+// The logits at `position` say how likely the token behind it was.
+void Engine::report_prompt(Sequence& s, int64_t position, std::span<const float> logits) {
+  if (position + 1 != s.reported || s.reported >= s.prompt) return;
+  const int32_t token = s.tokens[static_cast<size_t>(s.reported++)];
+  if (s.request.on_prompt_token)
+    s.request.on_prompt_token(logprobs_of(logits, token, s.request.options.top_logprobs));
+}
+
+std::vector<Engine::SequenceFigures> Engine::sequences() const {
+  std::vector<SequenceFigures> all;
+  const auto add = [&](const Sequence& s, bool running) {
+    all.push_back(
+        {s.id, running, s.prompt, s.processed, s.stats.generated_tokens, s.stats.drafted, s.stats.accepted});
+  };
+  for (const Pointer& s : running_) add(*s, true);
+  for (const Pointer& s : waiting_) add(*s, false);
+  return all;
+}
+
 // Adds a token; false ends the sequence.
-bool Engine::emit(Sequence& s, int32_t token, bool drafted) {
+bool Engine::emit(Sequence& s, int32_t token, bool drafted, const Next& next) {
   const GenerationOptions& options = s.request.options;
   if (std::find(options.stop_tokens.begin(), options.stop_tokens.end(), token) != options.stop_tokens.end()) {
     s.stats.finish = Finish::stop_token;
@@ -512,7 +547,10 @@ bool Engine::emit(Sequence& s, int32_t token, bool drafted) {
   }
   s.tokens.push_back(token);
   ++s.stats.generated_tokens;
-  if (s.request.on_token && !s.request.on_token({token, drafted})) {
+  TokenLogprobs logprobs;
+  const bool reports = options.top_logprobs >= 0;
+  if (reports) logprobs = logprobs_of(next.logits, token, options.top_logprobs);
+  if (s.request.on_token && !s.request.on_token({token, drafted, reports ? &logprobs : nullptr})) {
     s.stats.finish = Finish::interrupted;
     return false;
   }

@@ -42,6 +42,14 @@ class Engine {
                            const std::function<bool(GeneratedToken)>& on_token,
                            const std::function<bool()>& go_on = {});
 
+  // Those that run or wait.
+  struct SequenceFigures {
+    uint64_t id;
+    bool running;
+    int64_t prompt_tokens, processed, generated_tokens, drafted, accepted;
+  };
+  std::vector<SequenceFigures> sequences() const;
+
   // Saves what the cache holds of the sequence that begins with `tokens`, whole or not at all, and returns
   // how many positions that is. Loading it makes them known again; `notes` are the caller's own. Errors of
   // loading: no such file, cut short, of another model or way to store entries, more tokens than the cache
@@ -79,7 +87,14 @@ class Engine {
   void propose(std::span<Sequence* const> sequences);
   // What one sequence makes of its rows of logits. Returns how many drafts were right.
   int64_t conclude(Sequence& sequence, std::span<float> logits);
-  bool emit(Sequence& sequence, int32_t token, bool drafted);
+  // The distribution of what comes next, and the logits themselves if they are to be reported.
+  struct Next {
+    Distribution distribution;
+    std::vector<float> logits;
+  };
+  static Next next_of(Sequence& sequence, std::span<float> logits);
+  bool emit(Sequence& sequence, int32_t token, bool drafted, const Next& next);
+  static void report_prompt(Sequence& sequence, int64_t position, std::span<const float> logits);
   Sequence* find(uint64_t id);
   void finish(Sequence& sequence);
 

@@ -25,6 +25,11 @@ struct GenerationOptions {
   // What the reply must look like, as it is before the first token; null = anything. It must know the stop
   // tokens. Drafts obey it too, so that greedy text does not depend on them.
   std::shared_ptr<const TokenConstraint> constraint;
+  // Likely tokens to report with each token that is written; -1 = not even its own log-probability.
+  int64_t top_logprobs = -1;
+  // The prompt's tokens are reported, too, so that it is read from its beginning. With max_tokens of 0 it is
+  // read and nothing is written.
+  bool prompt_logprobs = false;
 };
 
 // complete: the constraint lets nothing more follow. failed: see GenerationStats::error.
@@ -55,7 +60,8 @@ struct GenerationStats {
 
 struct GeneratedToken {
   int32_t id;
-  bool drafted;  // predicted by an MTP module, or looked up, and confirmed
+  bool drafted;                             // predicted by an MTP module, or looked up, and confirmed
+  const TokenLogprobs* logprobs = nullptr;  // if asked for; valid during the call
 };
 
 struct Request {
@@ -65,6 +71,8 @@ struct Request {
   // Called by step() as tokens come; false ends the sequence, and so does an exception. A stop token is not
   // passed on.
   std::function<bool(GeneratedToken)> on_token;
+  // Called by step() with the prompt's tokens from the second on, in order, if they are to be reported.
+  std::function<void(const TokenLogprobs&)> on_prompt_token;
   // Called once, last; not for what was cancelled.
   std::function<void(const GenerationStats&)> on_finish;
 };

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <unordered_map>
 
 #include "base/error.h"
@@ -171,6 +172,26 @@ int32_t sample(const Distribution& distribution, Random& random) {
     if (at < 0.0) return candidate.id;
   }
   return distribution.back().id;
+}
+
+TokenLogprobs logprobs_of(std::span<const float> logits, int32_t token, int64_t top) {
+  const double most = logits[static_cast<size_t>(most_likely(logits))];
+  double sum = 0.0;
+  for (float logit : logits) sum += std::exp(static_cast<double>(logit) - most);
+  const double normaliser = most + std::log(sum);
+  TokenLogprobs out{token, static_cast<double>(logits[static_cast<size_t>(token)]) - normaliser};
+  std::vector<int32_t> order(logits.size());
+  std::iota(order.begin(), order.end(), 0);
+  const auto count = static_cast<ptrdiff_t>(std::clamp<int64_t>(top, 0, std::ssize(order)));
+  std::partial_sort(order.begin(), order.begin() + count, order.end(), [&](int32_t a, int32_t b) {
+    const float left = logits[static_cast<size_t>(a)], right = logits[static_cast<size_t>(b)];
+    return left != right ? left > right : a < b;
+  });
+  for (ptrdiff_t i = 0; i < count; ++i) {
+    const int32_t id = order[static_cast<size_t>(i)];
+    out.top.emplace_back(id, static_cast<double>(logits[static_cast<size_t>(id)]) - normaliser);
+  }
+  return out;
 }
 
 Verdict verify(const Distribution& p, const Distribution& q, int32_t draft, Random& random) {

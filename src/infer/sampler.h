@@ -60,6 +60,14 @@ Distribution distribution_of(std::span<float> logits, const History& history, co
 
 int32_t sample(const Distribution& distribution, Random& random);
 
+// How likely a token was: natural logarithms of the softmax over all logits, as the model gave them.
+struct TokenLogprobs {
+  int32_t token = 0;
+  double logprob = 0;
+  std::vector<std::pair<int32_t, double>> top{};  // the most likely, falling; ties by id
+};
+TokenLogprobs logprobs_of(std::span<const float> logits, int32_t token, int64_t top);
+
 // Speculative sampling (Leviathan et al. 2023; Chen et al. 2023): a draft x drawn from q is kept with
 // probability min(1, p(x)/q(x)); otherwise the token is drawn from the residual max(0, p - q), normalised.
 // The result is distributed as p exactly, whatever q.

@@ -46,6 +46,8 @@ struct Sequence {
   using Clock = std::chrono::steady_clock;
   Clock::time_point submitted, started, first_token;
 
+  int64_t reported = 1;  // tokens of the prompt whose log-probabilities are reported, the first having none
+
   bool reading() const { return processed < unread; }
   // What the current exception says ends this sequence alone.
   void fail_with_current() {
@@ -63,6 +65,8 @@ struct Sequence {
       return false;
     }
   }
+  bool reports_prompt() const { return request.options.prompt_logprobs; }
+  bool writes() const { return request.options.max_tokens > 0; }
   History history() const { return {tokens, static_cast<size_t>(prompt)}; }
   int64_t length() const { return static_cast<int64_t>(tokens.size()); }
   bool lost() const { return modules_from < 0; }

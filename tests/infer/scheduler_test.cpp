@@ -62,7 +62,7 @@ TEST(Scheduler, TextDoesNotDependOnCompany) {
     size_t finished = 0;
     for (size_t i = 0; i < 14; ++i) {
       Asked& one = asked[i] = random_request(random, shared, tiny.vocabulary, how.context);
-      Request request{one.prompt, one.options, one.priority, {}, {}};
+      Request request{one.prompt, one.options, one.priority, {}, {}, {}};
       request.on_token = [&texts, i](GeneratedToken token) {
         texts[i].tokens.push_back(token.id);
         return true;

@@ -1,0 +1,98 @@
+#include "serve/http.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+namespace latente {
+
+void HttpReply::respond(Head head, std::string body) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (state_.begun) return;
+    state_.head = std::move(head);
+    state_.data = std::move(body);
+    state_.begun = state_.ended = true;
+  }
+  if (wake_) wake_();
+}
+
+void HttpReply::begin(Head head) {
+  const std::lock_guard lock(mutex_);
+  if (state_.begun) return;
+  state_.head = std::move(head);
+  state_.begun = state_.streamed = true;
+}
+
+void HttpReply::write(std::string_view piece) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!state_.streamed || state_.ended) return;
+    state_.data += piece;
+  }
+  if (wake_) wake_();
+}
+
+void HttpReply::end() {
+  {
+    const std::lock_guard lock(mutex_);
+    state_.ended = true;
+  }
+  if (wake_) wake_();
+}
+
+bool HttpReply::begun() const {
+  const std::lock_guard lock(mutex_);
+  return state_.begun;
+}
+
+void HttpReply::count(const Tokens& tokens) {
+  const std::lock_guard lock(mutex_);
+  state_.tokens = tokens;
+}
+
+HttpReply::Taken HttpReply::take() {
+  const std::lock_guard lock(mutex_);
+  Taken taken = state_;
+  state_.data.clear();
+  return taken;
+}
+
+void HttpReply::on_abandoned(std::function<void(Abandoned)> callback) {
+  std::vector<Abandoned> reasons;
+  {
+    const std::lock_guard lock(mutex_);
+    abandoned_ = callback;
+    reasons = reasons_;
+  }
+  for (Abandoned reason : reasons) callback(reason);
+}
+
+void HttpReply::abandon(Abandoned reason) {
+  std::function<void(Abandoned)> callback;
+  {
+    const std::lock_guard lock(mutex_);
+    if (std::find(reasons_.begin(), reasons_.end(), reason) != reasons_.end()) return;
+    reasons_.push_back(reason);
+    callback = abandoned_;
+  }
+  if (callback) callback(reason);
+}
+
+std::string error_body(int status, const std::string& message, const std::string& param,
+                       const std::string& code) {
+  const char* type = status == 401   ? "authentication_error"
+                     : status == 403 ? "permission_error"
+                     : status == 404 ? "not_found_error"
+                     : status == 429 ? "rate_limit_error"
+                     : status >= 500 ? "server_error"
+                                     : "invalid_request_error";
+  const auto text_or_null = [](const std::string& text) {
+    return text.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(text);
+  };
+  const nlohmann::ordered_json error = {
+      {"error",
+       {{"message", message}, {"type", type}, {"param", text_or_null(param)}, {"code", text_or_null(code)}}}};
+  return error.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace);
+}
+
+}  // namespace latente
