@@ -31,6 +31,8 @@ constexpr int most_splits(int64_t length) {
 // Results of pieces, of the tokens from first_token on: quotients and logarithms (base 2) of sums.
 struct Partials {
   float *out = nullptr, *lse = nullptr;  // [token, head, split, value], [token, head, split]
+  // Columns stand as tensor cores leave them: of each 16, four a lane: 2i, 2i + 1, 2i + 8, 2i + 9 of lane i.
+  bool by_lanes = false;
   int first_token = 0, tokens = 0, heads = 0, splits = 1, value = 0;
 
   __device__ int64_t row(int token, int head, int split) const {

@@ -300,6 +300,7 @@ __device__ void compute_units(const Work& w, char* memory, Shared& s) {
       const int r = row + 8 * i, t = r / w.token_rows, head = u.head + r % w.token_rows;
       if (t >= u.count || head >= w.a.heads) continue;
       const int token = u.token + t, length = w.a.position[token] + 1;
+      if (u.split >= split_count(length)) continue;  // its context ends before this piece
       const float total = s.of_rows[parity][0][r] + s.of_rows[parity][1][r];
       const float inverse = total != 0 ? 1 / total : 0;
       const int column = first_column + lane % 4 * 2;
@@ -312,11 +313,12 @@ __device__ void compute_units(const Work& w, char* memory, Shared& s) {
         }
       } else {
         const int64_t to_row = w.partials.row(token, head, u.split);
-        float* to = w.partials.out + to_row * w.a.value + column;
+        float* to = w.partials.out + to_row * w.a.value + first_column + lane % 4 * 4;  // by lanes
 #pragma unroll
-        for (int c = 0; c < columns / 8; ++c) {
-          *reinterpret_cast<float2*>(to + 8 * c) =
-              float2{out[4 * c + 2 * i] * inverse, out[4 * c + 2 * i + 1] * inverse};
+        for (int c = 0; c < columns / 16; ++c) {
+          const float* x = out + 8 * c + 2 * i;
+          *reinterpret_cast<float4*>(to + 16 * c) =
+              float4{x[0] * inverse, x[1] * inverse, x[4] * inverse, x[5] * inverse};
         }
         if (half == 0 && lane % 4 == 0) w.partials.lse[to_row] = maximum[i] + log2f(total);
       }
@@ -340,8 +342,11 @@ __global__ void __launch_bounds__(threads, 1)
       s.empty[b].init(8);
     }
     barriers_ready();
+    prefetch_map(q_map);
+    prefetch_map(kv_map);
   }
   __syncthreads();
+  cudaGridDependencySynchronize();            // until here nothing of other kernels was read or overwritten
   cudaTriggerProgrammaticLaunchCompletion();  // whoever comes next waits for this kernel's end itself
   const int group = static_cast<int>(threadIdx.x) / 128;
   if (group == 0) {
@@ -365,8 +370,17 @@ void launch(Work w, const View& q, const View& cache, StreamHandle stream, int m
   allow_shared_memory(latent_kernel<L>, Layout<L>::bytes);
   const int64_t units = static_cast<int64_t>(w.partials.tokens) * w.head_blocks * w.partials.splits;
   const unsigned grid = static_cast<unsigned>(std::min<int64_t>(units, multiprocessors));
-  latent_kernel<L><<<grid, threads, Layout<L>::bytes, stream>>>(w, q_map, kv_map);
-  check_launch("attention_paged");
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = threads;
+  config.dynamicSmemBytes = Layout<L>::bytes;
+  config.stream = stream;
+  cudaLaunchAttribute early;
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &early;
+  config.numAttrs = 1;
+  check(cudaLaunchKernelEx(&config, latent_kernel<L>, w, q_map, kv_map), "attention_paged");
 }
 
 using Latent512 = LatentShape<9, 36, 4, 4>;  // 512 + 64
@@ -396,7 +410,7 @@ bool attention_paged_sm90(const Paged<__nv_bfloat16>& a, const View& q, const Vi
       a.tokens, a.heads, a.value, most_splits(capacity(keys, pages)), context, [&](const Partials& partials) {
         w.partials = partials;
         (large ? launch<Latent512> : launch<Latent192>)(w, q, keys, context.stream, context.multiprocessors);
-        if (partials.splits > 1) combine_splits(a, partials, context);
+        if (partials.splits > 1) combine_splits(a, w.partials, context);
       });
   return true;
 }

@@ -86,6 +86,10 @@ __device__ inline void copy_tile(void* to, const CUtensorMap* map, Barrier& done
       : "memory");
 }
 
+__device__ inline void prefetch_map(const CUtensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(reinterpret_cast<uint64_t>(&map)) : "memory");
+}
+
 // Boxes of 64 columns and box_rows rows of a bfloat16 tensor [outer, rows, columns] with strides in elements;
 // what lies beyond its edges is read as zeros.
 inline CUtensorMap tile_map(const void* data, int64_t columns, int64_t rows, int64_t row_stride,
