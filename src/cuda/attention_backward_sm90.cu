@@ -226,6 +226,7 @@ __global__ void __launch_bounds__(threads, 1)
       begin_sum(d_k, d_p, walked);
       products_commit();
       products_wait<0>();
+      __syncwarp();
       if (lane == 0) s.empty[stage.index].arrive();
       stage.next();
     });

@@ -12,7 +12,7 @@ __global__ void __launch_bounds__(Tile::threads)
   extern __shared__ float shared[];
   const int token = partials.first_token + static_cast<int>(blockIdx.x), split = static_cast<int>(blockIdx.y);
   const int length = a.position[token] + 1, sequence = a.sequence[token];
-  if (split >= split_count(length)) return;
+  if (split >= split_count(length, a.heads)) return;
   const int share = a.heads / a.groups, tiles = (share + Tile::rows - 1) / Tile::rows;
   const int group = static_cast<int>(blockIdx.z) / tiles;
   const int head = group * share + static_cast<int>(blockIdx.z) % tiles * Tile::rows;
@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(Tile::threads)
   PlainRows<Tile> tile(shared, a.key, a.value);
   tile.load_queries(
       [&](int row, int i) { return row < rows ? a.scale * widen(a.q.at(token, head + row)[i]) : 0.0f; });
-  const int size = split_keys(length), end = min(length, (split + 1) * size);
+  const int size = split_keys(length, a.heads), end = min(length, (split + 1) * size);
   for (int at = split * size; at < end; at += Tile::keys) {
     tile.add_keys(
         min(Tile::keys, end - at),
@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(Tile::threads)
         [&](int k, int i) { return values.at(a.page_of(sequence, at + k), (at + k) % a.page, group, i); },
         [](int, int) { return true; });
   }
-  const bool whole = split_count(length) == 1;
+  const bool whole = split_count(length, a.heads) == 1;
   tile.finish(
       [&](int row, int i, float x) {
         if (row >= rows) return;
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(piece_groups* group_threads)
   __shared__ float weights[most_pieces], sums[piece_groups - 1][most_columns];
   __shared__ float total;
   const int token = partials.first_token + static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
-  const int splits = split_count(a.position[token] + 1), thread = static_cast<int>(threadIdx.x);
+  const int splits = split_count(a.position[token] + 1, a.heads), thread = static_cast<int>(threadIdx.x);
 #if __CUDA_ARCH__ >= 900
   cudaGridDependencySynchronize();
 #endif
@@ -129,7 +129,7 @@ void attend(const View& q, const View& keys, const View& values, const Pages& pa
     with_elements(values, values[3], [&]<class F>(F value_elements) {
       if constexpr (std::is_same_v<E, F>) {
         if constexpr (E::narrow) value_elements = key_elements;
-        for_token_rounds(a.tokens, a.heads, a.value, most_splits(capacity(keys, pages)), context,
+        for_token_rounds(a.tokens, a.heads, a.value, most_splits(capacity(keys, pages), a.heads), context,
                          [&](const Partials& partials) {
                            if (is_wide(a.key, a.value)) {
                              launch<SmallTile>(a, key_elements, value_elements, partials, context.stream);

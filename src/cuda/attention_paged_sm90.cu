@@ -51,8 +51,10 @@ struct Unit {
 // is not.
 __device__ int tokens_from(const Work& w, int token, int& length) {
   const int first = w.partials.first_token, in_group = (token - first) % w.tile_tokens;
-  const int sequence = w.a.sequence[token], size = split_keys(w.a.position[token] + 1);
-  auto alike = [&](int t) { return w.a.sequence[t] == sequence && split_keys(w.a.position[t] + 1) == size; };
+  const int sequence = w.a.sequence[token], size = split_keys(w.a.position[token] + 1, w.a.heads);
+  auto alike = [&](int t) {
+    return w.a.sequence[t] == sequence && split_keys(w.a.position[t] + 1, w.a.heads) == size;
+  };
   if (in_group > 0 && alike(token - 1)) return 0;
   const int end = min(token - in_group + w.tile_tokens, first + w.partials.tokens);
   length = w.a.position[token] + 1;
@@ -76,7 +78,7 @@ __device__ void for_units(const Work& w, const Use& use) {
       unit.head = own % w.head_blocks * tile_rows;
       int length = 0;
       unit.count = tokens_from(w, unit.token, length);
-      const int size = split_keys(length);
+      const int size = split_keys(length, w.a.heads);
       unit.begin = unit.split * size;
       unit.end = min(length, unit.begin + size);
       real = unit.count > 0 && (unit.split == 0 || unit.begin < length);
@@ -300,11 +302,11 @@ __device__ void compute_units(const Work& w, char* memory, Shared& s) {
       const int r = row + 8 * i, t = r / w.token_rows, head = u.head + r % w.token_rows;
       if (t >= u.count || head >= w.a.heads) continue;
       const int token = u.token + t, length = w.a.position[token] + 1;
-      if (u.split >= split_count(length)) continue;  // its context ends before this piece
+      if (u.split >= split_count(length, w.a.heads)) continue;  // its context ends before this piece
       const float total = s.of_rows[parity][0][r] + s.of_rows[parity][1][r];
       const float inverse = total != 0 ? 1 / total : 0;
       const int column = first_column + lane % 4 * 2;
-      if (split_count(length) == 1) {
+      if (split_count(length, w.a.heads) == 1) {
         __nv_bfloat16* to = w.a.out.at(token, head) + column;
 #pragma unroll
         for (int c = 0; c < columns / 8; ++c) {
@@ -406,12 +408,14 @@ bool attention_paged_sm90(const Paged<__nv_bfloat16>& a, const View& q, const Vi
   w.tile_tokens = tile_rows / w.token_rows;
   w.head_blocks = static_cast<int>(ceil_div(a.heads, tile_rows));
   w.box_keys = static_cast<int>(std::min<int64_t>(page, block_keys));
-  for_token_rounds(
-      a.tokens, a.heads, a.value, most_splits(capacity(keys, pages)), context, [&](const Partials& partials) {
-        w.partials = partials;
-        (large ? launch<Latent512> : launch<Latent192>)(w, q, keys, context.stream, context.multiprocessors);
-        if (partials.splits > 1) combine_splits(a, w.partials, context);
-      });
+  for_token_rounds(a.tokens, a.heads, a.value, most_splits(capacity(keys, pages), a.heads), context,
+                   [&](const Partials& partials) {
+                     w.partials = partials;
+                     w.partials.by_lanes = true;
+                     (large ? launch<Latent512> : launch<Latent192>)(w, q, keys, context.stream,
+                                                                     context.multiprocessors);
+                     if (partials.splits > 1) combine_splits(a, w.partials, context);
+                   });
   return true;
 }
 
