@@ -50,9 +50,7 @@ struct Barrier {
   }
 };
 
-__device__ inline void barriers_ready() {
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-}
+__device__ inline void barriers_ready() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 // Makes writes of this thread to shared memory visible to copies and products that others start after a
 // barrier.
 __device__ inline void fence_shared_writes() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
