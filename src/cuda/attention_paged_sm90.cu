@@ -68,8 +68,10 @@ template <class Use>
 __device__ void for_units(const Work& w, const Use& use) {
   const int lane = static_cast<int>(threadIdx.x) % 32, grid = static_cast<int>(gridDim.x);
   const int per_split = w.partials.tokens * w.head_blocks, units = per_split * w.partials.splits;
-  for (int base = static_cast<int>(blockIdx.x); base < units; base += 32 * grid) {
-    const int own = base + lane * grid;
+  // In each round the blocks move on by one: where only every second token begins a tile, say, these would
+  // otherwise all fall to the same blocks.
+  for (int round = lane; (round - lane) * grid < units; round += 32) {
+    const int own = round * grid + (static_cast<int>(blockIdx.x) + round) % grid;
     Unit unit{};
     bool real = false;
     if (own < units) {
