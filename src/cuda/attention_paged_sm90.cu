@@ -153,9 +153,10 @@ __device__ void copy_units(const Work& w, const CUtensorMap& q_map, const CUtens
 }
 
 // One warpgroup's share: `half` says which, values its tiles of the results' columns.
-template <class L, int half, int values>
-__device__ void compute_units(const Work& w, char* memory, Shared& s) {
-  constexpr int both = 256, columns = values * tile_columns, first_column = half * L::first * tile_columns;
+template <class L, int values>
+__device__ void compute_units(const Work& w, int half, char* memory, Shared& s) {
+  constexpr int both = 256, columns = values * tile_columns;
+  const int first_column = half * L::first * tile_columns;
   const int thread = static_cast<int>(threadIdx.x) % 128, lane = thread % 32;
   const int row = thread / 32 * 16 + lane / 4;  // and row + 8
   Turn turn;
@@ -352,16 +353,19 @@ __global__ void __launch_bounds__(threads, 1)
   __syncthreads();
   cudaGridDependencySynchronize();            // until here nothing of other kernels was read or overwritten
   cudaTriggerProgrammaticLaunchCompletion();  // whoever comes next waits for this kernel's end itself
-  const int group = static_cast<int>(threadIdx.x) / 128;
-  if (group == 0) {
-    more_registers<240>();
-    compute_units<L, 0, L::first>(w, memory, s);
-  } else if (group == 1) {
-    more_registers<240>();
-    compute_units<L, 1, L::second>(w, memory, s);
-  } else {
+  const int group = __shfl_sync(whole_warp, static_cast<int>(threadIdx.x) / 128, 0);
+  if (group == 2) {
     fewer_registers<24>();
     if (threadIdx.x / 32 == 8) copy_units<L>(w, q_map, kv_map, memory, s);
+    return;
+  }
+  more_registers<240>();
+  if constexpr (L::first == L::second) {
+    compute_units<L, L::first>(w, group, memory, s);
+  } else if (group == 0) {
+    compute_units<L, L::first>(w, 0, memory, s);
+  } else {
+    compute_units<L, L::second>(w, 1, memory, s);
   }
 }
 
