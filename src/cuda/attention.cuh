@@ -155,7 +155,7 @@ struct PlainTile {
 };
 using SmallTile = PlainTile<8, 16, 128>;
 using LargeTile = PlainTile<32, 32, 256>;
-inline bool is_wide(int64_t key, int64_t value) { return key + value > 512; }
+inline bool is_wide(int64_t key, int64_t value) { return LargeTile::shared_bytes(key, value) > 96 * 1024; }
 
 // A tile's rows while it walks the keys. All threads of a block hold it together.
 template <class Tile>

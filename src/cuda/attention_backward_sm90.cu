@@ -120,7 +120,8 @@ __global__ void __launch_bounds__(threads, 1)
   }
   if (thread == 0) {
     s.own.init(1);
-    for (int i = 0; i < stages; ++i) s.full[i].init(1), s.empty[i].init(8);
+    // Every thread that writes or reads rows' numbers arrives itself; the tiles are one arrival more.
+    for (int i = 0; i < stages; ++i) s.full[i].init(33), s.empty[i].init(256);
     barriers_ready();
   }
   __syncthreads();
@@ -148,7 +149,7 @@ __global__ void __launch_bounds__(threads, 1)
           s.delta[stage.index][i] = real ? b.delta[t * b.delta_token + head * b.delta_head] : 0;
           s.starts[stage.index][i] = real ? a.starts[t] : INT_MAX;
         }
-        __syncwarp();
+        s.full[stage.index].arrive();
         if (lane == 0) {
           char* to = memory + H::walked + stage.index * H::stage_bytes;
           s.full[stage.index].expect(H::stage_bytes);
@@ -226,7 +227,7 @@ __global__ void __launch_bounds__(threads, 1)
       begin_sum(d_k, d_p, walked);
       products_commit();
       products_wait<0>();
-      if (lane == 0) s.empty[stage.index].arrive();
+      s.empty[stage.index].arrive();
       stage.next();
     });
   }

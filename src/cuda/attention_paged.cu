@@ -12,7 +12,7 @@ __global__ void __launch_bounds__(Tile::threads)
   extern __shared__ float shared[];
   const int token = partials.first_token + static_cast<int>(blockIdx.x), split = static_cast<int>(blockIdx.y);
   const int length = a.position[token] + 1, sequence = a.sequence[token];
-  if (split >= split_count(length)) return;
+  if (split >= split_count(length, a.heads)) return;
   const int share = a.heads / a.groups, tiles = (share + Tile::rows - 1) / Tile::rows;
   const int group = static_cast<int>(blockIdx.z) / tiles;
   const int head = group * share + static_cast<int>(blockIdx.z) % tiles * Tile::rows;
@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(Tile::threads)
   PlainRows<Tile> tile(shared, a.key, a.value);
   tile.load_queries(
       [&](int row, int i) { return row < rows ? a.scale * widen(a.q.at(token, head + row)[i]) : 0.0f; });
-  const int size = split_keys(length), end = min(length, (split + 1) * size);
+  const int size = split_keys(length, a.heads), end = min(length, (split + 1) * size);
   for (int at = split * size; at < end; at += Tile::keys) {
     tile.add_keys(
         min(Tile::keys, end - at),
@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(Tile::threads)
         [&](int k, int i) { return values.at(a.page_of(sequence, at + k), (at + k) % a.page, group, i); },
         [](int, int) { return true; });
   }
-  const bool whole = split_count(length) == 1;
+  const bool whole = split_count(length, a.heads) == 1;
   tile.finish(
       [&](int row, int i, float x) {
         if (row >= rows) return;
@@ -43,15 +43,18 @@ __global__ void __launch_bounds__(Tile::threads)
       });
 }
 
-constexpr int most_pieces = 1024;
+constexpr int most_pieces = 1024, most_columns = 2048;
+constexpr int piece_groups = 4, group_threads = 128;
 
-// A block a row, `width` columns a thread.
+// A block a row, `width` columns a thread. Each group of threads adds every fourth piece, in their order;
+// then the groups' sums are added in theirs.
 template <class T, int width>
-__global__ void combine_kernel(const Paged<T> a, const Partials partials) {
-  __shared__ float weights[most_pieces];
+__global__ void __launch_bounds__(piece_groups* group_threads)
+    combine_kernel(const Paged<T> a, const Partials partials) {
+  __shared__ float weights[most_pieces], sums[piece_groups - 1][most_columns];
   __shared__ float total;
   const int token = partials.first_token + static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
-  const int splits = split_count(a.position[token] + 1), thread = static_cast<int>(threadIdx.x);
+  const int splits = split_count(a.position[token] + 1, a.heads), thread = static_cast<int>(threadIdx.x);
 #if __CUDA_ARCH__ >= 900
   cudaGridDependencySynchronize();
 #endif
@@ -70,10 +73,14 @@ __global__ void combine_kernel(const Paged<T> a, const Partials partials) {
     if (thread == 0) total = sum;
   }
   __syncthreads();
-  for (int i = thread * width; i < a.value; i += static_cast<int>(blockDim.x) * width) {
+  const int group = thread / group_threads;
+  for (int base = 0; base < a.value; base += group_threads * width) {
+    const int i = base + thread % group_threads * width;
+    const bool real = i < a.value;
     float x[width] = {};
-#pragma unroll 8
-    for (int s = 0; s < splits; ++s) {
+#pragma unroll 4
+    for (int s = group; s < splits; s += piece_groups) {
+      if (!real) break;
       float part[width];
       if constexpr (width == 4) {
         *reinterpret_cast<float4*>(part) = *reinterpret_cast<const float4*>(out + s * a.value + i);
@@ -83,8 +90,18 @@ __global__ void combine_kernel(const Paged<T> a, const Partials partials) {
 #pragma unroll
       for (int c = 0; c < width; ++c) x[c] = fmaf(weights[s], part[c], x[c]);
     }
+    if (group > 0 && real) {
 #pragma unroll
-    for (int c = 0; c < width; ++c) narrow(x[c] / total, a.out.at(token, head) + i + c);
+      for (int c = 0; c < width; ++c) sums[group - 1][i + c] = x[c];
+    }
+    __syncthreads();
+    if (group > 0 || !real) continue;
+#pragma unroll
+    for (int c = 0; c < width; ++c) {
+      for (int g = 0; g < piece_groups - 1; ++g) x[c] += sums[g][i + c];
+      const int column = partials.by_lanes ? i / 16 * 16 + i % 16 / 4 * 2 + c % 2 + c / 2 * 8 : i + c;
+      narrow(x[c] / total, a.out.at(token, head) + column);
+    }
   }
 }
 
@@ -112,7 +129,7 @@ void attend(const View& q, const View& keys, const View& values, const Pages& pa
     with_elements(values, values[3], [&]<class F>(F value_elements) {
       if constexpr (std::is_same_v<E, F>) {
         if constexpr (E::narrow) value_elements = key_elements;
-        for_token_rounds(a.tokens, a.heads, a.value, most_splits(capacity(keys, pages)), context,
+        for_token_rounds(a.tokens, a.heads, a.value, most_splits(capacity(keys, pages), a.heads), context,
                          [&](const Partials& partials) {
                            if (is_wide(a.key, a.value)) {
                              launch<SmallTile>(a, key_elements, value_elements, partials, context.stream);
@@ -132,10 +149,10 @@ template <class T>
 void combine_splits(const Paged<T>& a, const Partials& partials, const Context& context) {
   LATENTE_ASSERT(partials.splits <= most_pieces);
   const bool vectors = a.value % 4 == 0;
+  LATENTE_ASSERT(a.value <= most_columns && (vectors || !partials.by_lanes));
   cudaLaunchConfig_t launch{};
   launch.gridDim = dim3(static_cast<unsigned>(partials.tokens), static_cast<unsigned>(a.heads));
-  launch.blockDim =
-      static_cast<unsigned>(std::clamp<int64_t>(32 * ceil_div(a.value, vectors ? 128 : 32), 32, 256));
+  launch.blockDim = piece_groups * group_threads;
   launch.stream = context.stream;
   // Its blocks may be there before the pieces are.
   cudaLaunchAttribute early;

@@ -11,19 +11,23 @@
 namespace latente::cuda {
 
 // The keys of a row whose context has `length` entries are cut into pieces of this many, and the results of
-// the pieces are put together in their order. A function of the row's own context alone: the same bits
-// whatever shares the call. Small enough that one sequence keeps the whole device busy.
-__host__ __device__ constexpr int split_keys(int length) {
-  return length <= 2048 ? 128 : length <= 8192 ? 512 : length <= 32768 ? 1024 : 4096;
+// the pieces are put together in their order. A function of the model and of the row's own context: the same
+// bits whatever shares the call. Small enough that one sequence keeps most of the device busy; the more
+// heads, the more a piece's results weigh, which are written and read again.
+__host__ __device__ constexpr int split_keys(int length, int heads) {
+  return length <= 2048    ? 128
+         : length <= 8192  ? (heads < 64 ? 256 : 512)
+         : length <= 32768 ? (heads < 64 ? 512 : 1024)
+                           : 4096;
 }
-__host__ __device__ constexpr int split_count(int length) {
-  return length <= 0 ? 1 : (length + split_keys(length) - 1) / split_keys(length);
+__host__ __device__ constexpr int split_count(int length, int heads) {
+  return length <= 0 ? 1 : (length + split_keys(length, heads) - 1) / split_keys(length, heads);
 }
 // The most pieces of any context up to `length` entries.
-constexpr int most_splits(int64_t length) {
+constexpr int most_splits(int64_t length, int64_t heads) {
   int most = 1;
   for (const int64_t edge : {int64_t{2048}, int64_t{8192}, int64_t{32768}, length}) {
-    most = std::max(most, split_count(static_cast<int>(std::min(edge, length))));
+    most = std::max(most, split_count(static_cast<int>(std::min(edge, length)), static_cast<int>(heads)));
   }
   return most;
 }
@@ -31,6 +35,8 @@ constexpr int most_splits(int64_t length) {
 // Results of pieces, of the tokens from first_token on: quotients and logarithms (base 2) of sums.
 struct Partials {
   float *out = nullptr, *lse = nullptr;  // [token, head, split, value], [token, head, split]
+  // Columns stand as tensor cores leave them: of each 16, four a lane: 2i, 2i + 1, 2i + 8, 2i + 9 of lane i.
+  bool by_lanes = false;
   int first_token = 0, tokens = 0, heads = 0, splits = 1, value = 0;
 
   __device__ int64_t row(int token, int head, int split) const {

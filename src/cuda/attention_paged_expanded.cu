@@ -234,7 +234,7 @@ void attend(const View& q, const View& cache, const View& kv_b, const Pages& pag
                                  static_cast<unsigned>(to.heads * ceil_div(to.nope + to.value, expand_tile)),
                                  static_cast<unsigned>(to.sequences));
           expand_kernel<<<expand_grid, expand_threads, 0, context.stream>>>(
-              a, elements, device_data<const W>(kv_b), kv_b.stride(0), kv_b.stride(1), rank, to);
+              a, elements, device_data<W>(kv_b), kv_b.stride(0), kv_b.stride(1), rank, to);
           check_launch("attention_paged_expanded");
           const dim3 grid(static_cast<unsigned>(ceil_div(a.tokens, Tile::rows)),
                           static_cast<unsigned>(to.heads));

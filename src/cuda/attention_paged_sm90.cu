@@ -51,8 +51,10 @@ struct Unit {
 // is not.
 __device__ int tokens_from(const Work& w, int token, int& length) {
   const int first = w.partials.first_token, in_group = (token - first) % w.tile_tokens;
-  const int sequence = w.a.sequence[token], size = split_keys(w.a.position[token] + 1);
-  auto alike = [&](int t) { return w.a.sequence[t] == sequence && split_keys(w.a.position[t] + 1) == size; };
+  const int sequence = w.a.sequence[token], size = split_keys(w.a.position[token] + 1, w.a.heads);
+  auto alike = [&](int t) {
+    return w.a.sequence[t] == sequence && split_keys(w.a.position[t] + 1, w.a.heads) == size;
+  };
   if (in_group > 0 && alike(token - 1)) return 0;
   const int end = min(token - in_group + w.tile_tokens, first + w.partials.tokens);
   length = w.a.position[token] + 1;
@@ -66,8 +68,10 @@ template <class Use>
 __device__ void for_units(const Work& w, const Use& use) {
   const int lane = static_cast<int>(threadIdx.x) % 32, grid = static_cast<int>(gridDim.x);
   const int per_split = w.partials.tokens * w.head_blocks, units = per_split * w.partials.splits;
-  for (int base = static_cast<int>(blockIdx.x); base < units; base += 32 * grid) {
-    const int own = base + lane * grid;
+  // In each round the blocks move on by one: where only every second token begins a tile, say, these would
+  // otherwise all fall to the same blocks.
+  for (int round = lane; (round - lane) * grid < units; round += 32) {
+    const int own = round * grid + (static_cast<int>(blockIdx.x) + round) % grid;
     Unit unit{};
     bool real = false;
     if (own < units) {
@@ -76,7 +80,7 @@ __device__ void for_units(const Work& w, const Use& use) {
       unit.head = own % w.head_blocks * tile_rows;
       int length = 0;
       unit.count = tokens_from(w, unit.token, length);
-      const int size = split_keys(length);
+      const int size = split_keys(length, w.a.heads);
       unit.begin = unit.split * size;
       unit.end = min(length, unit.begin + size);
       real = unit.count > 0 && (unit.split == 0 || unit.begin < length);
@@ -149,9 +153,10 @@ __device__ void copy_units(const Work& w, const CUtensorMap& q_map, const CUtens
 }
 
 // One warpgroup's share: `half` says which, values its tiles of the results' columns.
-template <class L, int half, int values>
-__device__ void compute_units(const Work& w, char* memory, Shared& s) {
-  constexpr int both = 256, columns = values * tile_columns, first_column = half * L::first * tile_columns;
+template <class L, int values>
+__device__ void compute_units(const Work& w, int half, char* memory, Shared& s) {
+  constexpr int both = 256, columns = values * tile_columns;
+  const int first_column = half * L::first * tile_columns;
   const int thread = static_cast<int>(threadIdx.x) % 128, lane = thread % 32;
   const int row = thread / 32 * 16 + lane / 4;  // and row + 8
   Turn turn;
@@ -300,10 +305,11 @@ __device__ void compute_units(const Work& w, char* memory, Shared& s) {
       const int r = row + 8 * i, t = r / w.token_rows, head = u.head + r % w.token_rows;
       if (t >= u.count || head >= w.a.heads) continue;
       const int token = u.token + t, length = w.a.position[token] + 1;
+      if (u.split >= split_count(length, w.a.heads)) continue;  // its context ends before this piece
       const float total = s.of_rows[parity][0][r] + s.of_rows[parity][1][r];
       const float inverse = total != 0 ? 1 / total : 0;
       const int column = first_column + lane % 4 * 2;
-      if (split_count(length) == 1) {
+      if (split_count(length, w.a.heads) == 1) {
         __nv_bfloat16* to = w.a.out.at(token, head) + column;
 #pragma unroll
         for (int c = 0; c < columns / 8; ++c) {
@@ -312,11 +318,12 @@ __device__ void compute_units(const Work& w, char* memory, Shared& s) {
         }
       } else {
         const int64_t to_row = w.partials.row(token, head, u.split);
-        float* to = w.partials.out + to_row * w.a.value + column;
+        float* to = w.partials.out + to_row * w.a.value + first_column + lane % 4 * 4;  // by lanes
 #pragma unroll
-        for (int c = 0; c < columns / 8; ++c) {
-          *reinterpret_cast<float2*>(to + 8 * c) =
-              float2{out[4 * c + 2 * i] * inverse, out[4 * c + 2 * i + 1] * inverse};
+        for (int c = 0; c < columns / 16; ++c) {
+          const float* x = out + 8 * c + 2 * i;
+          *reinterpret_cast<float4*>(to + 16 * c) =
+              float4{x[0] * inverse, x[1] * inverse, x[4] * inverse, x[5] * inverse};
         }
         if (half == 0 && lane % 4 == 0) w.partials.lse[to_row] = maximum[i] + log2f(total);
       }
@@ -340,19 +347,25 @@ __global__ void __launch_bounds__(threads, 1)
       s.empty[b].init(8);
     }
     barriers_ready();
+    prefetch_map(q_map);
+    prefetch_map(kv_map);
   }
   __syncthreads();
+  cudaGridDependencySynchronize();            // until here nothing of other kernels was read or overwritten
   cudaTriggerProgrammaticLaunchCompletion();  // whoever comes next waits for this kernel's end itself
-  const int group = static_cast<int>(threadIdx.x) / 128;
-  if (group == 0) {
-    more_registers<240>();
-    compute_units<L, 0, L::first>(w, memory, s);
-  } else if (group == 1) {
-    more_registers<240>();
-    compute_units<L, 1, L::second>(w, memory, s);
-  } else {
+  const int group = __shfl_sync(whole_warp, static_cast<int>(threadIdx.x) / 128, 0);
+  if (group == 2) {
     fewer_registers<24>();
     if (threadIdx.x / 32 == 8) copy_units<L>(w, q_map, kv_map, memory, s);
+    return;
+  }
+  more_registers<240>();
+  if constexpr (L::first == L::second) {
+    compute_units<L, L::first>(w, group, memory, s);
+  } else if (group == 0) {
+    compute_units<L, L::first>(w, 0, memory, s);
+  } else {
+    compute_units<L, L::second>(w, 1, memory, s);
   }
 }
 
@@ -365,8 +378,17 @@ void launch(Work w, const View& q, const View& cache, StreamHandle stream, int m
   allow_shared_memory(latent_kernel<L>, Layout<L>::bytes);
   const int64_t units = static_cast<int64_t>(w.partials.tokens) * w.head_blocks * w.partials.splits;
   const unsigned grid = static_cast<unsigned>(std::min<int64_t>(units, multiprocessors));
-  latent_kernel<L><<<grid, threads, Layout<L>::bytes, stream>>>(w, q_map, kv_map);
-  check_launch("attention_paged");
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = threads;
+  config.dynamicSmemBytes = Layout<L>::bytes;
+  config.stream = stream;
+  cudaLaunchAttribute early;
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &early;
+  config.numAttrs = 1;
+  check(cudaLaunchKernelEx(&config, latent_kernel<L>, w, q_map, kv_map), "attention_paged");
 }
 
 using Latent512 = LatentShape<9, 36, 4, 4>;  // 512 + 64
@@ -392,12 +414,14 @@ bool attention_paged_sm90(const Paged<__nv_bfloat16>& a, const View& q, const Vi
   w.tile_tokens = tile_rows / w.token_rows;
   w.head_blocks = static_cast<int>(ceil_div(a.heads, tile_rows));
   w.box_keys = static_cast<int>(std::min<int64_t>(page, block_keys));
-  for_token_rounds(
-      a.tokens, a.heads, a.value, most_splits(capacity(keys, pages)), context, [&](const Partials& partials) {
-        w.partials = partials;
-        (large ? launch<Latent512> : launch<Latent192>)(w, q, keys, context.stream, context.multiprocessors);
-        if (partials.splits > 1) combine_splits(a, partials, context);
-      });
+  for_token_rounds(a.tokens, a.heads, a.value, most_splits(capacity(keys, pages), a.heads), context,
+                   [&](const Partials& partials) {
+                     w.partials = partials;
+                     w.partials.by_lanes = true;
+                     (large ? launch<Latent512> : launch<Latent192>)(w, q, keys, context.stream,
+                                                                     context.multiprocessors);
+                     if (partials.splits > 1) combine_splits(a, w.partials, context);
+                   });
   return true;
 }
 

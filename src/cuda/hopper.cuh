@@ -50,9 +50,7 @@ struct Barrier {
   }
 };
 
-__device__ inline void barriers_ready() {
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-}
+__device__ inline void barriers_ready() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 // Makes writes of this thread to shared memory visible to copies and products that others start after a
 // barrier.
 __device__ inline void fence_shared_writes() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
@@ -84,6 +82,10 @@ __device__ inline void copy_tile(void* to, const CUtensorMap* map, Barrier& done
       " [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(shared_address(to)),
       "l"(reinterpret_cast<uint64_t>(map)), "r"(shared_address(&done)), "r"(column), "r"(row), "r"(outer)
       : "memory");
+}
+
+__device__ inline void prefetch_map(const CUtensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(reinterpret_cast<uint64_t>(&map)) : "memory");
 }
 
 // Boxes of 64 columns and box_rows rows of a bfloat16 tensor [outer, rows, columns] with strides in elements;
