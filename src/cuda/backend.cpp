@@ -9,7 +9,7 @@
 namespace latente::cuda {
 namespace {
 
-constexpr int64_t workspace_bytes = int64_t{128} << 20;
+constexpr int64_t workspace_bytes = int64_t{256} << 20;
 
 int checked_device(int device) {
   const int count = device_count();
