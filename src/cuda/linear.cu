@@ -1,10 +1,9 @@
-// Products. On tensor cores (product_sm90.cu, product_mma.cuh) where operands are bfloat16 in rows of whole
-// packs; else of any sizes, strides and types, in float32. An element's sum runs over the depth in order,
-// whatever tile it falls in.
+// Products. On tensor cores (product_mma.cuh) where operands are bfloat16 in rows of whole packs; else of any
+// sizes, strides and types, in float32. Either way an element's sum runs over the depth in order, whatever
+// tile it falls in.
 #include "cuda/kernels.h"
 #include "cuda/product.cuh"
 #include "cuda/product_mma.cuh"
-#include "cuda/product_sm90.h"
 
 namespace latente::cuda {
 namespace {
@@ -67,20 +66,6 @@ int64_t most_tiles(int64_t count, int64_t experts, int64_t rows) {
   return (count + std::min(count, experts) * (rows - 1)) / rows;
 }
 
-template <class C>
-HopperProduct for_hopper(const Product<bf16, bf16, C>& p, int64_t rows) {
-  HopperProduct h;
-  h.a = p.a, h.b = p.b, h.c = p.c;
-  h.a_by_depth = p.a_depth == 1, h.b_by_depth = p.b_depth == 1;
-  h.a_line = h.a_by_depth ? p.a_row : p.a_depth, h.b_line = h.b_by_depth ? p.b_row : p.b_depth;
-  h.b_batch = p.b_batch, h.c_row = p.c_row, h.c_batch = p.c_batch;
-  h.narrow = std::is_same_v<C, bf16>;
-  h.rows = rows, h.columns = p.columns, h.depth = p.depth;
-  h.accumulate = p.accumulate, h.bias = p.bias, h.exact_bias = p.exact_bias;
-  h.offsets = p.offsets, h.gather = p.gather, h.by_depth = p.by_depth, h.experts = p.experts;
-  return h;
-}
-
 // `rows` of a and c in all, also where they are grouped.
 template <class A, class B, class C>
 void launch(const Product<A, B, C>& p, int64_t rows, int64_t batches, const char* name,
@@ -93,14 +78,7 @@ void launch(const Product<A, B, C>& p, int64_t rows, int64_t batches, const char
                 blocks_for(p.columns, tile_columns), static_cast<unsigned>(batches));
   };
   if constexpr (std::is_same_v<A, bf16> && std::is_same_v<B, bf16>) {
-    if (mma::fits(p)) {
-      const HopperProduct on_hopper = for_hopper(p, rows);
-      if (batches == (p.by_depth && p.offsets ? p.experts : 1) && !mma::few_rows(p, rows) &&
-          fits_hopper(on_hopper, context)) {
-        return hopper_product(on_hopper, name, context);
-      }
-      return mma::launch(p, rows, grid_of, name, context);
-    }
+    if (mma::fits(p)) return mma::launch(p, rows, grid_of, name, context);
   }
   product_kernel<<<grid_of(tile, tile), side * side, 0, context.stream>>>(p);
   check_launch(name);
@@ -160,7 +138,7 @@ void linear_backward_weight(View d_out, View x, Grad d_w, const Context& context
   with_types(d_out, x, d_w.view, "linear_backward_weight", [&](auto& p) {
     p.a_row = 1, p.a_depth = d_out.stride(0), p.b_row = 1, p.b_depth = x.stride(0);
     p.c_row = d_w.view.stride(0);
-    p.rows = d_out[1], p.columns = x[1], p.depth = x[0], p.by_depth = true;
+    p.rows = d_out[1], p.columns = x[1], p.depth = x[0];
     p.accumulate = d_w.accumulate;
     launch(p, p.rows, 1, "linear_backward_weight", context);
   });
@@ -213,7 +191,7 @@ void grouped_linear_backward_weight(View d_out, View x, View rows, View offsets,
   with_types(d_out, x, d_w.view, "grouped_linear_backward_weight", [&](auto& p) {
     p.a_row = 1, p.a_depth = d_out.stride(0), p.b_row = 1, p.b_depth = x.stride(0);
     p.c_row = d_w.view.stride(1), p.c_batch = d_w.view.stride(0);
-    p.rows = d_out[1], p.columns = x[1], p.depth = d_out[0];
+    p.rows = d_out[1], p.columns = x[1];
     p.offsets = offsets.as<int32_t>(), p.gather = rows.as_or_null<int32_t>();
     p.by_depth = true, p.experts = static_cast<int>(offsets.count() - 1);
     p.accumulate = d_w.accumulate;

@@ -1,24 +1,24 @@
 // Products of a warpgroup on Hopper's tensor cores (sm_90a): d [64, N] (+)= a [64, 16] · b [16, N] in
-// bfloat16 with float32 sums, N twice the registers of d. a comes from registers or shared memory, b from
-// shared memory; there both are K-major, or with a's rows (a_columns = 1) or b's columns (columns = 1)
-// contiguous. PTX ISA, "wgmma.mma_async".
+// bfloat16 with float32 sums, N twice the registers of d. a comes from registers or, K-major, from shared
+// memory; b from shared memory, K-major, or with columns contiguous (columns = 1). PTX ISA,
+// "wgmma.mma_async".
 #pragma once
 
 #include <cstdint>
 
 namespace latente::cuda {
 
-template <int columns, int a_columns = 0>
+template <int columns>
 __device__ inline void wgmma(float (&d)[16], uint64_t a, uint64_t b, int add) {
   asm volatile(
       "{\n.reg .pred p;\n"
       "setp.ne.b32 p, %18, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
-      "}, %16, %17, p, 1, 1, %20, %19;\n}\n"
+      "}, %16, %17, p, 1, 1, 0, %19;\n}\n"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
         "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15])
-      : "l"(a), "l"(b), "r"(add), "n"(columns), "n"(a_columns));
+      : "l"(a), "l"(b), "r"(add), "n"(columns));
 }
 template <int columns>
 __device__ inline void wgmma(float (&d)[16], const uint32_t (&a)[4], uint64_t b, int add) {
@@ -32,7 +32,7 @@ __device__ inline void wgmma(float (&d)[16], const uint32_t (&a)[4], uint64_t b,
         "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(columns));
 }
-template <int columns, int a_columns = 0>
+template <int columns>
 __device__ inline void wgmma(float (&d)[32], uint64_t a, uint64_t b, int add) {
   asm volatile(
       "{\n.reg .pred p;\n"
@@ -40,13 +40,13 @@ __device__ inline void wgmma(float (&d)[32], uint64_t a, uint64_t b, int add) {
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-      "}, %32, %33, p, 1, 1, %36, %35;\n}\n"
+      "}, %32, %33, p, 1, 1, 0, %35;\n}\n"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
         "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
         "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]),
         "+f"(d[23]), "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]),
         "+f"(d[30]), "+f"(d[31])
-      : "l"(a), "l"(b), "r"(add), "n"(columns), "n"(a_columns));
+      : "l"(a), "l"(b), "r"(add), "n"(columns));
 }
 template <int columns>
 __device__ inline void wgmma(float (&d)[32], const uint32_t (&a)[4], uint64_t b, int add) {
@@ -64,7 +64,7 @@ __device__ inline void wgmma(float (&d)[32], const uint32_t (&a)[4], uint64_t b,
         "+f"(d[30]), "+f"(d[31])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(columns));
 }
-template <int columns, int a_columns = 0>
+template <int columns>
 __device__ inline void wgmma(float (&d)[48], uint64_t a, uint64_t b, int add) {
   asm volatile(
       "{\n.reg .pred p;\n"
@@ -73,7 +73,7 @@ __device__ inline void wgmma(float (&d)[48], uint64_t a, uint64_t b, int add) {
       "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
       "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
-      "}, %48, %49, p, 1, 1, %52, %51;\n}\n"
+      "}, %48, %49, p, 1, 1, 0, %51;\n}\n"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
         "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
         "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]),
@@ -81,7 +81,7 @@ __device__ inline void wgmma(float (&d)[48], uint64_t a, uint64_t b, int add) {
         "+f"(d[30]), "+f"(d[31]), "+f"(d[32]), "+f"(d[33]), "+f"(d[34]), "+f"(d[35]), "+f"(d[36]),
         "+f"(d[37]), "+f"(d[38]), "+f"(d[39]), "+f"(d[40]), "+f"(d[41]), "+f"(d[42]), "+f"(d[43]),
         "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47])
-      : "l"(a), "l"(b), "r"(add), "n"(columns), "n"(a_columns));
+      : "l"(a), "l"(b), "r"(add), "n"(columns));
 }
 template <int columns>
 __device__ inline void wgmma(float (&d)[48], const uint32_t (&a)[4], uint64_t b, int add) {
@@ -102,7 +102,7 @@ __device__ inline void wgmma(float (&d)[48], const uint32_t (&a)[4], uint64_t b,
         "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(columns));
 }
-template <int columns, int a_columns = 0>
+template <int columns>
 __device__ inline void wgmma(float (&d)[64], uint64_t a, uint64_t b, int add) {
   asm volatile(
       "{\n.reg .pred p;\n"
@@ -112,7 +112,7 @@ __device__ inline void wgmma(float (&d)[64], uint64_t a, uint64_t b, int add) {
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
       "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
       "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-      "}, %64, %65, p, 1, 1, %68, %67;\n}\n"
+      "}, %64, %65, p, 1, 1, 0, %67;\n}\n"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
         "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
         "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]),
@@ -122,7 +122,7 @@ __device__ inline void wgmma(float (&d)[64], uint64_t a, uint64_t b, int add) {
         "+f"(d[44]), "+f"(d[45]), "+f"(d[46]), "+f"(d[47]), "+f"(d[48]), "+f"(d[49]), "+f"(d[50]),
         "+f"(d[51]), "+f"(d[52]), "+f"(d[53]), "+f"(d[54]), "+f"(d[55]), "+f"(d[56]), "+f"(d[57]),
         "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
-      : "l"(a), "l"(b), "r"(add), "n"(columns), "n"(a_columns));
+      : "l"(a), "l"(b), "r"(add), "n"(columns));
 }
 template <int columns>
 __device__ inline void wgmma(float (&d)[64], const uint32_t (&a)[4], uint64_t b, int add) {
@@ -146,7 +146,7 @@ __device__ inline void wgmma(float (&d)[64], const uint32_t (&a)[4], uint64_t b,
         "+f"(d[58]), "+f"(d[59]), "+f"(d[60]), "+f"(d[61]), "+f"(d[62]), "+f"(d[63])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(columns));
 }
-template <int columns, int a_columns = 0>
+template <int columns>
 __device__ inline void wgmma(float (&d)[96], uint64_t a, uint64_t b, int add) {
   asm volatile(
       "{\n.reg .pred p;\n"
@@ -158,7 +158,7 @@ __device__ inline void wgmma(float (&d)[96], uint64_t a, uint64_t b, int add) {
       "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
       "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
       "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
-      "}, %96, %97, p, 1, 1, %100, %99;\n}\n"
+      "}, %96, %97, p, 1, 1, 0, %99;\n}\n"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
         "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
         "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]),
@@ -173,7 +173,7 @@ __device__ inline void wgmma(float (&d)[96], uint64_t a, uint64_t b, int add) {
         "+f"(d[79]), "+f"(d[80]), "+f"(d[81]), "+f"(d[82]), "+f"(d[83]), "+f"(d[84]), "+f"(d[85]),
         "+f"(d[86]), "+f"(d[87]), "+f"(d[88]), "+f"(d[89]), "+f"(d[90]), "+f"(d[91]), "+f"(d[92]),
         "+f"(d[93]), "+f"(d[94]), "+f"(d[95])
-      : "l"(a), "l"(b), "r"(add), "n"(columns), "n"(a_columns));
+      : "l"(a), "l"(b), "r"(add), "n"(columns));
 }
 template <int columns>
 __device__ inline void wgmma(float (&d)[96], const uint32_t (&a)[4], uint64_t b, int add) {
@@ -204,7 +204,7 @@ __device__ inline void wgmma(float (&d)[96], const uint32_t (&a)[4], uint64_t b,
         "+f"(d[93]), "+f"(d[94]), "+f"(d[95])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(columns));
 }
-template <int columns, int a_columns = 0>
+template <int columns>
 __device__ inline void wgmma(float (&d)[128], uint64_t a, uint64_t b, int add) {
   asm volatile(
       "{\n.reg .pred p;\n"
@@ -218,7 +218,7 @@ __device__ inline void wgmma(float (&d)[128], uint64_t a, uint64_t b, int add) {
       "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
       "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
       "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
-      "}, %128, %129, p, 1, 1, %132, %131;\n}\n"
+      "}, %128, %129, p, 1, 1, 0, %131;\n}\n"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
         "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
         "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]),
@@ -237,7 +237,7 @@ __device__ inline void wgmma(float (&d)[128], uint64_t a, uint64_t b, int add) {
         "+f"(d[107]), "+f"(d[108]), "+f"(d[109]), "+f"(d[110]), "+f"(d[111]), "+f"(d[112]), "+f"(d[113]),
         "+f"(d[114]), "+f"(d[115]), "+f"(d[116]), "+f"(d[117]), "+f"(d[118]), "+f"(d[119]), "+f"(d[120]),
         "+f"(d[121]), "+f"(d[122]), "+f"(d[123]), "+f"(d[124]), "+f"(d[125]), "+f"(d[126]), "+f"(d[127])
-      : "l"(a), "l"(b), "r"(add), "n"(columns), "n"(a_columns));
+      : "l"(a), "l"(b), "r"(add), "n"(columns));
 }
 template <int columns>
 __device__ inline void wgmma(float (&d)[128], const uint32_t (&a)[4], uint64_t b, int add) {
