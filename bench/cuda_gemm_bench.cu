@@ -1,0 +1,183 @@
+// Speed of products in bfloat16 on a GPU: medians of recorded calls, each with operands of its own where
+// they would fit the second-level cache. Large ones in TFLOP/s, those of few rows in TB/s of weights.
+//
+//   bench_cuda_gemm
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/random.h"
+#include "cuda/graph.h"
+#include "cuda/kernels.h"
+#include "cuda/memory.h"
+#include "cuda/runtime.h"
+
+namespace latente::cuda {
+namespace {
+
+constexpr int64_t workspace_bytes = int64_t{64} << 20, pool_elements = int64_t{3} << 29;
+
+__global__ void fill_kernel(uint16_t* to, int64_t count) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
+    uint32_t x = static_cast<uint32_t>(i) * 2654435761u;
+    x ^= x >> 16, x *= 0x7feb352du, x ^= x >> 15, x *= 0x846ca68bu, x ^= x >> 16;
+    const float value = static_cast<float>(static_cast<int32_t>(x)) * (2.0f / 2147483648.0f);  // (-2, 2)
+    to[i] = static_cast<uint16_t>(__float_as_uint(value) >> 16);
+  }
+}
+
+struct Bench {
+  Bench() : workspace(allocate(workspace_bytes)), pool(allocate(2 * pool_elements)) {
+    cudaDeviceProp properties;
+    check(cudaGetDeviceProperties(&properties, 0), "CUDA device");
+    context = {stream, workspace.get(), workspace_bytes, properties.multiProcessorCount,
+               10 * properties.major + properties.minor};
+    fill_kernel<<<1024, 256, 0, stream>>>(static_cast<uint16_t*>(pool.get()), pool_elements);
+    check_launch("fill");
+    std::printf("%s, %d multiprocessors\n", properties.name, properties.multiProcessorCount);
+  }
+  void begin_call(int call, int64_t elements) {
+    next = call * elements % std::max<int64_t>(pool_elements - elements, 1) / 64 * 64;
+  }
+  View take(Shape shape, DType type = DType::bf16) {
+    const View view(static_cast<uint16_t*>(pool.get()) + next, shape, type);
+    next += (shape.count() * size_of(type) / 2 + 63) / 64 * 64;
+    return view;
+  }
+  double time(int calls, const std::function<void(int)>& call) {  // microseconds of one
+    call(0);                                                      // sets kernels up
+    stream.synchronize();
+    const Graph graph(stream, [&] {
+      for (int i = 0; i < calls; ++i) call(i);
+    });
+    cudaEvent_t start, stop;
+    check(cudaEventCreate(&start), "event");
+    check(cudaEventCreate(&stop), "event");
+    graph.launch(stream);
+    std::vector<float> times(7);
+    for (float& milliseconds : times) {
+      check(cudaEventRecord(start, stream), "event");
+      graph.launch(stream);
+      check(cudaEventRecord(stop, stream), "event");
+      check(cudaEventSynchronize(stop), "event");
+      check(cudaEventElapsedTime(&milliseconds, start, stop), "event");
+    }
+    cudaEventDestroy(start);
+    cudaEventDestroy(stop);
+    std::nth_element(times.begin(), times.begin() + 3, times.end());
+    return 1e3 * static_cast<double>(times[3]) / calls;
+  }
+
+  Stream stream;
+  std::shared_ptr<void> workspace, pool;
+  Context context;
+  int64_t next = 0;
+};
+
+void dense(Bench& b) {
+  std::printf("\n%-24s %21s %21s %21s\n", "dense T x N x K", "forward us TFLOP/s", "input", "weight");
+  for (const auto& [t, n, k] : std::initializer_list<std::array<int64_t, 3>>{{8192, 8192, 8192},
+                                                                             {16384, 2048, 2048},
+                                                                             {16384, 2048, 768},
+                                                                             {16384, 768, 768},
+                                                                             {16384, 192, 768},
+                                                                             {16384, 768, 384}}) {
+    const int64_t elements = t * k + n * k + t * n + 2 * n * k + 512;
+    const double operations = 2e-6 * static_cast<double>(t * n * k);
+    const int calls = static_cast<int>(std::clamp<int64_t>(2e6 / operations, 2, 10));
+    std::printf("%-24s", (std::to_string(t) + " x " + std::to_string(n) + " x " + std::to_string(k)).c_str());
+    for (int kind = 0; kind < 3; ++kind) {
+      const double us = b.time(calls, [&](int call) {
+        b.begin_call(call, elements);
+        const View x = b.take({t, k}), w = b.take({n, k}), y = b.take({t, n});
+        const View d_w = b.take({n, k}, DType::f32);
+        if (kind == 0) linear(x, w, {}, {y, false}, b.context);
+        if (kind == 1) linear_backward_input(y, w, {x, false}, b.context);
+        if (kind == 2) linear_backward_weight(y, x, {d_w, false}, b.context);
+      });
+      std::printf(" %11.1f %9.1f", us, operations / us);
+    }
+    std::printf("\n");
+  }
+}
+
+void grouped(Bench& b) {
+  std::printf("\n%-32s %21s %21s %21s\n", "experts, rows, N x K", "forward us TFLOP/s", "input", "weight");
+  struct Case {
+    int64_t experts, rows, n, k;
+  };
+  for (const Case c : {Case{32, 65536, 384, 768},
+                       {32, 65536, 768, 384},
+                       {32, 65536, 768, 768},
+                       {64, 49152, 2816, 2048},
+                       {64, 49152, 2048, 1408},
+                       {256, 65536, 1024, 2048}}) {
+    for (const bool skewed : {false, true}) {
+      std::vector<int32_t> offsets{0};
+      double total = 0, sum = 0;
+      auto weight = [&](int64_t e) { return skewed ? 1.0 / static_cast<double>(e + 1) : 1.0; };
+      for (int64_t e = 0; e < c.experts; ++e) total += weight(e);
+      for (int64_t e = 0; e < c.experts; ++e) {
+        sum += weight(e);
+        offsets.push_back(static_cast<int32_t>(static_cast<double>(c.rows) * sum / total + 0.5));
+      }
+      const std::shared_ptr<void> memory = allocate(4 * (c.experts + 1));
+      const View on_device(memory.get(), {c.experts + 1}, DType::i32);
+      upload(offsets.data(), on_device, b.stream);
+      const int64_t elements = c.rows * (c.k + c.n) + 3 * c.experts * c.n * c.k + 512;
+      const double operations = 2e-6 * static_cast<double>(c.rows * c.n * c.k);
+      std::printf("%-32s", (std::to_string(c.experts) + ", " + std::to_string(c.rows) + ", " +
+                            std::to_string(c.n) + " x " + std::to_string(c.k) + (skewed ? " skewed" : ""))
+                               .c_str());
+      for (int kind = 0; kind < 3; ++kind) {
+        const double us = b.time(3, [&](int call) {
+          b.begin_call(call, elements);
+          const View x = b.take({c.rows, c.k}), y = b.take({c.rows, c.n});
+          const View w = b.take({c.experts, c.n, c.k}), d_w = b.take({c.experts, c.n, c.k}, DType::f32);
+          if (kind == 0) grouped_linear(x, {}, on_device, w, y, b.context);
+          if (kind == 1) grouped_linear_backward_input(y, on_device, w, {x, false}, b.context);
+          if (kind == 2) grouped_linear_backward_weight(y, x, {}, on_device, {d_w, false}, b.context);
+        });
+        std::printf(" %11.1f %9.1f", us, operations / us);
+      }
+      std::printf("\n");
+    }
+  }
+}
+
+void few_rows(Bench& b) {
+  std::printf("\n%-16s %6s %9s %7s\n", "N x K", "rows", "us", "TB/s");
+  for (const auto& [n, k] : std::initializer_list<std::array<int64_t, 2>>{
+           {2048, 2048}, {10944, 2048}, {7168, 16384}, {102400, 2048}}) {
+    for (const int64_t rows : {1, 8, 32, 33, 64}) {
+      const int64_t elements = n * k + rows * (n + k) + 256;
+      const double us = b.time(10, [&](int call) {
+        b.begin_call(call, elements);
+        const View w = b.take({n, k}), x = b.take({rows, k}), y = b.take({rows, n});
+        linear(x, w, {}, {y, false}, b.context);
+      });
+      std::printf("%-16s %6ld %9.1f %7.2f\n", (std::to_string(n) + " x " + std::to_string(k)).c_str(),
+                  static_cast<long>(rows), us, 2e-6 * static_cast<double>(n * k) / us);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace latente::cuda
+
+int main() {
+  try {
+    latente::cuda::Bench bench;
+    latente::cuda::dense(bench);
+    latente::cuda::grouped(bench);
+    latente::cuda::few_rows(bench);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
+}

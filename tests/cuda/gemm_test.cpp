@@ -1,0 +1,183 @@
+// Products on a device against loops in double: sizes of several tiles, strides, experts without rows and
+// with most of them, results added or written over NaN.
+#include <numeric>
+#include <tuple>
+
+#include "attention_support.h"
+
+namespace latente {
+namespace {
+
+class Products : public testing::TestWithParam<DType> {
+ protected:
+  // Within what `type` holds of sums over `depth`.
+  void expect_near(const std::vector<double>& got, const std::vector<double>& want, DType type) {
+    EXPECT_LT(distance(got, want), type == DType::bf16 ? 4e-3 : 1e-4);
+  }
+  // c[i, j] = sum over k of a(i, k) · b(j, k)
+  template <class A, class B>
+  std::vector<double> product(int64_t rows, int64_t columns, int64_t depth, A a, B b) {
+    std::vector<double> c(static_cast<size_t>(rows * columns));
+    in_parallel(rows, [&](int64_t i) {
+      for (int64_t j = 0; j < columns; ++j) {
+        double sum = 0;
+        for (int64_t k = 0; k < depth; ++k) sum += a(i, k) * b(j, k);
+        c[static_cast<size_t>(i * columns + j)] = sum;
+      }
+    });
+    return c;
+  }
+  // Writes over NaN, then adds to values; the padding must stay NaN.
+  void check(DeviceTensor& out, const std::vector<double>& want, const std::function<void(Grad)>& run) {
+    std::fill(out.values.begin(), out.values.end(), nan);
+    out.upload();
+    run({out.view, false});
+    expect_near(out.read(), want, out.view.dtype);
+    EXPECT_EQ(out.written_outside, 0);
+    out.randomise(random_);
+    std::vector<double> sum = out.values;
+    for (size_t i = 0; i < sum.size(); ++i) sum[i] += want[i];
+    run({out.view, true});
+    expect_near(out.read(), sum, out.view.dtype);
+    EXPECT_EQ(out.written_outside, 0);
+  }
+  static double at(const DeviceTensor& t, int64_t i, int64_t j) {
+    return t.values[static_cast<size_t>(i * t.view.shape[-1] + j)];
+  }
+  DeviceTensor normals(Shape shape, DType type, int64_t left = 0, int64_t right = 0) {
+    DeviceTensor t(device_, shape, type, left, right);
+    t.randomise(random_);
+    return t;
+  }
+
+  Device device_;
+  Random random_{7};
+};
+
+TEST_P(Products, Dense) {
+  const DType type = GetParam();
+  for (const auto& [rows, columns, depth, pad] : {std::tuple{1, 64, 64, 0},
+                                                  {5, 24, 40, 8},
+                                                  {65, 136, 72, 16},
+                                                  {300, 264, 520, 0},
+                                                  {257, 512, 192, 64},
+                                                  {33, 7, 13, 3},
+                                                  {2100, 192, 64, 0},
+                                                  {1300, 40, 256, 8}}) {
+    SCOPED_TRACE(testing::Message() << rows << " x " << columns << " x " << depth << ", padded by " << pad);
+    DeviceTensor x = normals({rows, depth}, type, pad, pad), w = normals({columns, depth}, type, 0, pad);
+    DeviceTensor d_out = normals({rows, columns}, type, pad, 0);
+    const cuda::Context& context = device_.context;
+    const auto y = product(
+        rows, columns, depth, [&](int64_t i, int64_t k) { return at(x, i, k); },
+        [&](int64_t j, int64_t k) { return at(w, j, k); });
+    for (const DType bias_type : {DType::f32, type}) {
+      DeviceTensor bias = normals({columns}, bias_type);
+      auto with_bias = y;
+      for (size_t i = 0; i < y.size(); ++i) with_bias[i] += bias.values[i % static_cast<size_t>(columns)];
+      DeviceTensor out(device_, {rows, columns}, bias_type, pad, 0);
+      check(out, with_bias, [&](Grad to) { cuda::linear(x.view, w.view, bias.view, to, context); });
+    }
+    DeviceTensor d_x(device_, {rows, depth}, type, 0, pad), d_w(device_, {columns, depth}, DType::f32);
+    check(d_x,
+          product(
+              rows, depth, columns, [&](int64_t i, int64_t k) { return at(d_out, i, k); },
+              [&](int64_t j, int64_t k) { return at(w, k, j); }),
+          [&](Grad to) { cuda::linear_backward_input(d_out.view, w.view, to, context); });
+    check(d_w,
+          product(
+              columns, depth, rows, [&](int64_t i, int64_t k) { return at(d_out, k, i); },
+              [&](int64_t j, int64_t k) { return at(x, k, j); }),
+          [&](Grad to) { cuda::linear_backward_weight(d_out.view, x.view, to, context); });
+  }
+}
+
+TEST_P(Products, Grouped) {
+  const DType type = GetParam();
+  for (const bool gathered : {false, true}) {
+    for (const auto& counts : {std::vector<int64_t>{130, 0, 1, 70, 0, 63, 200},
+                               {0, 0, 700, 3},
+                               {5, 0, 9, 2},
+                               std::vector<int64_t>(40, 37)}) {
+      for (const auto& [columns, depth, pad] : {std::tuple{136, 72, 0}, {320, 200, 8}, {24, 40, 16}}) {
+        const auto experts = static_cast<int64_t>(counts.size());
+        std::vector<int32_t> offsets{0};
+        for (const int64_t count : counts) offsets.push_back(offsets.back() + static_cast<int32_t>(count));
+        const int64_t sorted = offsets.back(), tokens = gathered ? sorted / 2 + 1 : sorted;
+        SCOPED_TRACE(testing::Message() << experts << " experts, " << sorted << " rows, " << columns << " x "
+                                        << depth << (gathered ? ", gathered" : ""));
+        std::vector<int32_t> rows(static_cast<size_t>(sorted)), expert_of(static_cast<size_t>(sorted));
+        for (int64_t e = 0; e < experts; ++e) {
+          for (int32_t r = offsets[static_cast<size_t>(e)]; r < offsets[static_cast<size_t>(e + 1)]; ++r) {
+            expert_of[static_cast<size_t>(r)] = static_cast<int32_t>(e);
+          }
+        }
+        for (int32_t r = 0; r < sorted; ++r) {
+          rows[static_cast<size_t>(r)] =
+              gathered ? static_cast<int32_t>(random_.below(static_cast<uint64_t>(tokens))) : r;
+        }
+        auto row = [&](int64_t r) { return rows[static_cast<size_t>(r)]; };
+        DeviceIndices on_device(device_, offsets), rows_on_device(device_, rows);
+        const View row_view = gathered ? rows_on_device.view : View();
+        DeviceTensor x = normals({tokens, depth}, type, pad, pad),
+                     w = normals({experts, columns, depth}, type);
+        DeviceTensor d_out = normals({sorted, columns}, type, 0, pad);
+        DeviceTensor out(device_, {sorted, columns}, type, pad, 0), d_x(device_, {sorted, depth}, type);
+        DeviceTensor d_w(device_, {experts, columns, depth}, DType::f32);
+        std::vector<double> y(static_cast<size_t>(sorted * columns)), dx(static_cast<size_t>(sorted * depth));
+        std::vector<double> dw(static_cast<size_t>(experts * columns * depth), 0.0);
+        in_parallel(sorted, [&](int64_t r) {
+          for (int64_t j = 0; j < columns; ++j) {
+            for (int64_t k = 0; k < depth; ++k) {
+              const double weight = w.at(expert_of[static_cast<size_t>(r)], j, k);
+              y[static_cast<size_t>(r * columns + j)] += at(x, row(r), k) * weight;
+              dx[static_cast<size_t>(r * depth + k)] += at(d_out, r, j) * weight;
+            }
+          }
+        });
+        in_parallel(columns, [&](int64_t j) {
+          for (int64_t r = 0; r < sorted; ++r) {
+            for (int64_t k = 0; k < depth; ++k) {
+              dw[static_cast<size_t>((expert_of[static_cast<size_t>(r)] * columns + j) * depth + k)] +=
+                  at(d_out, r, j) * at(x, row(r), k);
+            }
+          }
+        });
+        const cuda::Context& context = device_.context;
+        cuda::grouped_linear(x.view, row_view, on_device.view, w.view, out.view, context);
+        expect_near(out.read(), y, type);
+        EXPECT_EQ(out.written_outside, 0);
+        check(d_x, dx, [&](Grad to) {
+          cuda::grouped_linear_backward_input(d_out.view, on_device.view, w.view, to, context);
+        });
+        check(d_w, dw, [&](Grad to) {
+          cuda::grouped_linear_backward_weight(d_out.view, x.view, row_view, on_device.view, to, context);
+        });
+      }
+    }
+  }
+}
+
+TEST_P(Products, OfARowHaveTheSameBitsInAnyCompany) {
+  const DType type = GetParam();
+  for (const auto& [columns, depth] : {std::tuple{512, 2048}, {264, 200}}) {
+    DeviceTensor x = normals({2000, depth}, type), w = normals({columns, depth}, type);
+    DeviceTensor all(device_, {2000, columns}, DType::f32);
+    cuda::linear(x.view, w.view, {}, {all.view, false}, device_.context);
+    const std::vector<double> want = all.read();
+    for (const int64_t rows : {1, 2, 3, 17, 32, 33, 64, 65, 300}) {
+      DeviceTensor some(device_, {rows, columns}, DType::f32);
+      View head = x.view;
+      head.shape = {rows, depth};
+      cuda::linear(head, w.view, {}, {some.view, false}, device_.context);
+      const std::vector<double>& got = some.read();
+      EXPECT_TRUE(std::equal(got.begin(), got.end(), want.begin())) << rows << " rows of " << depth;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Types, Products, testing::Values(DType::f32, DType::bf16),
+                         [](const auto& type) { return std::string(name_of(type.param)); });
+
+}  // namespace
+}  // namespace latente
