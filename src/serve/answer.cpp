@@ -72,6 +72,7 @@ struct Answer::Choice {
   GenerationStats stats;
   std::string finish_reason;
   Clock::time_point last_token{};
+  bool drafted = false;  // the last token was
 };
 
 Answer::Answer(const ServedModel& model, AnswerOptions options, std::shared_ptr<HttpReply> reply,
@@ -191,6 +192,7 @@ bool Answer::take(Choice& choice, const GeneratedToken& token) {
     metrics_->next_token(seconds(choice.last_token));
   }
   choice.last_token = now;
+  choice.drafted = token.drafted;
   if (token.logprobs != nullptr)
     choice.scored.push_back({choice.decoded, logprob_entry(*model_->tokenizer, *token.logprobs)});
   const std::string piece = choice.decoder.push(token.id);
@@ -269,6 +271,8 @@ void Answer::show(Choice& choice, const ReplyParser::Parts& parts, bool last) {
                                      {"logprobs", logprobs},
                                      {"finish_reason", finish}}});
   }
+  // For who wants to see speculation at work; other clients pass over it.
+  if (choice.drafted && !last) event["choices"][0]["drafted"] = true;
   if (options_.include_usage) event["usage"] = nullptr;
   if (last) event["timings"] = timings();
   send(event);

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "serve/answer.h"
+#include "serve/page.h"
 
 namespace latente {
 namespace {
@@ -30,6 +31,7 @@ void Api::ready(const ServedModel& model) { model_ = &model; }
 
 const std::map<std::string, Api::Route, std::less<>>& Api::routes() {
   static const std::map<std::string, Route, std::less<>> all = {
+      {"/", {"GET", &Api::show_page, true, true}},
       {"/health", {"GET", &Api::health, true, true}},
       {"/v1/health", {"GET", &Api::health, true, true}},
       {"/metrics", {"GET", &Api::metrics, false, true}},
@@ -113,6 +115,18 @@ void Api::check_key(const HttpRequest& request) const {
 void Api::health(const HttpRequest&, const std::shared_ptr<HttpReply>& reply) {
   if (!is_ready()) throw ApiError(503, "the model is being loaded", "", "loading");
   respond(*reply, {{"status", "ok"}});
+}
+
+void Api::show_page(const HttpRequest&, const std::shared_ptr<HttpReply>& reply) {
+  // Whatever a model writes, the page loads nothing and talks to this server alone.
+  reply->respond({200,
+                  "text/html; charset=utf-8",
+                  {{"Content-Security-Policy",
+                    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src "
+                    "'self'; img-src data:; base-uri 'none'; frame-ancestors 'none'"},
+                   {"Referrer-Policy", "no-referrer"},
+                   {"X-Content-Type-Options", "nosniff"}}},
+                 std::string(page));
 }
 
 void Api::metrics(const HttpRequest&, const std::shared_ptr<HttpReply>& reply) {

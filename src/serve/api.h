@@ -52,6 +52,7 @@ class Api {
   void check_key(const HttpRequest& request) const;
 
   void health(const HttpRequest& request, const std::shared_ptr<HttpReply>& reply);
+  void show_page(const HttpRequest&, const std::shared_ptr<HttpReply>& reply);
   void metrics(const HttpRequest& request, const std::shared_ptr<HttpReply>& reply);
   void models(const HttpRequest& request, const std::shared_ptr<HttpReply>& reply);
   void props(const HttpRequest& request, const std::shared_ptr<HttpReply>& reply);

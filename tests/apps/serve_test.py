@@ -164,6 +164,14 @@ class Protocol(WithServer):
         self.assertIn("add_generation_prompt", props["chat_template"])
         self.assertEqual(len(self.server.get("/slots")), 16)
 
+    def test_page(self):
+        status, headers, text = self.server.ask("GET", "/")
+        self.assertEqual((status, headers["Content-Type"]), (200, "text/html; charset=utf-8"))
+        self.assertIn("default-src 'none'", headers["Content-Security-Policy"])
+        self.assertTrue(text.startswith("<!doctype html>") and text.rstrip().endswith("</html>"))
+        # It loads nothing from elsewhere.
+        self.assertEqual(re.findall(r"""(?:src|href)=["']?(?!data:)[^"'>\s]+""", text), [])
+
     def test_tokens_and_text(self):
         answer = self.server.post("/tokenize", content="the king said", with_pieces=True)
         self.assertEqual("".join(token["piece"] for token in answer["tokens"]), "the king said")
@@ -350,6 +358,16 @@ class Streams(WithServer):
                                  whole[index]["message"]["content"])
                 self.assertEqual([choice["finish_reason"] for choice in mine if choice["finish_reason"]], ["length"])
         self.assertNotIn("usage", events[0])
+
+    def test_tells_drafted_tokens(self):
+        for prompt in ("the", "the king the king the king the king"):
+            events = self.server.stream("/v1/completions", prompt=prompt, max_tokens=200, temperature=0,
+                                        logit_bias=ENDLESS)
+            drafted = sum(event["choices"][0].get("drafted", False) for event in events)
+            accepted = events[-1]["timings"]["draft_n_accepted"]
+            self.assertLessEqual(drafted, accepted)
+            # The last one's event tells how it ended, and a character of several tokens is one event.
+            self.assertEqual(drafted > 0, accepted > 1)
 
     def test_usage_comes_last(self):
         events = self.server.stream("/v1/completions", prompt="the", max_tokens=5, temperature=0, logit_bias=ENDLESS,
