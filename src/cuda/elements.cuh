@@ -77,6 +77,20 @@ __device__ inline float warp_max(float x) {
   return x;
 }
 
+// The sum over the block, in all of its threads (a power of two), in an order that only their number decides.
+template <int threads, class T>
+__device__ T block_sum(T x) {
+  __shared__ T sums[threads];
+  __syncthreads();
+  sums[threadIdx.x] = x;
+  __syncthreads();
+  for (int step = threads / 2; step > 0; step /= 2) {
+    if (static_cast<int>(threadIdx.x) < step) sums[threadIdx.x] += sums[threadIdx.x + step];
+    __syncthreads();
+  }
+  return sums[0];
+}
+
 // Calls f(T{}) with float or bf16.
 template <class F>
 void with_type(DType type, const char* kernel, F&& f) {

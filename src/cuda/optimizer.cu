@@ -7,18 +7,6 @@ namespace {
 constexpr int threads = 256;
 constexpr int most_blocks = 1056;  // 8 on each of 132 multiprocessors
 
-// The sum over a block of 256 threads, in the first.
-__device__ double block_sum(double x) {
-  __shared__ double sums[threads];
-  sums[threadIdx.x] = x;
-  __syncthreads();
-  for (int step = threads / 2; step > 0; step /= 2) {
-    if (static_cast<int>(threadIdx.x) < step) sums[threadIdx.x] += sums[threadIdx.x + step];
-    __syncthreads();
-  }
-  return sums[0];
-}
-
 template <int N>
 __global__ __launch_bounds__(threads) void squares_kernel(const float* x, int64_t packs, double* parts) {
   double sum = 0;
@@ -29,14 +17,14 @@ __global__ __launch_bounds__(threads) void squares_kernel(const float* x, int64_
 #pragma unroll
     for (int j = 0; j < N; ++j) sum = fma(static_cast<double>(v[j]), static_cast<double>(v[j]), sum);
   }
-  sum = block_sum(sum);
+  sum = block_sum<threads>(sum);
   if (threadIdx.x == 0) parts[blockIdx.x] = sum;
 }
 
 __global__ __launch_bounds__(threads) void add_parts_kernel(const double* parts, int count, double* result) {
   double sum = 0;
   for (int i = static_cast<int>(threadIdx.x); i < count; i += threads) sum += parts[i];
-  sum = block_sum(sum);
+  sum = block_sum<threads>(sum);
   if (threadIdx.x == 0) *result += sum;
 }
 
@@ -84,7 +72,7 @@ __global__ __launch_bounds__(threads) void routing_bias_kernel(float* load, floa
   const int thread = static_cast<int>(threadIdx.x);
   double sum = 0;
   for (int e = thread; e < experts; e += threads) sum += static_cast<double>(load[e]);
-  sum = block_sum(sum);
+  sum = block_sum<threads>(sum);
   if (thread == 0) mean = sum / experts;
   __syncthreads();
   for (int e = thread; e < experts; e += threads) {

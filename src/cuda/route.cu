@@ -204,20 +204,6 @@ __global__ __launch_bounds__(threads) void count_kernel(const float* scores, int
   }
 }
 
-// The sum over the block, in all threads.
-template <class T>
-__device__ T block_sum(T x) {
-  __shared__ T sums[threads];
-  __syncthreads();
-  sums[threadIdx.x] = x;
-  __syncthreads();
-  for (int step = threads / 2; step > 0; step /= 2) {
-    if (static_cast<int>(threadIdx.x) < step) sums[threadIdx.x] += sums[threadIdx.x + step];
-    __syncthreads();
-  }
-  return sums[0];
-}
-
 // c_i of the balance losses (backend.h) of a sequence with some tokens.
 __device__ double coefficient_of(const int* counts, int expert, int tokens, const How& how) {
   const int size = how.experts / how.devices, device = expert / size;
@@ -257,7 +243,8 @@ __global__ __launch_bounds__(threads) void sequence_kernel(int64_t per_sequence,
     counts[i] = count;
     if (i < how.experts) choices += count;
   }
-  const int tokens = block_sum(choices) / how.top_k;  // every token has top_k; counts are there for all
+  const int tokens =
+      block_sum<threads>(choices) / how.top_k;  // every token has top_k; counts are there for all
   double loss = 0;
   for (int e = thread; e < how.experts; e += threads) {
     const double coefficient = tokens > 0 ? coefficient_of(counts, e, tokens, how) / tokens : 0.0;
@@ -269,7 +256,7 @@ __global__ __launch_bounds__(threads) void sequence_kernel(int64_t per_sequence,
     for (int64_t b = first; b < first + per_sequence; ++b) share += sums.shares[b * how.experts + e];
     loss += coefficient * static_cast<double>(share);
   }
-  loss = block_sum(loss);
+  loss = block_sum<threads>(loss);
   if (thread == 0) of_sequence[blockIdx.x] = {loss, tokens};
 }
 
@@ -277,7 +264,7 @@ __global__ __launch_bounds__(threads) void sequence_kernel(int64_t per_sequence,
 __device__ int counted_sequences(const OfSequence* of_sequence, int64_t sequences) {
   int counted = 0;
   for (int64_t s = threadIdx.x; s < sequences; s += threads) counted += of_sequence[s].tokens > 0 ? 1 : 0;
-  return max(block_sum(counted), 1);
+  return max(block_sum<threads>(counted), 1);
 }
 
 // One block: loads, and the loss over all sequences, in order.
@@ -294,7 +281,7 @@ __global__ __launch_bounds__(threads) void finish_kernel(int64_t sequences, int6
   if (!loss) return;
   double sum = 0;
   for (int64_t s = thread; s < sequences; s += threads) sum += of_sequence[s].loss;
-  sum = block_sum(sum);
+  sum = block_sum<threads>(sum);
   const int counted = counted_sequences(of_sequence, sequences);
   if (thread == 0) *loss = static_cast<float>(sum / counted);
 }
