@@ -293,17 +293,10 @@ void add_batch(CLI::App& app) {
       "max_tokens, temperature, top_k, top_p, min_p, seed and stop. Answers come as they are ready, with "
       "index (the\n"
       "line, from 0) and id. The same command again goes on where it was interrupted.");
-  options->session.parallel = 16;
   add_session_options(*command, options->session);
   command->add_option("-i,--in", options->in, "Prompts; - = standard input")->required();
   command->add_option("-o,--out", options->out, "Answers; those it has are not asked for again")->required();
-  command->add_option("--parallel", options->session.parallel, "Sequences that run at a time")
-      ->capture_default_str()
-      ->check(CLI::Range(1, 1024));
-  command
-      ->add_option("--cache-tokens", options->session.cache_tokens,
-                   "Tokens the cache holds for all of them [--ctx-size for each]; who finds no room waits")
-      ->excludes("--cache-memory");
+  add_parallel_options(*command, options->session);
   command->callback([options] {
     if (!Batch(*options).run()) throw CLI::RuntimeError(1);
   });

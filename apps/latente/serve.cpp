@@ -149,7 +149,6 @@ void add_serve(CLI::App& app) {
       "Each flag can be given as an environment variable, too: --ctx-size as LATENTE_CTX_SIZE.\n"
       "SIGTERM or Ctrl-C lets replies under way end; a second one does not.");
   HttpOptions& http = options->http;
-  options->session.parallel = 16;
   const auto seconds = [&](const char* name, double& value, const char* help) {
     command->add_option(name, value, help)
         ->capture_default_str()
@@ -169,13 +168,7 @@ void add_serve(CLI::App& app) {
       ->take_all();
   command->add_option("--api-key-file", options->key_file, "More of them, one a line; # begins a comment")
       ->check(CLI::ExistingFile);
-  command->add_option("--parallel", options->session.parallel, "Sequences that run at a time")
-      ->capture_default_str()
-      ->check(CLI::Range(1, 1024));
-  command
-      ->add_option("--cache-tokens", options->session.cache_tokens,
-                   "Tokens the cache holds for all of them [--ctx-size for each]; who finds no room waits")
-      ->excludes("--cache-memory");
+  add_parallel_options(*command, options->session);
   command->add_option("--queue", options->queue, "Sequences that wait at a time; more are refused (429)")
       ->capture_default_str()
       ->check(CLI::Range(0, 1 << 20));

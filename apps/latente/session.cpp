@@ -185,6 +185,17 @@ void add_session_options(CLI::App& command, SessionOptions& options) {
   command.add_flag("--stats", options.stats, "Print speed, acceptance and cache size at the end");
 }
 
+void add_parallel_options(CLI::App& command, SessionOptions& options) {
+  options.parallel = 16;
+  command.add_option("--parallel", options.parallel, "Sequences that run at a time")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1024));
+  command
+      .add_option("--cache-tokens", options.cache_tokens,
+                  "Tokens the cache holds for all of them [--ctx-size for each]; who finds no room waits")
+      ->excludes("--cache-memory");
+}
+
 Session::Session(const SessionOptions& options)
     : options_(options),
       device_(options.device, options.threads),

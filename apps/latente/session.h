@@ -41,10 +41,12 @@ struct SessionOptions {
   std::string grammar, json_schema;  // file; the schema also itself, from its { on
   bool json = false;
 };
-// The flags of SessionOptions: the model and how it is held; sampling; these and the others.
+// The flags of SessionOptions: the model and how it is held; sampling; these and the others; those of many
+// sequences.
 void add_model_options(CLI::App& command, SessionOptions& options);
 void add_sampling_options(CLI::App& command, SessionOptions& options);
 void add_session_options(CLI::App& command, SessionOptions& options);
+void add_parallel_options(CLI::App& command, SessionOptions& options);
 
 // The flags of RunWeights.
 void add_weight_options(CLI::App& command, RunWeights& weights);
