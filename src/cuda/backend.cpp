@@ -71,8 +71,15 @@ std::shared_ptr<void> CudaBackend::allocate(int64_t bytes) {
   return cuda::allocate(bytes);
 }
 
-void CudaBackend::upload(const void* host, View device) { uploads_.upload(host, device); }
-void CudaBackend::download(View device, void* host) { cuda::download(device, host, stream_); }
+// What a pass is told comes first: from then on its thread launches on this device.
+void CudaBackend::upload(const void* host, View device) {
+  use();
+  uploads_.upload(host, device);
+}
+void CudaBackend::download(View device, void* host) {
+  use();
+  cuda::download(device, host, stream_);
+}
 void CudaBackend::synchronize() { stream_.synchronize(); }
 
 std::unique_ptr<Replay> CudaBackend::record(const std::function<void()>& work) {
