@@ -63,7 +63,7 @@ void linear_backward_weight(View d_out, View x, Grad d_w, const Context& context
 void linear_backward_bias(View d_out, Grad d_bias, const Context& context);
 void head_linear(View x, View w, bool transpose, View out, const Context& context);
 
-// grouped_linear.cu
+// linear.cu: of experts
 void grouped_linear(View x, View rows, View offsets, View w, View out, const Context& context);
 void grouped_linear_backward_input(View d_out, View offsets, View w, Grad d_x, const Context& context);
 void grouped_linear_backward_weight(View d_out, View x, View rows, View offsets, Grad d_w,
