@@ -5,42 +5,17 @@
 #include <algorithm>
 #include <array>
 #include <cstdio>
-#include <functional>
-#include <memory>
 #include <string>
 #include <vector>
 
-#include "base/random.h"
-#include "cuda/graph.h"
 #include "cuda/kernels.h"
-#include "cuda/memory.h"
-#include "cuda/runtime.h"
+#include "cuda_bench.cuh"
 
 namespace latente::cuda {
 namespace {
 
-constexpr int64_t workspace_bytes = int64_t{64} << 20, pool_elements = int64_t{3} << 29;
-
-__global__ void fill_kernel(uint16_t* to, int64_t count) {
-  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
-    uint32_t x = static_cast<uint32_t>(i) * 2654435761u;
-    x ^= x >> 16, x *= 0x7feb352du, x ^= x >> 15, x *= 0x846ca68bu, x ^= x >> 16;
-    const float value = static_cast<float>(static_cast<int32_t>(x)) * (2.0f / 2147483648.0f);  // (-2, 2)
-    to[i] = static_cast<uint16_t>(__float_as_uint(value) >> 16);
-  }
-}
-
-struct Bench {
-  Bench() : workspace(allocate(workspace_bytes)), pool(allocate(2 * pool_elements)) {
-    cudaDeviceProp properties;
-    check(cudaGetDeviceProperties(&properties, 0), "CUDA device");
-    context = {stream, workspace.get(), workspace_bytes, properties.multiProcessorCount,
-               10 * properties.major + properties.minor};
-    fill_kernel<<<1024, 256, 0, stream>>>(static_cast<uint16_t*>(pool.get()), pool_elements);
-    check_launch("fill");
-    std::printf("%s, %d multiprocessors\n", properties.name, properties.multiProcessorCount);
-  }
+struct Bench : CudaBench {
+  Bench() : CudaBench(int64_t{64} << 20), pool(random(pool_elements)) {}
   void begin_call(int call, int64_t elements) {
     next = call * elements % std::max<int64_t>(pool_elements - elements, 1) / 64 * 64;
   }
@@ -49,33 +24,9 @@ struct Bench {
     next += (shape.count() * size_of(type) / 2 + 63) / 64 * 64;
     return view;
   }
-  double time(int calls, const std::function<void(int)>& call) {  // microseconds of one
-    call(0);                                                      // sets kernels up
-    stream.synchronize();
-    const Graph graph(stream, [&] {
-      for (int i = 0; i < calls; ++i) call(i);
-    });
-    cudaEvent_t start, stop;
-    check(cudaEventCreate(&start), "event");
-    check(cudaEventCreate(&stop), "event");
-    graph.launch(stream);
-    std::vector<float> times(7);
-    for (float& milliseconds : times) {
-      check(cudaEventRecord(start, stream), "event");
-      graph.launch(stream);
-      check(cudaEventRecord(stop, stream), "event");
-      check(cudaEventSynchronize(stop), "event");
-      check(cudaEventElapsedTime(&milliseconds, start, stop), "event");
-    }
-    cudaEventDestroy(start);
-    cudaEventDestroy(stop);
-    std::nth_element(times.begin(), times.begin() + 3, times.end());
-    return 1e3 * static_cast<double>(times[3]) / calls;
-  }
 
-  Stream stream;
-  std::shared_ptr<void> workspace, pool;
-  Context context;
+  static constexpr int64_t pool_elements = int64_t{3} << 29;
+  std::shared_ptr<void> pool;
   int64_t next = 0;
 };
 
