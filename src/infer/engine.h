@@ -67,6 +67,7 @@ class Engine {
 
  private:
   using Pointer = std::unique_ptr<Sequence>;
+  static constexpr int64_t most_drafts = 7;  // of a sequence in a pass
   void check(const Request& request) const;
   std::string fingerprint();
 

@@ -44,6 +44,9 @@ struct Sequence {
   bool finished = false;      // and its pages are given back
 
   using Clock = std::chrono::steady_clock;
+  static double seconds_between(Clock::time_point begin, Clock::time_point end) {
+    return std::chrono::duration<double>(end - begin).count();
+  }
   Clock::time_point submitted, started, first_token;
 
   int64_t reported = 1;  // tokens of the prompt whose log-probabilities are reported, the first having none

@@ -1,0 +1,224 @@
+// Writing on in the sequences that have read their own: an Engine's members that draft, verify and decide.
+#include <algorithm>
+
+#include "infer/engine.h"
+
+namespace latente {
+namespace {
+
+constexpr int64_t most_looked_up = 4;
+
+}  // namespace
+
+Engine::Lengths& Engine::lengths_for(size_t sequences) {
+  int64_t bucket = 1;
+  while (bucket < static_cast<int64_t>(sequences)) bucket *= 2;
+  auto found = lengths_.find(bucket);
+  if (found == lengths_.end()) {
+    // A pass of many sequences judges many drafts; what it costs takes a few passes to know.
+    const int64_t trials = std::max<int64_t>(3, DraftLength::usual_trials / bucket);
+    found =
+        lengths_
+            .emplace(bucket, Lengths{DraftLength(runner_.modules(), DraftLength::usual_acceptance, trials),
+                                     DraftLength(most_looked_up, 0.5, std::min<int64_t>(4, trials))})
+            .first;
+  }
+  return found->second;
+}
+
+bool Engine::keeps_up(const Sequence& s, size_t sequences) {
+  return !s.adaptive || lengths_for(sequences).modules.promising();
+}
+
+void Engine::propose(std::span<Sequence* const> sequences) {
+  Lengths& lengths = lengths_for(sequences.size());
+  int64_t by_modules = -1, by_look_up = -1;  // chosen when somebody asks
+  std::vector<Sequence*> drafting;
+  std::vector<Drafter::Behind> behind;
+  std::vector<int64_t> counts;
+  for (Sequence* s : sequences) {
+    s->drafts.clear();
+    s->looked_up = false;
+    const GenerationOptions& options = s->request.options;
+    const int64_t room =
+        std::min({options.max_tokens - s->stats.generated_tokens, runner_.options().context - s->length(),
+                  pool_.pages() * pool_.page_size() - s->length()}) -
+        1;
+    if (s->adaptive && room > 0) {
+      const std::vector<int32_t> found = Drafter::look_up(s->tokens, std::min(room, most_looked_up));
+      if (!found.empty()) s->draft_from_here();
+      if (!found.empty() && by_look_up < 0) by_look_up = lengths.looked_up.choose();
+      for (int64_t i = 0; i < std::min(by_look_up, static_cast<int64_t>(found.size())); ++i) {
+        const int32_t token = found[static_cast<size_t>(i)];
+        if (!s->may_draft(token)) break;
+        s->drafts.push_back({token, {{token, 1.0}}});
+      }
+      s->looked_up = !s->drafts.empty();
+    }
+    if (s->looked_up || s->depth == 0) continue;
+    int64_t count = s->depth;
+    if (s->adaptive) count = by_modules = by_modules < 0 ? lengths.modules.choose() : by_modules;
+    count = std::clamp<int64_t>(room, 0, count);
+    if (count == 0) continue;
+    if (s->lost() && !drafter_.begin_anew(*s)) continue;
+    if (s->behind() > s->depth + 1) behind.push_back({s});
+    drafting.push_back(s);
+    counts.push_back(count);
+  }
+  drafter_.catch_up(behind);
+  drafter_.draft(drafting, counts);
+}
+
+// Those that write in the next pass, in turn where not all fit, each with pages for its tokens.
+std::vector<Sequence*> Engine::writers() {
+  std::vector<Sequence*> ready;
+  for (const Pointer& s : running_) {
+    if (!s->reading() && !s->finished) ready.push_back(s.get());
+  }
+  const size_t fit = static_cast<size_t>(std::max<int64_t>(1, runner_.options().chunk / (1 + most_drafts)));
+  if (ready.size() > fit) {
+    std::rotate(ready.begin(), ready.begin() + static_cast<ptrdiff_t>(turn_ % ready.size()), ready.end());
+    ready.resize(fit);
+    turn_ += fit;
+  }
+  const int64_t capacity = std::min(runner_.options().context, pool_.pages() * pool_.page_size());
+  for (Sequence* s : ready) {
+    if (s->place >= 0) cover(*s, std::min(s->length() + most_drafts, capacity));
+  }
+  std::erase_if(ready, [](Sequence* s) { return s->place < 0; });  // driven out
+  return ready;
+}
+
+void Engine::write() {
+  const std::vector<Sequence*> sequences = writers();
+  if (sequences.empty()) return;
+  const auto begin = Sequence::Clock::now();
+  const size_t plans = runner_.plans();
+  std::vector<Drafter::Behind> behind;
+  for (Sequence* s : sequences) {
+    if (s->lost() || s->behind() < Drafter::most_behind / 2) continue;
+    if (keeps_up(*s, sequences.size())) {
+      behind.push_back({s});
+    } else {
+      drafter_.let_lie(*s);
+    }
+  }
+  drafter_.catch_up(behind);
+  propose(sequences);
+
+  std::vector<Row> rows;
+  for (Sequence* s : sequences) {
+    if (s->ended) s->drafts.clear();  // drafting failed
+    LATENTE_ASSERT(s->processed == s->length() - 1);
+    auto add = [&](int32_t token, int64_t position) {
+      const int32_t state = runner_.modules() > 0 ? drafter_.state_of(*s, position) : -1;
+      rows.push_back({token, static_cast<int32_t>(position), s->place, 0, state, true});
+    };
+    add(s->tokens.back(), s->processed);
+    for (size_t i = 0; i < s->drafts.size(); ++i)
+      add(s->drafts[i].token, s->length() + static_cast<int64_t>(i));
+  }
+  std::span<float> logits = runner_.forward(rows, Runner::Form::absorbed);
+  std::vector<int64_t> right;
+  for (Sequence* s : sequences) {
+    const size_t count = (1 + s->drafts.size()) * static_cast<size_t>(config_->vocab_size);
+    right.push_back(s->ended ? 0 : conclude(*s, logits.first(count)));
+    logits = logits.subspan(count);
+  }
+  for (Sequence* s : sequences) {
+    if (s->ended) finish(*s);
+  }
+  learn(sequences, right, Sequence::seconds_between(begin, Sequence::Clock::now()),
+        !behind.empty() || runner_.plans() > plans);
+}
+
+// What a pass says about how many drafts pay.
+void Engine::learn(std::span<Sequence* const> sequences, std::span<const int64_t> right, double seconds,
+                   bool unusual) {
+  Lengths& lengths = lengths_for(sequences.size());
+  struct Part {
+    int64_t sequences = 0, most = 0, right = 0;
+  } looked_up, modules;
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    const Sequence& s = *sequences[i];
+    unusual |= !s.adaptive;
+    const int64_t drafted = static_cast<int64_t>(s.drafts.size());
+    if (!s.adaptive || drafted == 0) continue;
+    (s.looked_up ? lengths.looked_up : lengths.modules).judge(drafted, right[i]);
+    Part& part = s.looked_up ? looked_up : modules;
+    ++part.sequences;
+    part.most = std::max(part.most, drafted);
+    part.right += right[i];
+  }
+  // Each is judged against what the other gains in its place.
+  const double count = static_cast<double>(sequences.size());
+  const auto time = [&](DraftLength& length, const Part& part, const Part& other) {
+    length.time(part.most, seconds * count / (count + static_cast<double>(other.right)), unusual,
+                static_cast<double>(part.sequences) / count);
+  };
+  time(lengths.looked_up, looked_up, modules);
+  time(lengths.modules, modules, looked_up);
+}
+
+int64_t Engine::conclude(Sequence& s, std::span<float> logits) {
+  const size_t vocabulary = static_cast<size_t>(config_->vocab_size);
+  const int64_t rows = 1 + static_cast<int64_t>(s.drafts.size());
+  ++s.stats.passes;
+  s.stats.drafted += rows - 1;
+  int64_t right = 0;
+  bool rejected = false;
+  try {
+    for (const Sequence::Draft& draft : s.drafts) {
+      const Next next = next_of(s, logits.first(vocabulary));
+      logits = logits.subspan(vocabulary);
+      const Verdict verdict = verify(next.distribution, draft.distribution, draft.token, s.random);
+      rejected = !verdict.accepted;
+      right += verdict.accepted ? 1 : 0;
+      s.ended = !emit(s, verdict.token, verdict.accepted, next);
+      if (rejected || s.ended) break;
+    }
+    if (!rejected && !s.ended) {
+      const Next next = next_of(s, logits.first(vocabulary));
+      s.ended = !emit(s, sample(next.distribution, s.random), false, next);
+    }
+  } catch (...) {
+    s.fail_with_current();
+  }
+  s.stats.accepted += right;
+  s.processed = s.unread = std::min(s.processed + rows, s.length() - 1);
+  return right;
+}
+
+Engine::Next Engine::next_of(Sequence& s, std::span<float> logits) {
+  Next next;
+  if (s.request.options.top_logprobs >= 0) next.logits.assign(logits.begin(), logits.end());
+  next.distribution =
+      distribution_of(logits, s.history(), s.request.options.sampling, admitted_by(s.constraint.get()));
+  return next;
+}
+
+// Adds a token; false ends the sequence.
+bool Engine::emit(Sequence& s, int32_t token, bool drafted, const Next& next) {
+  const GenerationOptions& options = s.request.options;
+  if (std::find(options.stop_tokens.begin(), options.stop_tokens.end(), token) != options.stop_tokens.end()) {
+    s.stats.finish = Finish::stop_token;
+    return false;
+  }
+  s.tokens.push_back(token);
+  ++s.stats.generated_tokens;
+  TokenLogprobs logprobs;
+  const bool reports = options.top_logprobs >= 0;
+  if (reports) logprobs = logprobs_of(next.logits, token, options.top_logprobs);
+  if (s.request.on_token && !s.request.on_token({token, drafted, reports ? &logprobs : nullptr})) {
+    s.stats.finish = Finish::interrupted;
+    return false;
+  }
+  s.stats.finish = Finish::complete;
+  if (s.constraint && s.constraint->accept(token) && s.constraint->finished()) return false;
+  s.stats.finish = Finish::length;
+  if (s.stats.generated_tokens >= options.max_tokens) return false;
+  s.stats.finish = Finish::context_full;
+  return s.length() < std::min(runner_.options().context, pool_.pages() * pool_.page_size());
+}
+
+}  // namespace latente
