@@ -10,6 +10,7 @@
 
 #include "base/file.h"
 #include "commands.h"
+#include "model/figures.h"
 #include "serve/api.h"
 #include "serve/http_server.h"
 #include "session.h"
@@ -24,6 +25,7 @@ struct ServeOptions {
   std::string key_file, alias, access_log = "-";
   int64_t queue = 256;
   int64_t max_tokens = 1 << 20;
+  bool each_expert = false;
 };
 
 // A line of JSON a request, without prompts and replies. What cannot be written is lost: a full disk is no
@@ -99,6 +101,7 @@ void serve(const ServeOptions& options) {
   how.keys = read_keys(options);
   how.cors = http.cors;
   how.limits.max_tokens = options.max_tokens;
+  how.each_expert = options.each_expert;
   how.connections = [&running] { return running->connections(); };
   Api api(std::move(how), metrics);
   http.on_done = [&](const HttpRecord& record) {
@@ -118,16 +121,23 @@ void serve(const ServeOptions& options) {
                   http.host.find(':') == http.host.npos ? http.host : "[" + http.host + "]", server.port());
   std::fprintf(stderr, "listening on %s; loading %s\n", address.c_str(), options.session.model.c_str());
 
-  Session session(options.session);
+  SessionOptions session_options = options.session;
+  session_options.count_experts = true;
+  Session session(session_options);
   EngineLoop loop(session.engine(), options.session.parallel + options.queue);
   std::optional<ChatFormat> format;
   const Tokenizer& tokenizer = session.tokenizer();
   if (!tokenizer.chat_template().empty())
     format.emplace(tokenizer.chat_template(), tokenizer.bos_token(), tokenizer.eos_token());
   const auto now = std::chrono::system_clock::now().time_since_epoch();
+  const Runner& runner = session.engine().runner();
+  const CacheFigures cache = cache_figures(session.config());
   const ServedModel model = {options.alias.empty() ? name_of(options.session.model) : options.alias,
                              std::chrono::duration_cast<std::chrono::seconds>(now).count(),
-                             session.engine().runner().options().context,
+                             runner.options().context,
+                             session.config().num_hidden_layers,
+                             runner.cache_bytes_per_token(),
+                             runner.cache_bytes_per_token() * cache.mha / cache.own,
                              session.generation(),
                              &tokenizer,
                              format ? &*format : nullptr,
@@ -197,6 +207,8 @@ void add_serve(CLI::App& app) {
       ->add_option("--access-log", options->access_log,
                    "File for a line of JSON a request; - = stdout, empty = none")
       ->capture_default_str();
+  command->add_flag("--metrics-experts", options->each_expert,
+                    "A counter in /metrics for each routed expert of each layer");
   add_sampling_options(*command, options->session);
   for (CLI::Option* option : command->get_options()) {
     if (option->get_positional() || option->get_lnames().empty() || option->get_lnames().front() == "help")

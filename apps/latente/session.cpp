@@ -220,6 +220,7 @@ Session::Session(const SessionOptions& options)
   if (options.cache_tokens < 0) fail("--cache-tokens: expected 0 or more, found {}", options.cache_tokens);
   runner.pages = (options.cache_tokens + runner.page_size - 1) / runner.page_size;
   runner.cache_bytes = options.cache_memory;
+  runner.count_experts = options.count_experts;
   engine_ = std::make_unique<Engine>(device_.backend(), *model_, runner);
 
   generation_.max_tokens = options.max_tokens;

@@ -37,6 +37,7 @@ struct SessionOptions {
   std::vector<std::string> logit_bias;  // ID=BIAS
   int64_t draft = -1;
   bool plain = false, stats = false;
+  bool count_experts = false;  // RunnerOptions
   std::vector<std::string> stop;
   std::string grammar, json_schema;  // file; the schema also itself, from its { on
   bool json = false;

@@ -12,6 +12,20 @@ RunnerOptions with_states(RunnerOptions options, const Transformer& model) {
   return options;
 }
 
+// Whether one of `running` is about to read, and then remember, pages that `s` begins with, too: waiting for
+// them costs less than reading them twice.
+bool is_being_read(const Sequence& s, std::span<const std::unique_ptr<Sequence>> running, PagePool& pool) {
+  if (s.reports_prompt()) return false;
+  for (const auto& other : running) {
+    if (!other->reading()) continue;
+    const int64_t most = std::min(s.length() - 1, other->unread);
+    const auto differ = std::mismatch(s.tokens.begin(), s.tokens.begin() + most, other->tokens.begin());
+    const int64_t shared = (differ.first - s.tokens.begin()) / pool.page_size() * pool.page_size();
+    if (shared > other->remembered && shared > pool.match(s.tokens, 0).positions) return true;
+  }
+  return false;
+}
+
 }  // namespace
 
 Engine::Engine(Backend& backend, const Transformer& model, const RunnerOptions& options)
@@ -188,11 +202,12 @@ bool Engine::start(Sequence& s) {
 void Engine::admit() {
   while (!waiting_.empty() && !free_places_.empty()) {
     auto rank = [](const Pointer& s) { return s->request.priority + s->passed_over / patience; };
-    auto next = waiting_.begin();
+    auto next = waiting_.end();
     for (auto at = waiting_.begin(); at != waiting_.end(); ++at) {
-      if (rank(*at) > rank(*next)) next = at;
+      if (next != waiting_.end() && rank(*at) <= rank(*next)) continue;
+      if (!is_being_read(**at, running_, pool_)) next = at;
     }
-    if (!start(**next)) return;
+    if (next == waiting_.end() || !start(**next)) return;
     for (auto at = waiting_.begin(); at != next; ++at) ++(*at)->passed_over;
     running_.push_back(std::move(*next));
     waiting_.erase(next);

@@ -61,6 +61,7 @@ class Engine {
   size_t running() const { return running_.size(); }
   size_t waiting() const { return waiting_.size(); }
   const Runner& runner() const { return runner_; }
+  const std::vector<Runner::ExpertLoad>& expert_loads() { return runner_.expert_loads(); }
   const PagePool& pages() const { return pool_; }
 
   static constexpr int64_t patience = 16;

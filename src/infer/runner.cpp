@@ -14,8 +14,9 @@ namespace {
 constexpr size_t most_plans = 512;
 
 // Tokens are padded to the next size that has plans: at most by a fifth.
+bool padded(int64_t tokens) { return tokens > 16; }
 int64_t bucket_of(int64_t tokens) {
-  if (tokens <= 16) return tokens;
+  if (!padded(tokens)) return tokens;
   int64_t step = 4;
   while (8 * step < tokens) step *= 2;
   return (tokens + step - 1) / step * step;
@@ -66,6 +67,7 @@ Runner::Runner(Backend& backend, const Transformer& model, const RunnerOptions& 
   rope_table_ = make_rope_table(backend, model.config(), options.context);
   block_table_ = buffer(backend, {options.sequences, pages_a_sequence_}, DType::i32, "block table");
   pages_of_.assign(static_cast<size_t>(options.sequences * pages_a_sequence_), 0);
+  if (options.count_experts) count_experts();
   if (model.mtp.empty() || options.states == 0) return;
   module_table_ =
       buffer(backend, {options.sequences, pages_a_sequence_}, DType::i32, "block table of modules");
@@ -134,6 +136,32 @@ int64_t Runner::memory_bytes() const {
   return bytes;
 }
 
+void Runner::count_experts() {
+  int64_t index = 0;
+  const auto add = [&](const Layer& layer) {
+    if (const Moe* moe = std::get_if<Moe>(&layer.mlp)) {
+      loads_.push_back(moe->gate.load);
+      expert_loads_.push_back({index, std::vector<int64_t>(static_cast<size_t>(loads_.back().count()), 0)});
+      backend_->fill(loads_.back().view(), 0);
+    }
+    ++index;
+  };
+  for (const Layer& layer : model_->model.layers) add(layer);
+  for (const MtpModule& module : model_->mtp) add(module.layer);
+}
+
+const std::vector<Runner::ExpertLoad>& Runner::expert_loads() {
+  std::vector<float> counted;
+  for (size_t i = 0; i < loads_.size(); ++i) {
+    std::vector<int64_t>& tokens = expert_loads_[i].tokens;
+    counted.resize(tokens.size());
+    backend_->download(loads_[i].view(), counted.data());
+    backend_->fill(loads_[i].view(), 0);
+    for (size_t e = 0; e < tokens.size(); ++e) tokens[e] += static_cast<int64_t>(counted[e]);
+  }
+  return expert_loads_;
+}
+
 Runner::Recorded& Runner::recorded(const Key& key) {
   auto found = plans_.find(key);
   if (found != plans_.end()) return found->second;
@@ -155,6 +183,11 @@ Runner::Recorded& Runner::recorded(const Key& key) {
   at.caches = caches_;
   at.pages = {key.module < 0 ? block_table_ : module_table_, field(Field::places), field(Field::last)};
   at.expand_cache = key.form == Form::expanded;
+  at.count_load = options_.count_experts;
+  if (!loads_.empty() && padded(key.tokens)) {
+    record.mask = plan.input("token mask", {key.tokens}, exact_type(model_->weights()));
+    at.token_mask = record.mask;
+  }
 
   Tensor normed;
   if (key.module < 0) {
@@ -227,6 +260,10 @@ std::span<float> Runner::run(int64_t module, int64_t level, std::span<const Row>
     if (rows[i].wanted) *next++ = static_cast<int32_t>(i);
   }
   backend_->upload(values_.data(), record.inputs.view());
+  if (record.mask) {
+    backend_->fill(record.mask.rows(0, count).view(), 1);
+    if (count < key.tokens) backend_->fill(record.mask.rows(count, key.tokens).view(), 0);
+  }
 
   if (seconds_) {
     record.plan->run_profiled(*seconds_);

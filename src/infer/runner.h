@@ -24,6 +24,7 @@ struct RunnerOptions {
   int64_t cache_bytes = 0;  // or, if that is not 0, as many as fit here: an Error if one sequence does not
   // Hidden states kept for the MTP modules. Callers number them; 0 = none.
   int64_t states = 0;
+  bool count_experts = false;  // Runner::expert_loads; two such runners of one model would share their counts
 };
 
 // A token of a pass.
@@ -66,6 +67,15 @@ class Runner {
   // leaves its own at level k + 1.
   std::span<float> predict(int64_t k, int64_t level, std::span<const Row> rows, Form form);
 
+  // How many tokens each routed expert was chosen for so far, by MoE layer, those of MTP modules last; empty
+  // unless options.count_experts. The device counts as it routes; this call fetches what came since the last
+  // one. To be called before one expert has 2^24 tokens more.
+  struct ExpertLoad {
+    int64_t layer;  // num_hidden_layers and on: modules
+    std::vector<int64_t> tokens;
+  };
+  const std::vector<ExpertLoad>& expert_loads();
+
   // From now on passes add the time of each op to `seconds` (Plan::run_profiled); null = no more.
   void profile_into(std::map<std::string, double>* seconds) { seconds_ = seconds; }
 
@@ -98,11 +108,13 @@ class Runner {
   struct Recorded {
     std::unique_ptr<Plan> plan;
     Tensor inputs;  // i32: the fields, [tokens] each, then the wanted rows
+    Tensor mask;    // [tokens]: 0 = padding; null where nobody counts, or there is none
     Tensor logits;
   };
   Recorded& recorded(const Key& key);
   std::span<float> run(int64_t module, int64_t level, std::span<const Row> rows, Form form);
   int32_t slot_of(const Row& row) const;
+  void count_experts();
 
   Backend* backend_;
   const Transformer* model_;
@@ -114,6 +126,8 @@ class Runner {
   std::vector<int32_t> first_module_page_;
   std::vector<LayerCache> caches_;
   std::vector<Tensor> states_;  // by level: [states, hidden]
+  std::vector<Tensor> loads_;   // on the device, f32, as expert_loads_ has them
+  std::vector<ExpertLoad> expert_loads_;
   std::map<Key, Recorded> plans_;
   size_t plans_recorded_ = 0;
   std::shared_ptr<void> arena_;

@@ -38,6 +38,7 @@ const std::map<std::string, Api::Route, std::less<>>& Api::routes() {
       {"/v1/models", {"GET", &Api::models}},
       {"/props", {"GET", &Api::props}},
       {"/slots", {"GET", &Api::slots}},
+      {"/experts", {"GET", &Api::experts}},
       {"/v1/chat/completions", {"POST", &Api::chat}},
       {"/v1/completions", {"POST", &Api::complete}},
       {"/tokenize", {"POST", &Api::tokenize}},
@@ -131,9 +132,14 @@ void Api::show_page(const HttpRequest&, const std::shared_ptr<HttpReply>& reply)
 
 void Api::metrics(const HttpRequest&, const std::shared_ptr<HttpReply>& reply) {
   Metrics::Gauges gauges;
-  if (is_ready()) gauges = model().loop->gauges();
+  std::vector<Runner::ExpertLoad> experts;
+  if (is_ready()) {
+    gauges = model().loop->gauges();
+    experts = model().loop->expert_loads();
+  }
   if (options_.connections) gauges.connections = options_.connections();
-  reply->respond({200, "text/plain; version=0.0.4; charset=utf-8"}, metrics_->text(gauges));
+  reply->respond({200, "text/plain; version=0.0.4; charset=utf-8"},
+                 metrics_->text(gauges, experts, options_.each_expert));
 }
 
 void Api::models(const HttpRequest& request, const std::shared_ptr<HttpReply>& reply) {
@@ -167,10 +173,22 @@ void Api::props(const HttpRequest&, const std::shared_ptr<HttpReply>& reply) {
                            {"frequency_penalty", sampling.frequency_penalty}}}};
   respond(*reply, {{"default_generation_settings", settings},
                    {"total_slots", model().loop->gauges().places},
+                   {"n_layer", model().layers},
+                   {"cache_bytes_per_token", model().cache_bytes},
+                   {"cache_bytes_per_token_mha", model().cache_bytes_mha},
                    {"model_alias", model().name},
                    {"chat_template", model().format != nullptr ? model().format->source() : ""},
                    {"bos_token", model().tokenizer->bos_token()},
                    {"eos_token", model().tokenizer->eos_token()}});
+}
+
+// How many tokens each routed expert was chosen for since the server started. Layers from the model's number
+// of them on are MTP modules.
+void Api::experts(const HttpRequest&, const std::shared_ptr<HttpReply>& reply) {
+  Json layers = Json::array();
+  for (const auto& [layer, tokens] : model().loop->expert_loads())
+    layers.push_back({{"layer", layer}, {"tokens", tokens}});
+  respond(*reply, {{"layers", std::move(layers)}});
 }
 
 // One for each sequence that can run, as llama.cpp's server has them; without prompts.

@@ -21,6 +21,7 @@ struct ApiOptions {
       keys;          // one of them must come with each request but /health; none = anybody may ask
   std::string cors;  // as HttpOptions::cors
   RequestLimits limits;
+  bool each_expert = false;                // as Metrics::text
   std::function<int64_t()> connections{};  // for /metrics
 };
 
@@ -56,6 +57,7 @@ class Api {
   void metrics(const HttpRequest& request, const std::shared_ptr<HttpReply>& reply);
   void models(const HttpRequest& request, const std::shared_ptr<HttpReply>& reply);
   void props(const HttpRequest& request, const std::shared_ptr<HttpReply>& reply);
+  void experts(const HttpRequest& request, const std::shared_ptr<HttpReply>& reply);
   void slots(const HttpRequest& request, const std::shared_ptr<HttpReply>& reply);
   void chat(const HttpRequest& request, const std::shared_ptr<HttpReply>& reply);
   void complete(const HttpRequest& request, const std::shared_ptr<HttpReply>& reply);

@@ -7,6 +7,7 @@ namespace latente {
 
 EngineLoop::EngineLoop(Engine& engine, int64_t most) : engine_(engine), most_(most) {
   look();
+  count_experts();
   thread_ = std::thread([this] { run(); });
 }
 
@@ -53,7 +54,7 @@ void EngineLoop::cancel(uint64_t id) {
 
 void EngineLoop::run() {
   bool busy = false;
-  std::chrono::steady_clock::time_point looked;
+  std::chrono::steady_clock::time_point looked, counted;
   for (;;) {
     std::vector<Task> tasks;
     {
@@ -69,11 +70,16 @@ void EngineLoop::run() {
       fail_all();
       busy = true;
     }
-    // Counting pages takes time in proportion to them.
-    if (const auto now = std::chrono::steady_clock::now();
-        !busy || now - looked >= std::chrono::milliseconds(20)) {
+    const auto now = std::chrono::steady_clock::now();
+    // Counting pages takes time in proportion to them, fetching experts' counts a copy from the device a
+    // layer.
+    if (!busy || now - looked >= std::chrono::milliseconds(20)) {
       look();
       looked = now;
+    }
+    if (!busy || now - counted >= std::chrono::milliseconds(500)) {
+      count_experts();
+      counted = now;
     }
   }
 }
@@ -101,6 +107,17 @@ void EngineLoop::look() {
   gauges.page_tokens = pool.page_size();
   const std::lock_guard lock(mutex_);
   gauges_ = gauges;
+}
+
+void EngineLoop::count_experts() {
+  const std::vector<Runner::ExpertLoad>& loads = engine_.expert_loads();
+  const std::lock_guard lock(mutex_);
+  expert_loads_ = loads;
+}
+
+std::vector<Runner::ExpertLoad> EngineLoop::expert_loads() const {
+  const std::lock_guard lock(mutex_);
+  return expert_loads_;
 }
 
 Metrics::Gauges EngineLoop::gauges() const {

@@ -39,12 +39,15 @@ class EngineLoop {
   void cancel(uint64_t id);
   Engine& engine() { return engine_; }
 
-  Metrics::Gauges gauges() const;  // from any thread, as of the last step
+  // From any thread: as of the last step, and of at most half a second before it.
+  Metrics::Gauges gauges() const;
+  std::vector<Runner::ExpertLoad> expert_loads() const;
 
  private:
   void run();
   void fail_all();
   void look();
+  void count_experts();
 
   Engine& engine_;
   const int64_t most_;
@@ -54,6 +57,7 @@ class EngineLoop {
   std::condition_variable changed_;
   std::vector<Task> tasks_;
   Metrics::Gauges gauges_;
+  std::vector<Runner::ExpertLoad> expert_loads_;
   bool stopping_ = false;
   std::thread thread_;  // last: it uses the others
 };

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <iterator>
+#include <numeric>
 
 namespace latente {
 namespace {
@@ -20,6 +21,30 @@ void write_one(std::string& out, const std::string& name, const char* type, cons
                int64_t value) {
   write_head(out, name, type, help);
   fmt::format_to(std::back_inserter(out), "{} {}\n", name, value);
+}
+
+void write_experts(std::string& out, const std::vector<Runner::ExpertLoad>& experts, bool each) {
+  const auto at = std::back_inserter(out);
+  write_head(out, "latente_expert_imbalance", "gauge",
+             "Tokens of a layer's busiest routed expert over the mean of all, since the server started.");
+  for (const auto& [layer, tokens] : experts) {
+    const int64_t sum = std::accumulate(tokens.begin(), tokens.end(), int64_t{0});
+    const auto most = static_cast<double>(*std::max_element(tokens.begin(), tokens.end()));
+    fmt::format_to(at, "latente_expert_imbalance{{layer=\"{}\"}} {:.4g}\n", layer,
+                   sum > 0 ? most * static_cast<double>(tokens.size()) / static_cast<double>(sum) : 1.0);
+  }
+  write_head(out, "latente_experts_idle", "gauge",
+             "Routed experts of a layer without a token since the server started.");
+  for (const auto& [layer, tokens] : experts)
+    fmt::format_to(at, "latente_experts_idle{{layer=\"{}\"}} {}\n", layer,
+                   std::count(tokens.begin(), tokens.end(), 0));
+  if (!each) return;
+  write_head(out, "latente_expert_tokens_total", "counter", "Tokens that a routed expert was chosen for.");
+  for (const auto& [layer, tokens] : experts) {
+    for (size_t e = 0; e < tokens.size(); ++e)
+      fmt::format_to(at, "latente_expert_tokens_total{{layer=\"{}\",expert=\"{}\"}} {}\n", layer, e,
+                     tokens[e]);
+  }
 }
 
 }  // namespace
@@ -72,7 +97,8 @@ void Metrics::finished(const GenerationStats& stats) {
   accepted_ += stats.accepted;
 }
 
-std::string Metrics::text(const Gauges& gauges) const {
+std::string Metrics::text(const Gauges& gauges, const std::vector<Runner::ExpertLoad>& experts,
+                          bool each_expert) const {
   const std::lock_guard lock(mutex_);
   std::string out;
   write_head(out, "latente_requests_total", "counter",
@@ -102,6 +128,7 @@ std::string Metrics::text(const Gauges& gauges) const {
   first_token_.write(out, "latente_first_token_seconds", "From a request to its first token.");
   next_token_.write(out, "latente_next_token_seconds", "From a token to the next one.");
   waiting_.write(out, "latente_waiting_seconds", "From a request to its place in the engine.");
+  if (!experts.empty()) write_experts(out, experts, each_expert);
   return out;
 }
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "infer/generation.h"
+#include "infer/runner.h"
 
 namespace latente {
 
@@ -39,7 +40,10 @@ class Metrics {
     int64_t pages = 0, pages_free = 0, pages_remembered = 0, page_tokens = 0;
     int64_t connections = 0;
   };
-  std::string text(const Gauges& gauges) const;
+  // Of each layer's experts how uneven their load is; with `each_expert` also a counter for every one of
+  // them.
+  std::string text(const Gauges& gauges, const std::vector<Runner::ExpertLoad>& experts = {},
+                   bool each_expert = false) const;
 
  private:
   mutable std::mutex mutex_;

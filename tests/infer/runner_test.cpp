@@ -202,6 +202,36 @@ TEST_P(RunnerTest, ModulesEqualUncached) {
   }
 }
 
+// Every token that runs has its choices counted, of main layers and modules; padding and nobody else's.
+TEST_P(RunnerTest, CountsExperts) {
+  const Tiny& tiny = GetParam().tiny;
+  Transformer model = made(tiny, 12);
+  const std::vector<int32_t> ids = tokens(45);
+  RunnerOptions how{.context = 64, .page_size = 8, .chunk = 64};
+  how.count_experts = true;
+  SequenceRunner runner(backend(), model, how), silent(backend(), model, {.context = 64, .page_size = 8});
+  const std::span<float> logits = runner.forward(part(ids, 0, 37), 0, 1);  // of 40 rows
+  EXPECT_EQ(copy_of(logits), copy_of(silent.forward(part(ids, 0, 37), 0, 1))) << "counting changes nothing";
+  EXPECT_TRUE(silent.runner().expert_loads().empty());
+  for (int64_t t = 37; t < 41; ++t) runner.forward(part(ids, t, 1), t, 1);
+  for (int64_t k = 0; k < tiny.mtp; ++k) runner.predict(k, part(ids, k + 1, 33), 0);
+
+  const Config& config = model.config();
+  int64_t layers = 0;
+  for (int64_t i = 0; i < config.num_hidden_layers + tiny.mtp; ++i) layers += config.is_moe_layer(i) ? 1 : 0;
+  for (int again = 0; again < 2; ++again) {
+    const auto& loads = runner.runner().expert_loads();
+    ASSERT_EQ(std::ssize(loads), layers);
+    for (const auto& [layer, counts] : loads) {
+      EXPECT_TRUE(config.is_moe_layer(layer));
+      EXPECT_EQ(std::ssize(counts), config.n_routed_experts);
+      EXPECT_EQ(std::accumulate(counts.begin(), counts.end(), int64_t{0}),
+                config.num_experts_per_tok * (layer < config.num_hidden_layers ? 41 : 33))
+          << "layer " << layer;
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Families, RunnerTest,
                          testing::Values(Family{"v3", {}}, Family{"v3_mtp1", {.mtp = 1}},
                                          Family{"v3_mtp3_tied", {.mtp = 3, .tied = true}},

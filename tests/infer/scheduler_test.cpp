@@ -205,6 +205,47 @@ TEST(Scheduler, HigherPrioritiesBeginFirstAndNobodyStarves) {
   EXPECT_EQ(std::count(order.begin(), order.end(), 99), 1);
 }
 
+// Those that begin alike read that part once, though they come at the same time.
+TEST(Scheduler, WhatIsBeingReadIsNotReadTwice) {
+  for (int64_t mtp : {0, 1}) {
+    const Transformer model = made({.mtp = mtp}, 5, 0.3);
+    const RunnerOptions how{.context = 128, .page_size = 8, .chunk = 16, .sequences = 4};
+    Engine engine(backend(), model, how);
+    Random random(9);
+    const std::vector<int32_t> shared = random_tokens(random, 60, 64);
+    std::vector<std::vector<int32_t>> prompts(4, shared), texts(4);
+    prompts[2] = random_tokens(random, 20, 64);  // begins otherwise, and does not wait
+    prompts[3].resize(20);                       // ends early
+    prompts[3].push_back((shared[20] + 1) % 64);
+    std::vector<int64_t> reused(4);
+    std::vector<size_t> order;
+    for (size_t i = 0; i < 4; ++i) {
+      Request request{prompts[i], {}, 0, {}, {}, {}};
+      request.options.max_tokens = 12;
+      request.on_token = [&, i](GeneratedToken token) {
+        if (texts[i].empty()) order.push_back(i);
+        texts[i].push_back(token.id);
+        return true;
+      };
+      request.on_finish = [&, i](const GenerationStats& stats) { reused[i] = stats.reused_tokens; };
+      engine.submit(std::move(request));
+    }
+    while (engine.step()) {
+    }
+    EXPECT_EQ(reused[0], 0);
+    EXPECT_EQ(reused[1], mtp == 0 ? 56 : 55) << "all whole pages";
+    EXPECT_EQ(reused[2], 0);
+    EXPECT_EQ(reused[3], 16);
+    EXPECT_EQ(order.front(), 2u);
+    for (size_t i = 0; i < 4; ++i) {
+      Engine alone(backend(), model, how);
+      GenerationOptions options;
+      options.max_tokens = 12;
+      EXPECT_EQ(texts[i], generated(alone, prompts[i], options).tokens) << i;
+    }
+  }
+}
+
 TEST(Scheduler, CancelledSequencesEndAndFreeTheirPages) {
   Transformer model = made({.mtp = 1}, 3, 0.3);
   RunnerOptions how{.context = 64, .page_size = 4, .chunk = 16, .sequences = 2};
