@@ -6,7 +6,7 @@
 
 #include "grammar/automaton.h"
 #include "json_mutations.h"
-#include "serve/chat_format.h"
+#include "serve/reply_parser.h"
 #include "support.h"
 
 namespace {
@@ -55,13 +55,8 @@ void refusing(Run run) {
 ReplyParser::Parts parts_of(const ReplyParser::Options& options, std::string_view text, size_t piece) {
   ReplyParser parser(options);
   ReplyParser::Parts all;
-  const auto take = [&](const ReplyParser::Parts& parts) {
-    all.content += parts.content;
-    all.reasoning += parts.reasoning;
-    all.calls.insert(all.calls.end(), parts.calls.begin(), parts.calls.end());
-  };
-  for (size_t at = 0; at < text.size(); at += piece) take(parser.push(text.substr(at, piece)));
-  take(parser.finish());
+  for (size_t at = 0; at < text.size(); at += piece) all.add(parser.push(text.substr(at, piece)));
+  all.add(parser.finish());
   return all;
 }
 
@@ -79,6 +74,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
                              cut = parts_of(options, text, 1 + seed % 5);
     require(whole.content == cut.content && whole.reasoning == cut.reasoning &&
             whole.calls.size() == cut.calls.size());
+    for (size_t i = 0; i < whole.calls.size(); ++i)
+      require(whole.calls[i].name == cut.calls[i].name && whole.calls[i].arguments == cut.calls[i].arguments);
   }
 
   refusing([&] { parse_body(text); });
@@ -98,6 +95,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const auto rules =
         reply_grammar(request.settings.form, &request, chat_format.tools(), opens_reasoning(prompt));
     if (rules) const grammar::Automaton automaton(*rules);
+    if (request.tool_choice.kind != ToolChoice::Kind::automatic) return;
+    for (const OpenedCall& opened : opened_calls(request, chat_format.tools()))
+      const grammar::Automaton automaton(opened.grammar);
   });
   return 0;
 }

@@ -174,6 +174,7 @@ int64_t Engine::conclude(Sequence& s, std::span<float> logits) {
       const Verdict verdict = verify(next.distribution, draft.distribution, draft.token, s.random);
       rejected = !verdict.accepted;
       right += verdict.accepted ? 1 : 0;
+      s.stats.accepted += verdict.accepted ? 1 : 0;
       s.ended = !emit(s, verdict.token, verdict.accepted, next);
       if (rejected || s.ended) break;
     }
@@ -184,7 +185,6 @@ int64_t Engine::conclude(Sequence& s, std::span<float> logits) {
   } catch (...) {
     s.fail_with_current();
   }
-  s.stats.accepted += right;
   s.processed = s.unread = std::min(s.processed + rows, s.length() - 1);
   return right;
 }
@@ -209,7 +209,7 @@ bool Engine::emit(Sequence& s, int32_t token, bool drafted, const Next& next) {
   TokenLogprobs logprobs;
   const bool reports = options.top_logprobs >= 0;
   if (reports) logprobs = logprobs_of(next.logits, token, options.top_logprobs);
-  if (s.request.on_token && !s.request.on_token({token, drafted, reports ? &logprobs : nullptr})) {
+  if (s.request.on_token && !s.request.on_token({token, drafted, reports ? &logprobs : nullptr, &s.stats})) {
     s.stats.finish = Finish::interrupted;
     return false;
   }

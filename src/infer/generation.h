@@ -62,6 +62,7 @@ struct GeneratedToken {
   int32_t id;
   bool drafted;                             // predicted by an MTP module, or looked up, and confirmed
   const TokenLogprobs* logprobs = nullptr;  // if asked for; valid during the call
+  const GenerationStats* stats = nullptr;   // so far; valid during the call
 };
 
 struct Request {

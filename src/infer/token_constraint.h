@@ -15,7 +15,7 @@ class TokenConstraint {
   virtual std::unique_ptr<TokenConstraint> fork() const = 0;
 
   // The tokens that may come next, a bit a token as in distribution_of; valid until the next call of any
-  // member. It covers the model's whole vocabulary.
+  // member. It covers the model's whole vocabulary; empty = all may.
   virtual std::span<const uint64_t> admitted() = 0;
   // `token` comes. False, and nothing changes, if it may not.
   virtual bool accept(int32_t token) = 0;

@@ -71,8 +71,14 @@ struct Answer::Choice {
   size_t calls_shown = 0;
   GenerationStats stats;
   std::string finish_reason;
-  Clock::time_point last_token{};
+  Clock::time_point first_token{}, last_token{};
   bool drafted = false;  // the last token was
+
+  // An event that brings text alone, cut where the text stands: most are such, and there is one a token.
+  struct Cut {
+    std::string before, behind;
+  };
+  std::optional<Cut> cuts[2];  // by drafted
 };
 
 Answer::Answer(const ServedModel& model, AnswerOptions options, std::shared_ptr<HttpReply> reply,
@@ -120,6 +126,8 @@ void Answer::submit() {
     request.prompt = choice.prompt;
     request.options = choice.generation;
     if (options_.grammar) request.options.constraint = std::make_shared<GrammarConstraint>(options_.grammar);
+    if (!options_.calls.empty())
+      request.options.constraint = std::make_shared<TriggeredConstraint>(options_.calls, options_.scope);
     request.on_token = [self, &choice](GeneratedToken token) { return self->take(choice, token); };
     request.on_prompt_token = [self, &choice](const TokenLogprobs& logprobs) {
       self->take_prompt_token(choice, logprobs);
@@ -188,10 +196,13 @@ bool Answer::take(Choice& choice, const GeneratedToken& token) {
   };
   if (choice.last_token == Clock::time_point()) {
     metrics_->first_token(seconds(begun_));
+    choice.first_token = now;
   } else {
     metrics_->next_token(seconds(choice.last_token));
   }
   choice.last_token = now;
+  choice.stats = *token.stats;
+  choice.stats.decode_seconds = seconds(choice.first_token);
   choice.drafted = token.drafted;
   if (token.logprobs != nullptr)
     choice.scored.push_back({choice.decoded, logprob_entry(*model_->tokenizer, *token.logprobs)});
@@ -224,15 +235,11 @@ void Answer::end(Choice& choice, const GenerationStats& stats) {
     choice.shown += text.size();
     rest = choice.parser.push(text);
   }
-  const ReplyParser::Parts last = choice.parser.finish();
-  rest.content += last.content;
-  rest.reasoning += last.reasoning;
-  rest.calls.insert(rest.calls.end(), last.calls.begin(), last.calls.end());
+  rest.add(choice.parser.finish());
   const bool cut = stats.finish == Finish::length || stats.finish == Finish::context_full ||
                    (stats.finish == Finish::interrupted && !choice.stops.stopped());
-  choice.finish_reason = !choice.all.calls.empty() || !rest.calls.empty() ? "tool_calls"
-                         : cut                                            ? "length"
-                                                                          : "stop";
+  const bool called = !choice.all.calls.empty() || !rest.calls.empty();
+  choice.finish_reason = cut ? "length" : called ? "tool_calls" : "stop";
   show(choice, rest, true);
   if (std::all_of(choices_.begin(), choices_.end(),
                   [](const auto& one) { return !one->finish_reason.empty(); }))
@@ -246,9 +253,7 @@ void Answer::show(Choice& choice, const ReplyParser::Parts& parts, bool last) {
   ReplyParser::Parts& all = choice.all;
   ReplyParser::Parts now = parts;
   now.content.insert(0, std::exchange(choice.echo, {}));
-  all.content += now.content;
-  all.reasoning += now.reasoning;
-  all.calls.insert(all.calls.end(), now.calls.begin(), now.calls.end());
+  all.add(now);
   // Tokens of a stop string are not shown, either.
   size_t scored = choice.scored_shown;
   const bool everything = last && !choice.stops.stopped();
@@ -256,7 +261,28 @@ void Answer::show(Choice& choice, const ReplyParser::Parts& parts, bool last) {
     ++scored;
   const size_t scored_before = std::exchange(choice.scored_shown, scored);
   if (!options_.stream || (now.empty() && scored == scored_before && !last)) return;
+  const bool text_alone =
+      !last && !options_.logprobs && !options_.live_timings && now.reasoning.empty() && now.calls.empty();
+  if (text_alone) return send_text(choice, now.content);
+  send(event_of(choice, now, last, scored_before));
+}
 
+void Answer::send_text(Choice& choice, const std::string& text) {
+  std::optional<Choice::Cut>& cut = choice.cuts[choice.drafted ? 1 : 0];
+  if (!cut) {
+    constexpr std::string_view mark = "\1";
+    ReplyParser::Parts parts;
+    parts.content = mark;
+    const std::string event = dumped(event_of(choice, parts, false, choice.scored_shown));
+    const std::string quoted = dumped(mark);
+    const size_t at = event.rfind(quoted);
+    cut = {"data: " + event.substr(0, at), event.substr(at + quoted.size()) + "\n\n"};
+  }
+  reply_->write(cut->before + dumped(text) + cut->behind);
+}
+
+// What is new of a choice.
+Json Answer::event_of(Choice& choice, const ReplyParser::Parts& now, bool last, size_t scored_before) const {
   Json event = envelope(true);
   const Json finish = last ? Json(choice.finish_reason) : Json();
   const Json logprobs = options_.logprobs ? logprobs_of(choice, scored_before) : Json();
@@ -274,8 +300,8 @@ void Answer::show(Choice& choice, const ReplyParser::Parts& parts, bool last) {
   // For who wants to see speculation at work; other clients pass over it.
   if (choice.drafted && !last) event["choices"][0]["drafted"] = true;
   if (options_.include_usage) event["usage"] = nullptr;
-  if (last) event["timings"] = timings();
-  send(event);
+  if (last || options_.live_timings) event["timings"] = timings();
+  return event;
 }
 
 void Answer::complete() {
@@ -342,8 +368,10 @@ Json Answer::delta_of(Choice& choice, const ReplyParser::Parts& parts) const {
   if (!parts.content.empty()) delta["content"] = parts.content;
   if (!parts.reasoning.empty()) delta["reasoning_content"] = parts.reasoning;
   for (const ToolCall& call : parts.calls) {
-    Json one = {{"index", choice.calls_shown++}};
-    one.update(call_json(call));
+    const bool begins = !call.name.empty();
+    choice.calls_shown += begins ? 1 : 0;
+    Json one = begins ? call_json(call) : Json{{"function", {{"arguments", call.arguments}}}};
+    one["index"] = choice.calls_shown - 1;
     delta["tool_calls"].push_back(std::move(one));
   }
   return delta;

@@ -9,9 +9,11 @@
 #include <vector>
 
 #include "grammar/token_masks.h"
+#include "infer/triggered_constraint.h"
 #include "serve/http.h"
 #include "serve/metrics.h"
 #include "serve/model.h"
+#include "serve/reply_parser.h"
 #include "tokenizer/stop_strings.h"
 
 namespace latente {
@@ -19,11 +21,14 @@ namespace latente {
 struct AnswerOptions {
   bool chat = false;
   bool stream = false, include_usage = false, logprobs = false, echo = false;
+  bool live_timings = false;  // in each event of a stream
   bool show_special = false;  // marks of calls may be special tokens
   size_t choices_a_prompt = 1;
   std::vector<std::string> stop{};
   ReplyParser::Options parser{};
   std::shared_ptr<const grammar::TokenGrammar> grammar{};  // of the replies; null = any
+  std::vector<TriggeredConstraint::Mark> calls{};          // that they may have, where `scope` says
+  TriggeredConstraint::Scope scope{};
 };
 
 class Answer : public std::enable_shared_from_this<Answer> {
@@ -59,6 +64,8 @@ class Answer : public std::enable_shared_from_this<Answer> {
   Json usage() const;
   Json timings() const;
   void send(const Json& event);
+  void send_text(Choice& choice, const std::string& text);
+  Json event_of(Choice& choice, const ReplyParser::Parts& now, bool last, size_t scored_before) const;
 
   const ServedModel* model_;
   AnswerOptions options_;

@@ -8,6 +8,8 @@
 namespace latente {
 namespace {
 
+constexpr size_t most_kept = 32;  // grammars of a kind
+
 void respond(HttpReply& reply, const Json& body) { reply.respond({200, "application/json"}, dumped(body)); }
 
 // Takes the same time wherever the texts differ.
@@ -289,7 +291,6 @@ void Api::reserve(int64_t sequences) const {
 
 std::shared_ptr<const grammar::TokenGrammar> Api::grammar_of(const ResponseForm& form,
                                                              const ChatRequest* chat, bool reasoning) {
-  constexpr size_t most_kept = 32;
   const bool calls = chat != nullptr && chat->tool_choice.kind == ToolChoice::Kind::required;
   if (!calls && form.kind == ResponseForm::Kind::text) return nullptr;
   std::string key = fmt::format("{} {} {}", static_cast<int>(form.kind), reasoning, form.schema);
@@ -301,12 +302,31 @@ std::shared_ptr<const grammar::TokenGrammar> Api::grammar_of(const ResponseForm&
   }
   const std::optional<grammar::Grammar> rules =
       reply_grammar(form, chat, calls ? format().tools() : ToolSyntax(), reasoning);
-  auto made = std::make_shared<grammar::TokenGrammar>(std::make_shared<grammar::Automaton>(*rules),
-                                                      model().vocabulary);
+  const auto made = compiled(*rules);
   const std::lock_guard lock(mutex_);
   if (grammars_.size() >= most_kept) grammars_.clear();
   grammars_[key] = made;
   return made;
+}
+
+std::vector<TriggeredConstraint::Mark> Api::calls_of(const ChatRequest& chat) {
+  const std::string key = fmt::format("{} {}", chat.parallel_tool_calls, chat.tools.dump());
+  {
+    const std::lock_guard lock(mutex_);
+    if (const auto found = calls_.find(key); found != calls_.end()) return found->second;
+  }
+  std::vector<TriggeredConstraint::Mark> made;
+  for (const OpenedCall& opened : opened_calls(chat, format().tools()))
+    made.push_back({opened.mark, compiled(opened.grammar)});
+  const std::lock_guard lock(mutex_);
+  if (calls_.size() >= most_kept) calls_.clear();
+  calls_[key] = made;
+  return made;
+}
+
+std::shared_ptr<const grammar::TokenGrammar> Api::compiled(const grammar::Grammar& rules) const {
+  return std::make_shared<grammar::TokenGrammar>(std::make_shared<grammar::Automaton>(rules),
+                                                 model().vocabulary);
 }
 
 void Api::chat(const HttpRequest& request, const std::shared_ptr<HttpReply>& reply) {
@@ -320,6 +340,7 @@ void Api::chat(const HttpRequest& request, const std::shared_ptr<HttpReply>& rep
   how.chat = true;
   how.stream = settings.stream;
   how.include_usage = settings.include_usage;
+  how.live_timings = settings.timings_per_token;
   how.logprobs = settings.logprobs;
   how.choices_a_prompt = static_cast<size_t>(settings.choices);
   how.stop = settings.stop;
@@ -331,6 +352,15 @@ void Api::chat(const HttpRequest& request, const std::shared_ptr<HttpReply>& rep
     how.show_special = true;
   }
   how.grammar = grammar_of(settings.form, &chat, how.parser.reasoning);
+  if (!how.grammar && chat.tool_choice.kind == ToolChoice::Kind::automatic) {
+    how.calls = calls_of(chat);
+    how.scope.at_beginning = format().tools().kind == ToolSyntax::Kind::bare;
+    if (how.parser.reasons) {
+      how.scope.opening = think_begin;
+      how.scope.closing = think_end;
+      how.scope.opened = how.parser.reasoning;
+    }
+  }
 
   GenerationOptions options = settings.options;
   options.max_tokens = std::min({settings.max_tokens.value_or(model().context),
@@ -354,6 +384,7 @@ void Api::complete(const HttpRequest& request, const std::shared_ptr<HttpReply>&
   AnswerOptions how;
   how.stream = settings.stream;
   how.include_usage = settings.include_usage;
+  how.live_timings = settings.timings_per_token;
   how.logprobs = settings.logprobs;
   how.echo = completion.echo;
   how.choices_a_prompt = static_cast<size_t>(settings.choices);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "grammar/token_masks.h"
+#include "infer/triggered_constraint.h"
 #include "serve/http.h"
 #include "serve/metrics.h"
 #include "serve/model.h"
@@ -72,12 +73,16 @@ class Api {
   // Compiled, or known from an earlier request.
   std::shared_ptr<const grammar::TokenGrammar> grammar_of(const ResponseForm& form, const ChatRequest* chat,
                                                           bool reasoning);
+  // The same of calls in replies that need not have any.
+  std::vector<TriggeredConstraint::Mark> calls_of(const ChatRequest& chat);
+  std::shared_ptr<const grammar::TokenGrammar> compiled(const grammar::Grammar& rules) const;
 
   ApiOptions options_;
   Metrics* metrics_;
   std::atomic<const ServedModel*> model_ = nullptr;
   std::mutex mutex_;
   std::map<std::string, std::shared_ptr<const grammar::TokenGrammar>> grammars_;
+  std::map<std::string, std::vector<TriggeredConstraint::Mark>> calls_;
 };
 
 }  // namespace latente

@@ -7,15 +7,7 @@
 namespace latente {
 namespace {
 
-constexpr std::string_view open_mark = "<think>", close_mark = "</think>";
-
 bool has(std::string_view text, std::string_view part) { return text.find(part) != text.npos; }
-
-std::string_view trimmed(std::string_view text) {
-  const size_t begin = text.find_first_not_of(" \t\r\n");
-  if (begin == text.npos) return {};
-  return text.substr(begin, text.find_last_not_of(" \t\r\n") + 1 - begin);
-}
 
 // The formats of the models' own templates: DeepSeek-V3 and R1; V3.1; Hermes and Qwen.
 ToolSyntax syntax_of(std::string_view source) {
@@ -73,13 +65,19 @@ Json with_objects(Json messages) {
 
 }  // namespace
 
+std::string_view trimmed(std::string_view text) {
+  const size_t begin = text.find_first_not_of(" \t\r\n");
+  if (begin == text.npos) return {};
+  return text.substr(begin, text.find_last_not_of(" \t\r\n") + 1 - begin);
+}
+
 ChatFormat::ChatFormat(std::string source, std::string bos_token, std::string eos_token)
     : source_(std::move(source)),
       bos_(std::move(bos_token)),
       eos_(std::move(eos_token)),
       template_(source_),
       tools_(syntax_of(source_)),
-      reasons_(has(source_, close_mark) || has(source_, open_mark)),
+      reasons_(has(source_, think_end) || has(source_, think_begin)),
       knows_tools_(has(source_, "tools")) {
   // Does a call come out as JSON if its arguments are an object?
   const Json call = {
@@ -117,7 +115,11 @@ std::string ChatFormat::prompt(const ChatRequest& request) const {
   }
 }
 
-bool opens_reasoning(std::string_view prompt) { return trimmed(prompt).ends_with(open_mark); }
+std::string_view call_mark(const ToolSyntax& syntax) {
+  return trimmed(syntax.begin.empty() ? syntax.call_begin : syntax.begin);
+}
+
+bool opens_reasoning(std::string_view prompt) { return trimmed(prompt).ends_with(think_begin); }
 
 // -- What a reply must be
 
@@ -152,31 +154,36 @@ Grammar schema_grammar(const std::string& schema, const std::string& param) {
   }
 }
 
-Expression object_call(Grammar& into, const Tool& tool) {
-  return sequence({grammar::literal("{\"name\": " + Json(tool.name).dump() + ", \"arguments\": "),
-                   embed(into, schema_grammar(tool.parameters, "tools")), grammar::literal("}")});
+std::string object_begin(const Tool& tool) {
+  return "{\"name\": " + Json(tool.name).dump() + ", \"arguments\": ";
 }
 
-Expression calls(Grammar& into, const ChatRequest& chat, const ToolSyntax& syntax) {
+// Only where a call is required must its schema be understood.
+Expression arguments(Grammar& into, const ChatRequest& chat, const Tool& tool) {
+  try {
+    return embed(into, schema_grammar(tool.parameters, "tools"));
+  } catch (const ApiError&) {
+    if (chat.tool_choice.kind == ToolChoice::Kind::required) throw;
+    return embed(into, grammar::json_object_grammar());
+  }
+}
+
+Expression calls(Grammar& into, const ChatRequest& chat, const std::vector<Tool>& tools,
+                 const ToolSyntax& syntax) {
   std::vector<Expression> one;
-  for (const Tool& tool : chat.tool_list) {
+  for (const Tool& tool : tools) {
     if (!chat.tool_choice.name.empty() && tool.name != chat.tool_choice.name) continue;
-    if (syntax.kind == ToolSyntax::Kind::named) {
-      one.push_back(sequence({grammar::literal(syntax.call_begin + tool.name + syntax.after_name),
-                              embed(into, schema_grammar(tool.parameters, "tools")),
-                              grammar::literal(syntax.call_end)}));
-    } else if (syntax.kind == ToolSyntax::Kind::object) {
-      one.push_back(sequence(
-          {grammar::literal(syntax.call_begin), object_call(into, tool), grammar::literal(syntax.call_end)}));
-    } else {
-      one.push_back(object_call(into, tool));
-    }
+    const bool named = syntax.kind == ToolSyntax::Kind::named;
+    one.push_back(
+        sequence({grammar::literal(syntax.call_begin),
+                  grammar::literal(named ? tool.name + syntax.after_name : object_begin(tool)),
+                  arguments(into, chat, tool), grammar::literal((named ? "" : "}") + syntax.call_end)}));
   }
   const bool several =
       chat.parallel_tool_calls && chat.tool_choice.name.empty() && syntax.kind != ToolSyntax::Kind::bare;
   into.rules.push_back({"call", choice(std::move(one))});
   const Expression call = grammar::call(static_cast<uint32_t>(into.rules.size() - 1));
-  Expression more = repeat(sequence({grammar::literal("\n"), call}), 0, several ? 15 : 0);
+  Expression more = repeat(sequence({grammar::optional(grammar::literal("\n")), call}), 0, several ? 15 : 0);
   return sequence({grammar::literal(syntax.begin), call, std::move(more), grammar::literal(syntax.end)});
 }
 
@@ -191,12 +198,29 @@ Expression reasoning_text() {
 
 }  // namespace
 
+std::vector<OpenedCall> opened_calls(const ChatRequest& chat, const ToolSyntax& syntax) {
+  std::vector<OpenedCall> opened;
+  const auto add = [&](std::string_view mark, const std::vector<Tool>& tools) {
+    Grammar grammar;
+    Expression body = calls(grammar, chat, tools, syntax);
+    grammar.root = static_cast<uint32_t>(grammar.rules.size());
+    grammar.rules.push_back({"calls", std::move(body)});
+    opened.push_back({std::string(mark), std::move(grammar)});
+  };
+  if (syntax.kind == ToolSyntax::Kind::bare) {
+    for (const Tool& tool : chat.tool_list) add(object_begin(tool), {tool});
+  } else {
+    add(call_mark(syntax), chat.tool_list);
+  }
+  return opened;
+}
+
 std::optional<Grammar> reply_grammar(const ResponseForm& form, const ChatRequest* chat,
                                      const ToolSyntax& syntax, bool reasoning) {
   const bool must_call = chat != nullptr && chat->tool_choice.kind == ToolChoice::Kind::required;
   if (!must_call && form.kind == ResponseForm::Kind::text) return std::nullopt;
   Grammar grammar;
-  Expression body = must_call ? calls(grammar, *chat, syntax)
+  Expression body = must_call ? calls(grammar, *chat, chat->tool_list, syntax)
                     : form.kind == ResponseForm::Kind::json_schema
                         ? embed(grammar, schema_grammar(form.schema, "response_format"))
                         : embed(grammar, grammar::json_object_grammar());
@@ -204,147 +228,6 @@ std::optional<Grammar> reply_grammar(const ResponseForm& form, const ChatRequest
   grammar.root = static_cast<uint32_t>(grammar.rules.size());
   grammar.rules.push_back({"reply", std::move(body)});
   return grammar;
-}
-
-// -- What a reply was
-
-ReplyParser::ReplyParser(Options options)
-    : options_(std::move(options)), state_(options_.reasoning ? State::reasoning : State::beginning) {}
-
-ReplyParser::Parts ReplyParser::push(std::string_view piece) {
-  held_ += piece;
-  Parts parts;
-  while (advance(parts, false)) {
-  }
-  return parts;
-}
-
-ReplyParser::Parts ReplyParser::finish() {
-  Parts parts;
-  while (advance(parts, true)) {
-  }
-  return parts;
-}
-
-bool ReplyParser::pass_until(std::string_view mark, std::string& out, bool last) {
-  const size_t at = held_.find(mark);
-  if (at != held_.npos) {
-    out += held_.substr(0, at);
-    held_.erase(0, at + mark.size());
-    return true;
-  }
-  size_t keep = last ? 0 : std::min(mark.size() - 1, held_.size());
-  while (keep > 0 && !held_.ends_with(mark.substr(0, keep))) --keep;
-  out += held_.substr(0, held_.size() - keep);
-  held_.erase(0, held_.size() - keep);
-  return false;
-}
-
-// Whether the state changed, and there may be more to do.
-bool ReplyParser::advance(Parts& parts, bool last) {
-  const std::string_view rest = trimmed(held_);
-  switch (state_) {
-    case State::beginning:
-    case State::behind_reasoning:
-      if (rest.empty() && !last) return false;
-      if (state_ == State::beginning && options_.reasons && !last && open_mark.starts_with(rest) &&
-          rest.size() < open_mark.size())
-        return false;
-      if (state_ == State::beginning && options_.reasons && rest.starts_with(open_mark)) {
-        held_.erase(0, held_.find(open_mark) + open_mark.size());
-        state_ = State::reasoning;
-        return true;
-      }
-      // Reasoning is followed by line breaks that belong to nobody.
-      if (state_ == State::behind_reasoning)
-        held_.erase(0, std::min(held_.find_first_not_of("\r\n"), held_.size()));
-      state_ = State::content;
-      if (options_.tools != nullptr && options_.tools->kind == ToolSyntax::Kind::bare &&
-          (rest.starts_with('{') || rest.starts_with('[')))
-        state_ = State::bare;
-      return true;
-    case State::reasoning:
-      if (!pass_until(close_mark, parts.reasoning, last)) return false;
-      state_ = State::behind_reasoning;
-      return true;
-    case State::content: {
-      if (options_.tools == nullptr || options_.tools->kind == ToolSyntax::Kind::bare) {
-        parts.content += std::exchange(held_, {});
-        return false;
-      }
-      // The line break behind <tool_call> is the model's choice.
-      const ToolSyntax& tools = *options_.tools;
-      const std::string_view mark =
-          tools.begin.empty() ? trimmed(tools.call_begin) : std::string_view(tools.begin);
-      if (!pass_until(mark, parts.content, last)) return false;
-      held_.insert(0, mark);
-      state_ = State::calls;
-      return true;
-    }
-    case State::calls:
-      if (read_call(parts)) return true;
-      if (!last) return false;
-      if (!trimmed(held_).starts_with(options_.tools->end) || options_.tools->end.empty())
-        parts.content += trimmed(held_);
-      held_.clear();
-      return false;
-    case State::bare:
-      if (!last) return false;
-      if (!read_bare(parts)) parts.content += held_;
-      held_.clear();
-      return false;
-  }
-  return false;
-}
-
-namespace {
-
-std::optional<ToolCall> call_of(const Json& object) {
-  if (!object.is_object() || !object.value("name", Json()).is_string()) return std::nullopt;
-  const Json* arguments = field(object, "arguments");
-  if (arguments == nullptr) arguments = field(object, "parameters");
-  return ToolCall{object["name"].get<std::string>(), arguments == nullptr     ? "{}"
-                                                     : arguments->is_string() ? arguments->get<std::string>()
-                                                                              : arguments->dump()};
-}
-
-}  // namespace
-
-// Takes a whole call from what is held.
-bool ReplyParser::read_call(Parts& parts) {
-  const ToolSyntax& tools = *options_.tools;
-  const std::string_view call_begin = trimmed(tools.call_begin), call_end = trimmed(tools.call_end);
-  const size_t begin = held_.find(call_begin);
-  if (begin == held_.npos) return false;
-  const size_t at = begin + call_begin.size(), end = held_.find(call_end, at);
-  if (end == held_.npos) return false;
-  const std::string_view inside = std::string_view(held_).substr(at, end - at);
-  if (tools.kind == ToolSyntax::Kind::named) {
-    const std::string_view separator = trimmed(tools.after_name);
-    const size_t name_end = inside.find(separator);
-    if (name_end == inside.npos) return false;
-    parts.calls.push_back({std::string(trimmed(inside.substr(0, name_end))),
-                           std::string(trimmed(inside.substr(name_end + separator.size())))});
-  } else {
-    const std::optional<ToolCall> call = call_of(Json::parse(inside, nullptr, false));
-    if (!call) return false;
-    parts.calls.push_back(*call);
-  }
-  held_.erase(0, end + call_end.size());
-  return true;
-}
-
-bool ReplyParser::read_bare(Parts& parts) const {
-  const Json reply = Json::parse(trimmed(held_), nullptr, false);
-  std::vector<ToolCall> found;
-  for (const Json& object : reply.is_array() ? reply : Json::array({reply})) {
-    const std::optional<ToolCall> call = call_of(object);
-    const auto known = [&](const Tool& tool) { return call && tool.name == call->name; };
-    if (std::none_of(options_.known.begin(), options_.known.end(), known)) return false;
-    found.push_back(*call);
-  }
-  parts.calls.insert(parts.calls.end(), found.begin(), found.end());
-  return !found.empty();
 }
 
 }  // namespace latente

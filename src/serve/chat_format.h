@@ -1,8 +1,7 @@
-// How a model's chat template writes calls of tools and reasoning, and the way back: from a conversation to a
-// prompt, and from a reply's text to content, reasoning and calls.
+// How a model's chat template writes calls of tools and reasoning: from a conversation to a prompt, and to
+// grammars of what may come. The way back is reply_parser.h.
 #pragma once
 
-#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -22,6 +21,15 @@ struct ToolSyntax {
   Kind kind = Kind::bare;
   std::string begin{}, call_begin{}, after_name{}, call_end{}, end{};
 };
+
+// What the first call begins with; of bare ones, nothing.
+std::string_view call_mark(const ToolSyntax& syntax);
+
+// Around reasoning.
+constexpr std::string_view think_begin = "<think>", think_end = "</think>";
+
+// Without white space at both ends.
+std::string_view trimmed(std::string_view text);
 
 class ChatFormat {
  public:
@@ -54,41 +62,13 @@ bool opens_reasoning(std::string_view prompt);
 std::optional<grammar::Grammar> reply_grammar(const ResponseForm& form, const ChatRequest* chat,
                                               const ToolSyntax& syntax, bool reasoning);
 
-struct ToolCall {
-  std::string name, arguments;  // JSON, as the model wrote it
+// Calls in a reply that need not have any, from the mark on that opens one: for all tools, or, of bare calls,
+// one for each; those marks count at the reply's beginning alone. Arguments whose schema is not understood
+// are any JSON object.
+struct OpenedCall {
+  std::string mark;
+  grammar::Grammar grammar;
 };
-
-// A reply's text as it comes, taken apart. Text is passed on as soon as it cannot be the beginning of a mark.
-class ReplyParser {
- public:
-  struct Options {
-    bool reasons = false;               // <think> is a mark
-    bool reasoning = false;             // the reply begins inside of it
-    const ToolSyntax* tools = nullptr;  // calls are looked for
-    std::vector<Tool> known{};          // that may be called, bare
-  };
-  struct Parts {
-    std::string content, reasoning;
-    std::vector<ToolCall> calls;
-    bool empty() const { return content.empty() && reasoning.empty() && calls.empty(); }
-  };
-  explicit ReplyParser(Options options);
-
-  Parts push(std::string_view piece);
-  // The rest. Calls that were begun and are none are content.
-  Parts finish();
-
- private:
-  enum class State : uint8_t { beginning, reasoning, behind_reasoning, content, calls, bare };
-  bool advance(Parts& parts, bool last);
-  bool read_call(Parts& parts);
-  bool read_bare(Parts& parts) const;
-  // Moves text to `out` up to `mark`, which vanishes; without it, up to what may begin it.
-  bool pass_until(std::string_view mark, std::string& out, bool last);
-
-  Options options_;
-  State state_;
-  std::string held_;
-};
+std::vector<OpenedCall> opened_calls(const ChatRequest& chat, const ToolSyntax& syntax);
 
 }  // namespace latente

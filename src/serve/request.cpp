@@ -101,6 +101,7 @@ GenerationSettings read_settings(const Json& body, const GenerationOptions& defa
     if (!settings.stream) refuse("stream_options", "is for requests with stream: true alone");
     settings.include_usage = flag_field(*options, "include_usage").value_or(false);
   }
+  settings.timings_per_token = flag_field(body, "timings_per_token").value_or(false);
   settings.form = read_form(body);
   return settings;
 }

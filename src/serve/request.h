@@ -41,7 +41,7 @@ struct GenerationSettings {
   std::optional<int64_t> max_tokens;
   std::vector<std::string> stop;
   int64_t choices = 1;
-  bool stream = false, include_usage = false;
+  bool stream = false, include_usage = false, timings_per_token = false;
   bool logprobs = false;
   ResponseForm form;
 };

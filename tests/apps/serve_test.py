@@ -172,6 +172,21 @@ class Protocol(WithServer):
         # It loads nothing from elsewhere.
         self.assertEqual(re.findall(r"""(?:src|href)=["']?(?!data:)[^"'>\s]+""", text), [])
 
+    def test_experts(self):
+        def tokens():
+            return [sum(layer["tokens"]) for layer in self.server.get("/experts")["layers"]]
+        self.server.complete("the king said unto the queen", max_tokens=9, logit_bias=ENDLESS)
+        commands.wait_for(lambda: sum(tokens()) > 0, "experts are counted")
+        first = tokens()
+        self.server.complete("bread and wine", max_tokens=9, logit_bias=ENDLESS)
+        commands.wait_for(lambda: sum(first) < sum(tokens()), "more of them")
+        text = self.server.get("/metrics")
+        self.assertEqual(len(re.findall(r"^latente_expert_imbalance\{", text, re.M)), len(first))
+        self.assertNotIn("latente_expert_tokens_total", text)
+        props = self.server.get("/props")
+        self.assertLess(0, props["cache_bytes_per_token"])
+        self.assertLess(props["cache_bytes_per_token"], props["cache_bytes_per_token_mha"])
+
     def test_tokens_and_text(self):
         answer = self.server.post("/tokenize", content="the king said", with_pieces=True)
         self.assertEqual("".join(token["piece"] for token in answer["tokens"]), "the king said")
@@ -222,6 +237,15 @@ class Protocol(WithServer):
         again = self.server.complete(prompt, max_tokens=1)["usage"]
         self.assertEqual(first["prompt_tokens_details"]["cached_tokens"], 0)
         self.assertGreater(again["prompt_tokens_details"]["cached_tokens"], 0.9 * again["prompt_tokens"])
+
+    def test_choices_read_the_prompt_once(self):
+        prompt = "bread and water " * 40
+        answer = self.server.complete(prompt, max_tokens=2, n=4, temperature=1, seed=1)
+        tokens = answer["usage"]["prompt_tokens"]
+        self.assertEqual(answer["usage"]["prompt_tokens_details"]["cached_tokens"], 0)
+        timings = answer["timings"]
+        self.assertEqual(timings["prompt_n"] + timings["cache_n"], 4 * tokens)
+        self.assertGreater(timings["cache_n"], 3 * (tokens - 64 - 2))  # whole pages, less what modules read ahead
 
     def test_choices_and_seeds(self):
         how = dict(max_tokens=24, temperature=1, n=3, seed=7)
@@ -277,9 +301,11 @@ class Protocol(WithServer):
         events = self.server.stream("/v1/chat/completions", messages=[{"role": "user", "content": "weather?"}],
                                     tools=[WEATHER], tool_choice="required", parallel_tool_calls=False,
                                     temperature=0, max_tokens=300)
-        calls = [call for event in events for choice in event["choices"] for call in choice["delta"].get("tool_calls", [])]
-        self.assertEqual([call["index"] for call in calls], [0])
-        self.assertEqual(calls[0]["function"]["name"], "weather")
+        pieces = [piece for event in events for choice in event["choices"] for piece in choice["delta"].get("tool_calls", [])]
+        self.assertEqual({piece["index"] for piece in pieces}, {0})
+        self.assertEqual([piece["function"].get("name") for piece in pieces], ["weather"] + [None] * (len(pieces) - 1))
+        self.assertEqual("".join(piece["function"]["arguments"] for piece in pieces), call["function"]["arguments"])
+        self.assertGreater(len(pieces), 3)  # as they are written
         # The answer goes back in the template's own form.
         prompt = self.server.post("/apply-template", tools=[WEATHER], messages=[
             {"role": "user", "content": "weather?"}, message | {"tool_calls": [call]},
@@ -368,6 +394,17 @@ class Streams(WithServer):
             self.assertLessEqual(drafted, accepted)
             # The last one's event tells how it ended, and a character of several tokens is one event.
             self.assertEqual(drafted > 0, accepted > 1)
+
+    def test_timings_as_they_come(self):
+        how = dict(prompt="the king the king the king", max_tokens=60, temperature=0, logit_bias=ENDLESS)
+        events = self.server.stream("/v1/completions", timings_per_token=True, **how)
+        written = [event["timings"]["predicted_n"] for event in events]
+        self.assertEqual(written, sorted(written))
+        self.assertEqual((written[0], written[-1]), (1, 60))
+        for event in events:
+            timings = event["timings"]
+            self.assertLessEqual(timings["draft_n_accepted"], timings["draft_n"])
+        self.assertEqual(sum("timings" in event for event in self.server.stream("/v1/completions", **how)), 1)
 
     def test_usage_comes_last(self):
         events = self.server.stream("/v1/completions", prompt="the", max_tokens=5, temperature=0, logit_bias=ENDLESS,

@@ -218,25 +218,24 @@ TEST(Scheduler, WhatIsBeingReadIsNotReadTwice) {
     prompts[3].resize(20);                       // ends early
     prompts[3].push_back((shared[20] + 1) % 64);
     std::vector<int64_t> reused(4);
-    std::vector<size_t> order;
     for (size_t i = 0; i < 4; ++i) {
       Request request{prompts[i], {}, 0, {}, {}, {}};
       request.options.max_tokens = 12;
       request.on_token = [&, i](GeneratedToken token) {
-        if (texts[i].empty()) order.push_back(i);
         texts[i].push_back(token.id);
         return true;
       };
       request.on_finish = [&, i](const GenerationStats& stats) { reused[i] = stats.reused_tokens; };
       engine.submit(std::move(request));
     }
+    engine.step();
+    EXPECT_EQ(engine.running(), 2u);
     while (engine.step()) {
     }
     EXPECT_EQ(reused[0], 0);
     EXPECT_EQ(reused[1], mtp == 0 ? 56 : 55) << "all whole pages";
     EXPECT_EQ(reused[2], 0);
-    EXPECT_EQ(reused[3], 16);
-    EXPECT_EQ(order.front(), 2u);
+    EXPECT_EQ(reused[3], mtp == 0 ? 16 : 15);
     for (size_t i = 0; i < 4; ++i) {
       Engine alone(backend(), model, how);
       GenerationOptions options;

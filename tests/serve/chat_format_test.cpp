@@ -2,11 +2,10 @@
 
 #include <gtest/gtest.h>
 
-#include <random>
-
 #include "base/file.h"
 #include "grammar/matcher.h"
 #include "infer/grammar_constraint.h"
+#include "serve/reply_parser.h"
 
 namespace latente {
 namespace {
@@ -14,112 +13,6 @@ namespace {
 std::string source(const std::string& name) { return read_file(LATENTE_TEST_DATA "/templates/" + name); }
 
 const std::string hermes = "{% for m in messages %}{{ m.content }}{% endfor %}{# <tool_call> #}";
-
-ReplyParser::Parts whole(const ReplyParser::Options& options, std::string_view text) {
-  ReplyParser parser(options);
-  ReplyParser::Parts parts = parser.push(text);
-  const ReplyParser::Parts rest = parser.finish();
-  parts.content += rest.content;
-  parts.reasoning += rest.reasoning;
-  parts.calls.insert(parts.calls.end(), rest.calls.begin(), rest.calls.end());
-  return parts;
-}
-
-// However a text is cut into pieces, its parts are the same.
-ReplyParser::Parts parsed(const ReplyParser::Options& options, std::string_view text) {
-  const ReplyParser::Parts expected = whole(options, text);
-  std::minstd_rand random(1);
-  for (int trial = 0; trial < 20; ++trial) {
-    ReplyParser parser(options);
-    ReplyParser::Parts parts;
-    const auto take = [&](const ReplyParser::Parts& more) {
-      parts.content += more.content;
-      parts.reasoning += more.reasoning;
-      for (const ToolCall& call : more.calls) parts.calls.push_back(call);
-    };
-    for (size_t at = 0; at < text.size();) {
-      const size_t count = trial == 0 ? 1 : 1 + random() % 9;
-      take(parser.push(text.substr(at, count)));
-      at += count;
-    }
-    take(parser.finish());
-    EXPECT_EQ(parts.content, expected.content);
-    EXPECT_EQ(parts.reasoning, expected.reasoning);
-    EXPECT_EQ(parts.calls.size(), expected.calls.size());
-  }
-  return expected;
-}
-
-TEST(ReplyParser, Reasoning) {
-  const ReplyParser::Options either{.reasons = true}, opened{.reasons = true, .reasoning = true};
-  ReplyParser::Parts parts = parsed(either, "<think>\nWhy?</think>\n\nSo.");
-  EXPECT_EQ(parts.reasoning, "\nWhy?");
-  EXPECT_EQ(parts.content, "So.");
-  parts = parsed(opened, "Why?</think>So. </think>");
-  EXPECT_EQ(parts.reasoning, "Why?");
-  EXPECT_EQ(parts.content, "So. </think>");
-  parts = parsed(opened, "Why </thin");
-  EXPECT_EQ(parts.reasoning, "Why </thin");
-  EXPECT_EQ(parts.content, "");
-  parts = parsed(either, "<thing> is no mark <think>");
-  EXPECT_EQ(parts.content, "<thing> is no mark <think>");
-  EXPECT_EQ(parts.reasoning, "");
-  EXPECT_EQ(parsed({}, "<think>x</think>").content, "<think>x</think>");
-  EXPECT_EQ(parsed(either, " \n").content, " \n");
-  EXPECT_EQ(parsed(either, "").content, "");
-}
-
-TEST(ReplyParser, CallsInTheTemplatesForms) {
-  const ChatFormat v3(source("deepseek_v3.jinja"), "", ""), qwen(hermes, "", "");
-  const ChatFormat v31("{{ messages[0].content }}{# <｜tool▁call▁begin｜> #}", "", "");
-  const std::string calls = "<｜tool▁calls▁begin｜>", call = "<｜tool▁call▁begin｜>",
-                    separator = "<｜tool▁sep｜>", end = "<｜tool▁call▁end｜>",
-                    all_end = "<｜tool▁calls▁end｜>";
-  ReplyParser::Parts parts =
-      parsed({.tools = &v3.tools()}, "Let me see.\n" + calls + call + "function" + separator +
-                                         "f\n```json\n{\"a\": 1}\n```" + end + "\n" + call + "function" +
-                                         separator + "g\n```json\n{}\n```" + end + all_end);
-  EXPECT_EQ(parts.content, "Let me see.\n");
-  ASSERT_EQ(parts.calls.size(), 2U);
-  EXPECT_EQ(parts.calls[0].name, "f");
-  EXPECT_EQ(parts.calls[0].arguments, "{\"a\": 1}");
-  EXPECT_EQ(parts.calls[1].name, "g");
-
-  parts = parsed({.reasons = true, .reasoning = true, .tools = &v31.tools()},
-                 "Hm.</think>" + calls + call + "f" + separator + "{\"a\": 1}" + end + all_end);
-  EXPECT_EQ(parts.reasoning, "Hm.");
-  EXPECT_EQ(parts.content, "");
-  ASSERT_EQ(parts.calls.size(), 1U);
-  EXPECT_EQ(parts.calls[0].name, "f");
-  EXPECT_EQ(parts.calls[0].arguments, "{\"a\": 1}");
-
-  parts = parsed({.tools = &qwen.tools()},
-                 "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": "
-                 "\"x\"}}</tool_call>\n<tool_call>\n{\"name\": \"g\", \"arguments\": {}}\n</tool_call>");
-  ASSERT_EQ(parts.calls.size(), 2U);
-  EXPECT_EQ(parts.calls[0].arguments, "{\"a\":\"x\"}");
-  EXPECT_EQ(parts.calls[1].name, "g");
-
-  // What is none stays text.
-  parts = parsed({.tools = &v3.tools()}, "x" + calls + call + "function" + separator + "f");
-  EXPECT_TRUE(parts.calls.empty());
-  EXPECT_EQ(parts.content, "x" + calls + call + "function" + separator + "f");
-}
-
-TEST(ReplyParser, BareCalls) {
-  const ToolSyntax bare;
-  const ReplyParser::Options options{.tools = &bare, .known = {{"f", "{}"}}};
-  ReplyParser::Parts parts = parsed(options, " {\"name\": \"f\", \"parameters\": {\"a\": 1}}\n");
-  ASSERT_EQ(parts.calls.size(), 1U);
-  EXPECT_EQ(parts.calls[0].arguments, "{\"a\":1}");
-  EXPECT_EQ(parts.content, "");
-  for (const std::string text : {"{\"name\": \"g\"}", "{\"name\": 5}", "{\"a\": 1}", "{", "[]", "[1]", "{} x",
-                                 "plain {\"name\": \"f\"}"}) {
-    parts = parsed(options, text);
-    EXPECT_TRUE(parts.calls.empty()) << text;
-    EXPECT_EQ(parts.content, text);
-  }
-}
 
 TEST(ChatFormat, KnowsTemplates) {
   EXPECT_FALSE(ChatFormat(source("deepseek_v3.jinja"), "", "").reasons());
@@ -175,11 +68,41 @@ TEST(ReplyGrammar, RequiredCallsParseAsCalls) {
     ASSERT_TRUE(rules);
     EXPECT_TRUE(admits(*rules, text)) << text;
     EXPECT_FALSE(admits(*rules, "Hello"));
-    const ReplyParser::Parts parts = parsed({.tools = &format->tools(), .known = chat.tool_list}, text);
+    ReplyParser parser({.tools = &format->tools(), .known = chat.tool_list});
+    ReplyParser::Parts parts = parser.push(text);
+    parts.add(parser.finish());
     ASSERT_EQ(parts.calls.size(), 1U) << text;
     EXPECT_EQ(parts.calls[0].name, "f");
     EXPECT_EQ(parts.content, "");
   }
+}
+
+TEST(ReplyGrammar, CallsThatAReplyOpens) {
+  const ChatFormat v3(source("deepseek_v3.jinja"), "", ""), qwen(hermes, "", ""),
+      llama(source("llama3_style.jinja"), "", "");
+  ChatRequest chat = request("\"auto\"");
+  chat.tool_list.push_back({"g", R"({"type": "object", "not understood": 1, "minProperties": "x"})"});
+  const std::string v3_call = "<｜tool▁call▁begin｜>function<｜tool▁sep｜>",
+                    v3_end = "\n```<｜tool▁call▁end｜>";
+  std::vector<OpenedCall> opened = opened_calls(chat, v3.tools());
+  ASSERT_EQ(opened.size(), 1U);
+  EXPECT_EQ(opened[0].mark, "<｜tool▁calls▁begin｜>");
+  for (const char* between : {"", "\n"})
+    EXPECT_TRUE(admits(opened[0].grammar, opened[0].mark + v3_call + "f\n```json\n{\"z\": 5}" + v3_end +
+                                              between + v3_call + "g\n```json\n{\"any\": [1]}" + v3_end +
+                                              "<｜tool▁calls▁end｜>"));
+  EXPECT_FALSE(admits(opened[0].grammar, opened[0].mark + v3_call + "f\n```json\n{\"z\": \"x\"}" + v3_end +
+                                             "<｜tool▁calls▁end｜>"));
+  opened = opened_calls(chat, qwen.tools());
+  ASSERT_EQ(opened.size(), 1U);
+  EXPECT_EQ(opened[0].mark, "<tool_call>");
+  EXPECT_TRUE(
+      admits(opened[0].grammar, "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"z\": 5}}\n</tool_call>"));
+  opened = opened_calls(chat, llama.tools());
+  ASSERT_EQ(opened.size(), 2U);
+  EXPECT_EQ(opened[1].mark, "{\"name\": \"g\", \"arguments\": ");
+  EXPECT_TRUE(admits(opened[1].grammar, opened[1].mark + "{\"any\": {}}}"));
+  EXPECT_FALSE(admits(opened[1].grammar, opened[0].mark + "{\"z\": 5}}"));
 }
 
 TEST(ReplyGrammar, ComesBehindReasoning) {

@@ -1,12 +1,14 @@
 """Renders templates with jinja2 (as transformers sets it up) and with Latente, and reports every difference.
 
-    compare_with_jinja2.py PATH_OF_test_tokenizer [--random N] [--seed S] [--record]
+    compare_with_jinja2.py PATH_OF_test_tokenizer [--random N] [--seed S] [--record] [--templates DIRECTORY]
 
-Templates: tests/templates/*.jinja with random conversations, tests/templates/snippets.txt, and N random programs.
+Templates: tests/templates/*.jinja with random conversations, tests/templates/snippets.txt, and N random programs;
+with --templates DIRECTORY, those of its *.jinja with random conversations instead, and a line for each.
 Both must give the same text, or both an error. --record writes tests/templates/recorded.json from jinja2's answers
 for the first two kinds and the first 100 random programs. Needs transformers >= 5 and jinja2 3.1.6.
 """
 import argparse
+import collections
 import json
 import os
 import pathlib
@@ -56,6 +58,12 @@ def fixed_requests(rng, conversations):
         yield {"source": line, "context": SNIPPET_CONTEXT}
 
 
+def published_requests(rng, directory, conversations):
+    for path in sorted(pathlib.Path(directory).glob("*.jinja")):
+        for _ in range(conversations):
+            yield {"source": path.read_text(), "name": path.name, "context": random_template.context(rng)}
+
+
 def main():
     warnings.simplefilter("ignore")
     parser = argparse.ArgumentParser()
@@ -64,11 +72,15 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--record", action="store_true")
     parser.add_argument("--show", type=int, default=20)
+    parser.add_argument("--templates")
     options = parser.parse_args()
     rng = random.Random(options.seed)
-    requests = list(fixed_requests(rng, 8 if options.record else 200))
-    fixed = len(requests)
-    requests += [random_template.program(rng) for _ in range(options.random)]
+    if options.templates:
+        requests = list(published_requests(rng, options.templates, 100))
+    else:
+        requests = list(fixed_requests(rng, 8 if options.record else 200))
+        fixed = len(requests)
+        requests += [random_template.program(rng) for _ in range(options.random)]
     wanted = [expected(request) for request in requests]
     if options.record:
         recorded = [{**request, **want} for request, want in list(zip(requests, wanted))[:fixed + 100]
@@ -77,15 +89,22 @@ def main():
         (TEMPLATES / "recorded.json").write_text("[\n" + lines + "\n]\n")
     got = answers(options.program, requests)
     differing = 0
+    rendered = collections.Counter()  # by template: equal texts, errors of both, differences
     for request, want, have in zip(requests, wanted, got):
+        name = request.get("name", "")
+        rendered[name, "equal" if want.get("text") == have.get("text") else "different"] += 1
+        rendered[name, "errors"] += "error" in want
         if want.get("text") == have.get("text") or UNSTABLE.search(want.get("text", "")):
             continue
         differing += 1
         if differing <= options.show:
-            print("--- " + (request.get("file") or request["source"]))
+            print("--- " + (request.get("file") or request.get("name") or request["source"]))
             if len(request["source"] if "source" in request else "x" * 999) < 200 or "file" in request:
                 print("  context: " + json.dumps(request["context"], ensure_ascii=False)[:600])
             print(f"  jinja2:  {json.dumps(want, ensure_ascii=False)}\n  latente: {json.dumps(have, ensure_ascii=False)}")
+    for name in sorted({name for name, _ in rendered} - {""}):
+        print(f"{name}: {rendered[name, 'equal']} equal, {rendered[name, 'errors']} of them errors, "
+              f"{rendered[name, 'different']} different")
     failing = sum("error" in want for want in wanted)
     print(f"{len(requests)} renderings, {failing} of them errors in jinja2, {differing} differ")
     raise SystemExit(1 if differing else 0)
