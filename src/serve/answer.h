@@ -14,7 +14,6 @@
 #include "serve/metrics.h"
 #include "serve/model.h"
 #include "serve/reply_parser.h"
-#include "tokenizer/stop_strings.h"
 
 namespace latente {
 
