@@ -184,6 +184,11 @@ bool fits(const Product<bf16, bf16, C>& p) {
          aligned(p.c, 2 * sizeof(C)) && p.c_row % 2 == 0 && p.c_batch % 2 == 0;
 }
 
+template <class C>
+bool few_rows(const Product<bf16, bf16, C>& p, int64_t rows) {
+  return p.a_depth == 1 && p.b_depth == 1 && (p.offsets ? rows / p.experts : rows) <= 32;
+}
+
 template <class S, bool a_by_depth, bool b_by_depth, class C, class GridOf>
 void launch_shape(const Product<bf16, bf16, C>& p, const GridOf& grid_of, const char* name,
                   const Context& context) {
@@ -202,8 +207,7 @@ void launch(const Product<bf16, bf16, C>& p, int64_t rows, const GridOf& grid_of
             const Context& context) {
   if (p.a_depth != 1) return launch_shape<Large, false, false>(p, grid_of, name, context);
   if (p.b_depth != 1) return launch_shape<Large, true, false>(p, grid_of, name, context);
-  const int64_t rows_a_group = p.offsets ? rows / p.experts : rows;
-  if (rows_a_group <= 32) return launch_shape<Small, true, true>(p, grid_of, name, context);
+  if (few_rows(p, rows)) return launch_shape<Small, true, true>(p, grid_of, name, context);
   launch_shape<Large, true, true>(p, grid_of, name, context);
 }
 
