@@ -13,16 +13,24 @@ constexpr int tile_rows = 128, step = 64, threads = 384, row_tiles_together = 16
 constexpr int square_bytes = 64 * 128;  // a tile of 64 rows
 constexpr int most_stages = 6, most_experts = 512;
 
+#ifndef S256
+#define S256 4
+#endif
+#ifndef B256
+#define B256 2
+#endif
+// Columns of a tile, stages, and tiles of 64 rows that each warpgroup's results leave through.
 template <int Columns, bool AByDepth, bool BByDepth>
 struct Config {
-  static constexpr int columns = Columns, stages = Columns == 256 ? 4 : Columns == 192 ? 5 : 6;
+  static constexpr int columns = Columns, stages = Columns == 256 ? S256 : Columns == 192 ? 4 : 6;
+  static constexpr int out_tiles = Columns == 256 ? B256 : Columns / 64;
   static constexpr bool a_by_depth = AByDepth, b_by_depth = BByDepth;
   static constexpr int a_bytes = tile_rows * 128, b_bytes = Columns * 128, stage_bytes = a_bytes + b_bytes;
-  static constexpr int shared = stages * stage_bytes + 1024;  // the memory may begin anywhere
+  static constexpr int out = stages * stage_bytes, shared = out + 2 * out_tiles * square_bytes;
 };
 
 struct Maps {
-  CUtensorMap a, b;
+  CUtensorMap a, b, c;
 };
 struct Shared {
   Barrier full[most_stages], empty[most_stages];
@@ -237,70 +245,121 @@ __device__ void exchange(T& low, T& high, int lane, int bit) {
   (lane & bit ? low : high) = got;
 }
 
-// A warp's 16 rows from t.row + group_row on. Four lanes have two neighbouring columns of every eight each;
-// they trade until each has 16 bytes.
-template <int count>
-__device__ void put_narrow(const HopperProduct& p, const Tiles& t, const float (&sum)[count], int group_row,
-                           int lane) {
-  const int q = lane % 4;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int row = t.row + group_row + lane / 4 + half * 8;
-    bf16* line = static_cast<bf16*>(p.c) + t.result() + row * p.c_row + t.column;
-#pragma unroll
-    for (int j = 0; j < count / 4; j += 4) {  // 32 columns
-      uint32_t words[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int column = t.column + (j + i) * 8 + q * 2;
-        float two[2] = {sum[(j + i) * 4 + half * 2], sum[(j + i) * 4 + half * 2 + 1]};
-        if (p.bias && column < p.columns) two[0] += bias_of(p, column), two[1] += bias_of(p, column + 1);
-        if (p.accumulate && row < t.end_row && column < p.columns) {
-          float before[2];
-          load<2>(line + (j + i) * 8 + q * 2, before);
-          two[0] += before[0], two[1] += before[1];
-        }
-        words[i] = pack_bf16(two[0], two[1]);
-      }
-      exchange(words[0], words[1], q, 1), exchange(words[2], words[3], q, 1);
-      exchange(words[0], words[2], q, 2), exchange(words[1], words[3], q, 2);
-      if (row < t.end_row && t.column + (j + q) * 8 < p.columns) {
-        *reinterpret_cast<uint4*>(line + (j + q) * 8) = make_uint4(words[0], words[1], words[2], words[3]);
-      }
-    }
-  }
+__device__ inline void store_matrices(uint32_t to, const uint32_t (&x)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x[0]),
+               "r"(x[1]), "r"(x[2]), "r"(x[3])
+               : "memory");
 }
-template <int count>
-__device__ void put_wide(const HopperProduct& p, const Tiles& t, const float (&sum)[count], int group_row,
-                         int lane) {
-  const int q = lane % 4;
+
+// One warpgroup's rows of a tile on their way out, some columns at a time: through tiles of 64 rows in shared
+// memory, which the copy engine writes while the next products run.
+template <class K>
+struct Output {
+  const HopperProduct& p;
+  const CUtensorMap* map;
+  char* out;
+  int group, thread, lane = thread % warp_size, q = lane % 4;
+  int warp_row = thread / warp_size * 16;  // of the warpgroup's 64
+
+  // Columns first .. first + 16 of the warp's rows to a tile: as bfloat16. plain: without bias, and nothing
+  // to add to.
+  template <bool plain>
+  __device__ void narrow(const Tiles& t, const float* sum, int first, char* tile, int at) const {
+    uint32_t words[4];
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int row = t.row + group_row + lane / 4 + half * 8;
-    float* line = static_cast<float*>(p.c) + t.result() + row * p.c_row + t.column;
-#pragma unroll
-    for (int j = 0; j < count / 4; j += 2) {  // 16 columns
-      float four[4];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        four[i] = sum[j * 4 + half * 2 + i], four[i + 2] = sum[j * 4 + 4 + half * 2 + i];
+    for (int i = 0; i < 4; ++i) {  // rows 0-7 and 8-15, then the next eight columns
+      const int column = t.column + first + i / 2 * 8 + q * 2;
+      float two[2] = {sum[i * 2], sum[i * 2 + 1]};
+      if (!plain && p.bias && column < p.columns) {
+        two[0] += bias_of(p, column), two[1] += bias_of(p, column + 1);
       }
+      const int row = t.row + group * 64 + warp_row + i % 2 * 8 + lane / 4;
+      if (!plain && p.accumulate && row < t.end_row && column < p.columns) {
+        float before[2];
+        load<2>(static_cast<const bf16*>(p.c) + t.result() + row * p.c_row + column, before);
+        two[0] += before[0], two[1] += before[1];
+      }
+      words[i] = pack_bf16(two[0], two[1]);
+    }
+    const int row = warp_row + lane % 16, piece = at / 8 + lane / 16;
+    store_matrices(shared_address(tile) + row * 128 + ((piece ^ row % 8) << 4), words);
+  }
+  // As float32: four lanes have two neighbouring columns of every eight each, and trade for four.
+  template <bool plain>
+  __device__ void wide(const Tiles& t, const float* sum, int first, char* tile, int at) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float four[4] = {sum[half * 2], sum[half * 2 + 1], sum[4 + half * 2], sum[4 + half * 2 + 1]};
       exchange(four[0], four[2], q, 1), exchange(four[1], four[3], q, 1);
-      const int at = j * 8 + q % 2 * 8 + q / 2 * 4, column = t.column + at;
-      if (row >= t.end_row || column >= p.columns) continue;
-      if (p.bias) {
+      const int own = q % 2 * 8 + q / 2 * 4, column = t.column + first + own;
+      if (!plain && p.bias && column < p.columns) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) four[i] += bias_of(p, column + i);
       }
-      put<4>(p.accumulate, four, line + at);
+      const int row = warp_row + half * 8 + lane / 4, piece = (at + own) / 4;
+      store<4>(four, reinterpret_cast<float*>(tile + row * 128 + ((piece ^ row % 8) << 4)));
     }
   }
-}
+
+  template <int tile_width, bool plain, int count>
+  __device__ void put(const Tiles& t, const float (&sum)[count]) const {
+    const bool grouped_rows = p.offsets && !p.by_depth;
+    const int rows = min(64, t.end_row - t.row - group * 64), outer = static_cast<int>(t.batch);
+#pragma unroll
+    for (int first = 0; first < K::columns; first += K::out_tiles * tile_width) {
+      if (thread < warp_size) stores_wait();
+      sync_threads(2 + group, 128);
+#pragma unroll
+      for (int i = 0; i < K::out_tiles * tile_width && first + i < K::columns; i += 16) {
+        char* tile = out + i / tile_width * square_bytes;
+        if (tile_width == 64) {
+          narrow<plain>(t, sum + (first + i) / 2, first + i, tile, i % tile_width);
+        } else {
+          wide<plain>(t, sum + (first + i) / 2, first + i, tile, i % tile_width);
+        }
+      }
+      fence_shared_writes();
+      sync_threads(2 + group, 128);
+      // Of an expert's last rows whole eights are copied.
+      const int boxes = grouped_rows ? rows / 8 : 1;
+      for (int i = lane; thread < warp_size && i < K::out_tiles * boxes; i += warp_size) {
+        const int tile = i / boxes, box = i % boxes, column = first + tile * tile_width;
+        if (column >= K::columns || t.column + column >= p.columns || rows <= 0) continue;
+        const char* from = out + tile * square_bytes + box * 1024;
+        const int row = t.row + group * 64 + box * 8;
+        if (p.accumulate && tile_width == 32) {
+          add_tile(map, from, t.column + column, row, grouped_rows ? 0 : outer);
+        } else {
+          store_tile(map, from, t.column + column, row, grouped_rows ? 0 : outer);
+        }
+      }
+      stores_commit();
+      if (grouped_rows && rows > 0) {
+        for (int i = thread; i < rows % 8 * 8 * K::out_tiles; i += 128) {
+          const int tile = i / (rows % 8 * 8), row = rows / 8 * 8 + i / 8 % (rows % 8), piece = i % 8;
+          const int column = first + tile * tile_width + piece * tile_width / 8;
+          if (column >= K::columns || t.column + column >= p.columns) continue;
+          const int4 x = *reinterpret_cast<const int4*>(out + tile * square_bytes + row * 128 +
+                                                        ((piece ^ row % 8) << 4));
+          const int64_t to = (t.row + group * 64 + row) * p.c_row + t.column + column;
+          if (tile_width == 64) {
+            *reinterpret_cast<int4*>(static_cast<bf16*>(p.c) + to) = x;
+          } else {
+            float four[4] = {__int_as_float(x.x), __int_as_float(x.y), __int_as_float(x.z),
+                             __int_as_float(x.w)};
+            latente::cuda::put<4>(p.accumulate, four, static_cast<float*>(p.c) + to);
+          }
+        }
+      }
+    }
+  }
+};
 
 template <class K>
-__device__ void compute(const HopperProduct& p, char* memory, Shared& s) {
+__device__ void compute(const HopperProduct& p, const Maps& maps, char* memory, Shared& s) {
   const int group = static_cast<int>(threadIdx.x) / 128, thread = static_cast<int>(threadIdx.x) % 128;
   const int lane = thread % warp_size;
+  const Output<K> output{p, &maps.c, memory + K::out + group * K::out_tiles * square_bytes, group, thread};
   Tiles t(p, s, K::columns);
   Stage<K::stages> stage;
   for (int index = static_cast<int>(blockIdx.x); index < t.count; index += static_cast<int>(gridDim.x)) {
@@ -338,23 +397,27 @@ __device__ void compute(const HopperProduct& p, char* memory, Shared& s) {
     }
     products_wait<0>();
     if (last >= 0 && lane == 0) s.empty[last].arrive();
-    const int group_row = group * 64 + thread / warp_size * 16;
-    if (p.narrow) {
-      put_narrow(p, t, sum, group_row, lane);
+    if (p.narrow && !p.bias && !p.accumulate) {
+      output.template put<64, true>(t, sum);
+    } else if (p.narrow) {
+      output.template put<64, false>(t, sum);
+    } else if (!p.bias) {
+      output.template put<32, true>(t, sum);
     } else {
-      put_wide(p, t, sum, group_row, lane);
+      output.template put<32, false>(t, sum);
     }
   }
+  if (thread < warp_size) stores_wait();
 }
 
 template <class K>
 __global__ __launch_bounds__(threads, 1) void product_sm90_kernel(const __grid_constant__ HopperProduct p,
                                                                   const __grid_constant__ Maps maps) {
-  extern __shared__ char unaligned[];
-  __shared__ Shared s;
-  char* memory = unaligned + (-shared_address(unaligned) & 1023);
+  extern __shared__ __align__(1024) char memory[];
+  Shared& s = *reinterpret_cast<Shared*>(memory + K::shared);
   if (threadIdx.x == 0) {
-    prefetch_map(maps.a), prefetch_map(maps.b);
+    if (shared_address(memory) % 1024) __trap();
+    prefetch_map(maps.a), prefetch_map(maps.b), prefetch_map(maps.c);
     for (int i = 0; i < K::stages; ++i) s.full[i].init(p.gather ? 129 : 1), s.empty[i].init(8);
     barriers_ready();
   }
@@ -365,7 +428,7 @@ __global__ __launch_bounds__(threads, 1) void product_sm90_kernel(const __grid_c
     copy_tiles<K>(p, maps, memory, s);
   } else {
     more_registers<224>();
-    compute<K>(p, memory, s);
+    compute<K>(p, maps, memory, s);
   }
 }
 
@@ -388,12 +451,20 @@ void launch(const HopperProduct& p, int64_t tiles, const char* name, const Conte
     maps.b = tile_map(p.b, K::b_by_depth ? depth : p.columns, lines, p.b_line, outer, apart,
                       K::b_by_depth ? K::columns : step);
   }
+  const bool grouped_rows = p.offsets && !p.by_depth;
+  const int64_t outer = p.offsets      ? (p.by_depth ? p.experts : 1)
+                        : p.part_depth ? quotient(p.depth, p.part_depth)
+                                       : p.batches;
+  maps.c = tile_map(p.c, p.columns, p.rows, p.c_row, outer, outer > 1 ? p.c_batch : p.c_row * p.rows,
+                    grouped_rows ? 8 : 64, p.narrow);
   auto kernel = product_sm90_kernel<K>;
+  constexpr int shared = K::shared + static_cast<int>(sizeof(Shared));
+  static_assert(shared <= 227 * 1024);
   static const cudaError_t allowed =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, K::shared);
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
   check(allowed, name);
   const auto blocks = static_cast<unsigned>(std::min<int64_t>(tiles, context.multiprocessors));
-  kernel<<<blocks, threads, K::shared, context.stream>>>(p, maps);
+  kernel<<<blocks, threads, shared, context.stream>>>(p, maps);
   check_launch(name);
 }
 
@@ -418,7 +489,7 @@ int64_t tiles_of(const HopperProduct& p, int width) {
 // column, and results are written.
 int64_t clocks_of(int64_t tiles, int64_t depth, int width, const Context& context) {
   return quotient(tiles, context.multiprocessors) *
-         (quotient(depth, step) * (4 * width + 40) + 4 * width + 1000);
+         (quotient(depth, step) * (4 * width + 40) + 2 * width + 800);
 }
 
 int best_width(const HopperProduct& p, const Context& context) {
