@@ -32,12 +32,23 @@ struct Bench : CudaBench {
 
 void dense(Bench& b) {
   std::printf("\n%-24s %21s %21s %21s\n", "dense T x N x K", "forward us TFLOP/s", "input", "weight");
+  // A square; a small model's layers (hidden 768); a larger one's (hidden 2048).
   for (const auto& [t, n, k] : std::initializer_list<std::array<int64_t, 3>>{{8192, 8192, 8192},
-                                                                             {16384, 2048, 2048},
-                                                                             {16384, 2048, 768},
+                                                                             {16384, 384, 768},
+                                                                             {16384, 1152, 384},
+                                                                             {16384, 224, 768},
+                                                                             {16384, 1536, 192},
                                                                              {16384, 768, 768},
-                                                                             {16384, 192, 768},
-                                                                             {16384, 768, 384}}) {
+                                                                             {16384, 2048, 768},
+                                                                             {16384, 768, 2048},
+                                                                             {16384, 768, 384},
+                                                                             {16384, 8192, 768},
+                                                                             {16384, 3072, 2048},
+                                                                             {16384, 576, 2048},
+                                                                             {16384, 4096, 512},
+                                                                             {16384, 2048, 2048},
+                                                                             {16384, 10944, 2048},
+                                                                             {16384, 2048, 10944}}) {
     const int64_t elements = t * k + n * k + t * n + 2 * n * k + 512;
     const double operations = 2e-6 * static_cast<double>(t * n * k);
     const int calls = static_cast<int>(std::clamp<int64_t>(2e6 / operations, 2, 10));
@@ -58,7 +69,8 @@ void dense(Bench& b) {
 }
 
 void grouped(Bench& b) {
-  std::printf("\n%-32s %21s %21s %21s\n", "experts, rows, N x K", "forward us TFLOP/s", "input", "weight");
+  std::printf("\n%-32s %21s %21s %21s %21s %21s\n", "experts, rows, N x K", "forward us TFLOP/s", "input",
+              "weight", "gathered: forward", "weight");
   struct Case {
     int64_t experts, rows, n, k;
   };
@@ -80,19 +92,33 @@ void grouped(Bench& b) {
       const std::shared_ptr<void> memory = allocate(4 * (c.experts + 1));
       const View on_device(memory.get(), {c.experts + 1}, DType::i32);
       upload(offsets.data(), on_device, b.stream);
+      // Every token chose four experts, in no order.
+      const int64_t tokens = c.rows / 4;
+      std::vector<int32_t> order(static_cast<size_t>(c.rows));
+      for (int64_t i = 0; i < c.rows; ++i)
+        order[static_cast<size_t>(i)] = static_cast<int32_t>(i * 7919 % tokens);
+      const std::shared_ptr<void> order_memory = allocate(4 * c.rows);
+      const View gathered(order_memory.get(), {c.rows}, DType::i32);
+      upload(order.data(), gathered, b.stream);
       const int64_t elements = c.rows * (c.k + c.n) + 3 * c.experts * c.n * c.k + 512;
       const double operations = 2e-6 * static_cast<double>(c.rows * c.n * c.k);
       std::printf("%-32s", (std::to_string(c.experts) + ", " + std::to_string(c.rows) + ", " +
                             std::to_string(c.n) + " x " + std::to_string(c.k) + (skewed ? " skewed" : ""))
                                .c_str());
-      for (int kind = 0; kind < 3; ++kind) {
+      for (int kind = 0; kind < 5; ++kind) {
         const double us = b.time(3, [&](int call) {
           b.begin_call(call, elements);
           const View x = b.take({c.rows, c.k}), y = b.take({c.rows, c.n});
+          View chosen = x;
+          chosen.shape = {tokens, c.k};
           const View w = b.take({c.experts, c.n, c.k}), d_w = b.take({c.experts, c.n, c.k}, DType::f32);
           if (kind == 0) grouped_linear(x, {}, on_device, w, y, b.context);
           if (kind == 1) grouped_linear_backward_input(y, on_device, w, {x, false}, b.context);
           if (kind == 2) grouped_linear_backward_weight(y, x, {}, on_device, {d_w, false}, b.context);
+          if (kind == 3) grouped_linear(chosen, gathered, on_device, w, y, b.context);
+          if (kind == 4) {
+            grouped_linear_backward_weight(y, chosen, gathered, on_device, {d_w, false}, b.context);
+          }
         });
         std::printf(" %11.1f %9.1f", us, operations / us);
       }
@@ -105,7 +131,7 @@ void few_rows(Bench& b) {
   std::printf("\n%-16s %6s %9s %7s\n", "N x K", "rows", "us", "TB/s");
   for (const auto& [n, k] : std::initializer_list<std::array<int64_t, 2>>{
            {2048, 2048}, {10944, 2048}, {7168, 16384}, {102400, 2048}}) {
-    for (const int64_t rows : {1, 8, 32, 33, 64}) {
+    for (const int64_t rows : {1, 8, 32, 33, 64, 128, 256}) {
       const int64_t elements = n * k + rows * (n + k) + 256;
       const double us = b.time(10, [&](int call) {
         b.begin_call(call, elements);

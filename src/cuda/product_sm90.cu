@@ -11,19 +11,14 @@ namespace {
 
 constexpr int tile_rows = 128, step = 64, threads = 384, row_tiles_together = 16;
 constexpr int square_bytes = 64 * 128;  // a tile of 64 rows
-constexpr int most_stages = 6, most_experts = 512;
+constexpr int most_stages = 8, most_experts = 512;
 
-#ifndef S256
-#define S256 4
-#endif
-#ifndef B256
-#define B256 2
-#endif
 // Columns of a tile, stages, and tiles of 64 rows that each warpgroup's results leave through.
 template <int Columns, bool AByDepth, bool BByDepth>
 struct Config {
-  static constexpr int columns = Columns, stages = Columns == 256 ? S256 : Columns == 192 ? 4 : 6;
-  static constexpr int out_tiles = Columns == 256 ? B256 : Columns / 64;
+  static constexpr int columns = Columns;
+  static constexpr int stages = Columns >= 192 ? 4 : Columns == 128 ? 6 : 8;
+  static constexpr int out_tiles = Columns == 256 ? 2 : Columns / 64;
   static constexpr bool a_by_depth = AByDepth, b_by_depth = BByDepth;
   static constexpr int a_bytes = tile_rows * 128, b_bytes = Columns * 128, stage_bytes = a_bytes + b_bytes;
   static constexpr int out = stages * stage_bytes, shared = out + 2 * out_tiles * square_bytes;
@@ -485,21 +480,22 @@ int64_t tiles_of(const HopperProduct& p, int width) {
   return row_tiles * quotient(p.columns, width) * batches;
 }
 
-// The clocks that `tiles` tiles of so much depth take, about: 64 of the depth are multiplied in 4 clocks a
-// column, and results are written.
-int64_t clocks_of(int64_t tiles, int64_t depth, int width, const Context& context) {
-  return quotient(tiles, context.multiprocessors) *
-         (quotient(depth, step) * (4 * width + 40) + 2 * width + 800);
+// The clocks that `tiles` tiles of so much depth take, about: a step is multiplied in 4 clocks a column,
+// while the next one arrives at some 60 bytes a clock; results are written.
+int64_t clocks_of(int64_t tiles, int64_t rows, int64_t depth, int width, const Context& context) {
+  const int64_t arrive = (std::min<int64_t>(rows, tile_rows) + width) * 128 / 60;
+  const int64_t each = std::max<int64_t>(4 * width, arrive) + 40;
+  return quotient(tiles, context.multiprocessors) * (quotient(depth, step) * each + 2 * width + 800);
 }
 
 int best_width(const HopperProduct& p, const Context& context) {
   const int64_t depth = p.offsets && p.by_depth ? p.depth / p.experts : p.part_depth ? p.part_depth : p.depth;
   int best = 256;
-  for (const int width : {192, 128}) {
-    if (clocks_of(tiles_of(p, width), depth, width, context) <
-        clocks_of(tiles_of(p, best), depth, best, context)) {
-      best = width;
-    }
+  int64_t least = INT64_MAX;
+  for (const int width : {256, 192, 128, 64}) {
+    if (width == 64 && !p.b_by_depth) break;
+    const int64_t clocks = clocks_of(tiles_of(p, width), p.rows, depth, width, context);
+    if (clocks < least) least = clocks, best = width;
   }
   return best;
 }
@@ -525,7 +521,7 @@ int64_t best_parts(const HopperProduct& p, int64_t most, const Context& context)
     const int64_t adding = parts > 1 ? 4 * p.rows * p.columns * 2 * parts / 1400 + 4000 : 0;
     for (const int width : {128, 192, 256}) {
       const int64_t clocks =
-          clocks_of(tiles_of(p, width) * parts, quotient(p.depth, parts), width, context) + adding;
+          clocks_of(tiles_of(p, width) * parts, p.rows, quotient(p.depth, parts), width, context) + adding;
       if (clocks < least) least = clocks, best = parts;
     }
   }
