@@ -1,5 +1,5 @@
-// Speed of products in bfloat16 on a GPU: medians of recorded calls, each with operands of its own where
-// they would fit the second-level cache. Large ones in TFLOP/s, those of few rows in TB/s of weights.
+// Speed of products in bfloat16 and FP8 on a GPU: medians of recorded calls, each with operands of its own
+// where they would fit the second-level cache. Large ones in TFLOP/s, those of few rows in TB/s of weights.
 //
 //   bench_cuda_gemm
 #include <algorithm>
@@ -127,6 +127,55 @@ void grouped(Bench& b) {
   }
 }
 
+// Operands in memory of their own, the same in every call: larger than the cache together.
+void fp8(Bench& b) {
+  std::printf("\n%-24s %21s %21s %21s %10s %10s %10s\n", "FP8: T x N x K", "forward us TFLOP/s", "input",
+              "weight", "rows us", "columns", "squares");
+  auto quantised = [](Shape shape, Shape scales, bool squares) {
+    static std::vector<std::shared_ptr<void>> kept;
+    kept.push_back(allocate(shape.count()));
+    const View codes(kept.back().get(), shape, DType::f8e4m3);
+    kept.push_back(allocate(4 * scales.count()));
+    return Codes{codes, View(kept.back().get(), scales, DType::f32), squares};
+  };
+  for (const auto& [t, n, k] : std::initializer_list<std::array<int64_t, 3>>{{8192, 8192, 8192},
+                                                                             {16384, 2048, 2048},
+                                                                             {16384, 10944, 2048},
+                                                                             {16384, 2048, 10944},
+                                                                             {16384, 768, 768}}) {
+    b.begin_call(0, t * (k + n) + n * k + 256);
+    const View x = b.take({t, k}), y = b.take({t, n}), w = b.take({n, k});
+    auto blocks = [](int64_t count) { return (count + 127) / 128; };
+    const Codes xs = quantised({t, k}, {blocks(k), t}, false), ys = quantised({t, n}, {blocks(n), t}, false);
+    const Codes xc = quantised({k, t}, {blocks(t), k}, false), yc = quantised({n, t}, {blocks(t), n}, false);
+    const Codes ws = quantised({n, k}, {blocks(n), blocks(k)}, true);
+    const Codes wt = quantised({k, n}, {blocks(k), blocks(n)}, true);
+    quantise_rows(y, ys.codes, ys.scales, b.context);
+    quantise_columns(y, yc.codes, yc.scales, b.context);
+    const double rows = b.time(3, [&](int) { quantise_rows(x, xs.codes, xs.scales, b.context); });
+    const double columns = b.time(3, [&](int) { quantise_columns(x, xc.codes, xc.scales, b.context); });
+    const double squares =
+        b.time(3, [&](int) { quantise_squares(w, ws.codes, ws.scales, wt.codes, wt.scales, b.context); });
+    const std::shared_ptr<void> gradient = allocate(4 * n * k);
+    const View d_w(gradient.get(), {n, k}, DType::f32);
+    const double times[] = {b.time(3,
+                                   [&](int) {
+                                     product_fp8(xs, ws, {y, false}, b.context);
+                                   }),
+                            b.time(3,
+                                   [&](int) {
+                                     product_fp8(ys, wt, {x, false}, b.context);
+                                   }),
+                            b.time(3, [&](int) {
+                              product_fp8(yc, xc, {d_w, false}, b.context);
+                            })};
+    std::printf("%-24s", (std::to_string(t) + " x " + std::to_string(n) + " x " + std::to_string(k)).c_str());
+    for (const double us : times)
+      std::printf(" %11.1f %9.1f", us, 2e-6 * static_cast<double>(t * n * k) / us);
+    std::printf(" %10.1f %10.1f %10.1f\n", rows, columns, squares);
+  }
+}
+
 void few_rows(Bench& b) {
   std::printf("\n%-16s %6s %9s %7s\n", "N x K", "rows", "us", "TB/s");
   for (const auto& [n, k] : std::initializer_list<std::array<int64_t, 2>>{
@@ -152,6 +201,7 @@ int main() {
     latente::cuda::Bench bench;
     latente::cuda::dense(bench);
     latente::cuda::grouped(bench);
+    latente::cuda::fp8(bench);
     latente::cuda::few_rows(bench);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());

@@ -1,6 +1,7 @@
-// Products of bfloat16 on Hopper: blocks stay and take tile after tile; a warpgroup copies the next stages
-// while two others multiply 64 rows each. An element is one chain of steps of 16 in rising depth, as in
-// product_mma.cuh.
+// Products on Hopper: blocks stay and take tile after tile; a warpgroup copies the next stages while two
+// others multiply 64 rows each. In bfloat16 an element is one chain of steps of 16 in rising depth, as in
+// product_mma.cuh. In FP8, whose products the tensor cores add in fewer bits, sums over 128 of the depth are
+// scaled and added in float32 (DeepSeek-V3 report, section 3.3.2).
 #include "cuda/product_sm90.h"
 
 #include "cuda/hopper.cuh"
@@ -14,12 +15,12 @@ constexpr int square_bytes = 64 * 128;  // a tile of 64 rows
 constexpr int most_stages = 8, most_experts = 512;
 
 // Columns of a tile, stages, and tiles of 64 rows that each warpgroup's results leave through.
-template <int Columns, bool AByDepth, bool BByDepth>
+template <int Columns, bool AByDepth, bool BByDepth, bool Fp8 = false>
 struct Config {
   static constexpr int columns = Columns;
   static constexpr int stages = Columns >= 192 ? 4 : Columns == 128 ? 6 : 8;
   static constexpr int out_tiles = Columns == 256 ? 2 : Columns / 64;
-  static constexpr bool a_by_depth = AByDepth, b_by_depth = BByDepth;
+  static constexpr bool a_by_depth = AByDepth, b_by_depth = BByDepth, fp8 = Fp8;
   static constexpr int a_bytes = tile_rows * 128, b_bytes = Columns * 128, stage_bytes = a_bytes + b_bytes;
   static constexpr int out = stages * stage_bytes, shared = out + 2 * out_tiles * square_bytes;
 };
@@ -121,50 +122,83 @@ __device__ void wait_pieces() {
   asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 }
 
-// Rows of a that are gathered: each thread copies piece thread % 8 of every sixteenth row.
+// Rows that are gathered: threads thread / 8 take every sixteenth, eight of them 128 bytes of a row. Which
+// rows come next is read ahead.
+template <int count>
 struct GatheredRows {
-  const bf16* from[8];
+  const HopperProduct& p;
+  int thread;
+  int index[count], next[count];  // below 0: none
 
-  __device__ void find(const HopperProduct& p, const Tiles& t, int thread) {
+  __device__ void read(int first, int end) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const int row = t.row + i * 16 + thread / 8;
-      from[i] = row < t.end_row ? static_cast<const bf16*>(p.a) + p.gather[row] * p.a_line : nullptr;
+    for (int i = 0; i < count; ++i) {
+      const int row = first + i * 16 + thread / 8;
+      next[i] = row < end ? p.gather[row] : -1;
     }
   }
-  __device__ void copy(const HopperProduct& p, uint32_t to, int depth, int thread) const {
-    const int at = depth + thread % 8 * 8;
+  __device__ void advance() {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
+    for (int i = 0; i < count; ++i) index[i] = next[i];
+  }
+  // Columns column .. column + 64 of x, whose rows lie `line` apart and have `columns`.
+  __device__ void copy(const void* x, int64_t line, int column, int64_t columns, uint32_t to) const {
+    const int at = column + thread % 8 * 8;
+#pragma unroll
+    for (int i = 0; i < count; ++i) {
       const int row = i * 16 + thread / 8;
-      const bool inside = from[i] && at < p.depth;
-      copy_piece(to + row * 128 + ((thread % 8 ^ row % 8) << 4), inside ? from[i] + at : p.a, inside);
+      const bool inside = index[i] >= 0 && at < columns;
+      const bf16* from = static_cast<const bf16*>(x) + (inside ? index[i] * line + at : 0);
+      copy_piece(to + row * 128 + ((thread % 8 ^ row % 8) << 4), from, inside);
     }
   }
 };
 
-// Rows of b that are gathered, where its depth is rows.
-template <int width>
-__device__ void copy_gathered_depth(const HopperProduct& p, const Tiles& t, uint32_t to, int depth,
-                                    int thread) {
-#pragma unroll 4
-  for (int i = thread; i < step * width / 8; i += 128) {
-    const int line = i / (width / 8), piece = i % (width / 8), column = t.column + piece * 8;
-    const bool inside = depth + line < t.end_depth && column < p.columns;
-    const bf16* from = static_cast<const bf16*>(p.b);
-    if (inside) from += p.gather[depth + line] * p.b_line + column;
-    copy_piece(to + piece / 8 * square_bytes + line * 128 + ((piece % 8 ^ line % 8) << 4), from, inside);
+template <class K>
+__device__ void copy_a(const HopperProduct& p, const Maps& maps, const Tiles& t, char* a, Barrier& full,
+                       int depth) {
+  if (K::a_by_depth) {
+    copy_tile(a, &maps.a, full, depth, t.row, p.offsets ? 0 : t.outer());
+  } else {
+    for (int i = 0; i < 2; ++i) copy_tile(a + i * square_bytes, &maps.a, full, t.row + i * 64, depth, 0);
+  }
+}
+template <class K>
+__device__ void copy_b(const Maps& maps, const Tiles& t, char* b, Barrier& full, int depth) {
+  if (K::b_by_depth) {
+    copy_tile(b, &maps.b, full, depth, t.column, t.outer());
+  } else {
+    for (int i = 0; i < K::columns / 64; ++i) {
+      copy_tile(b + i * square_bytes, &maps.b, full, t.column + i * 64, depth, t.outer());
+    }
   }
 }
 
 template <class K>
-__device__ void copy_tiles(const HopperProduct& p, const Maps& maps, char* memory, Shared& s) {
+__device__ void copy_tiles(const HopperProduct& p, const Maps& maps, Shared& s, char* memory) {
+  Tiles t(p, s, K::columns);
+  Stage<K::stages> stage;
+  for (int index = static_cast<int>(blockIdx.x); index < t.count; index += static_cast<int>(gridDim.x)) {
+    t.find(index, K::columns);
+    for (int depth = t.first_depth; depth < t.end_depth; depth += step) {
+      s.empty[stage.index].wait(stage.phase ^ 1);
+      char* a = memory + stage.index * K::stage_bytes;
+      s.full[stage.index].expect(K::stage_bytes);
+      copy_a<K>(p, maps, t, a, s.full[stage.index], depth);
+      copy_b<K>(maps, t, a + K::a_bytes, s.full[stage.index], depth);
+      stage.next();
+    }
+  }
+}
+
+// The same by all threads of the warpgroup, where rows of a, or by depth of b, are gathered.
+template <class K>
+__device__ void copy_gathered_tiles(const HopperProduct& p, const Maps& maps, Shared& s, char* memory) {
+  constexpr bool by_depth = !K::a_by_depth;
   const int thread = static_cast<int>(threadIdx.x) % 128;
-  const bool gather_rows = p.gather && !p.by_depth, gather_depth = p.gather && p.by_depth;
-  if (!p.gather && thread > 0) return;
   Tiles t(p, s, K::columns);
   Stage<K::stages> stage, landed;
-  GatheredRows rows;
+  GatheredRows<by_depth ? 4 : 8> rows{p, thread};
   int in_flight = 0;
   auto land = [&] {
     fence_shared_writes();
@@ -172,40 +206,46 @@ __device__ void copy_tiles(const HopperProduct& p, const Maps& maps, char* memor
     landed.next();
     --in_flight;
   };
-  for (int index = static_cast<int>(blockIdx.x); index < t.count; index += static_cast<int>(gridDim.x)) {
-    t.find(index, K::columns);
-    if (gather_rows) rows.find(p, t, thread);
-    const int outer = t.outer();
-    for (int depth = t.first_depth; depth < t.end_depth; depth += step) {
+  const int first = static_cast<int>(blockIdx.x), apart = static_cast<int>(gridDim.x);
+  if (first < t.count) t.find(first, K::columns);
+  if (!by_depth) rows.read(t.row, t.end_row);
+  for (int index = first; index < t.count; index += apart) {
+    const Tiles here = t;
+    if (index + apart < t.count) t.find(index + apart, K::columns);
+    if (by_depth) {
+      rows.read(here.first_depth, here.end_depth);
+    } else {
+      rows.advance();
+      rows.read(t.row, t.end_row);
+    }
+    for (int depth = here.first_depth; depth < here.end_depth; depth += step) {
+      if (by_depth) {
+        rows.advance();
+        rows.read(depth + step, here.end_depth);
+      }
       s.empty[stage.index].wait(stage.phase ^ 1);
       char* a = memory + stage.index * K::stage_bytes;
       char* b = a + K::a_bytes;
       Barrier& full = s.full[stage.index];
       if (thread == 0) {
-        full.expect((gather_rows ? 0 : K::a_bytes) + (gather_depth ? 0 : K::b_bytes));
-        if (K::a_by_depth && !gather_rows) {
-          copy_tile(a, &maps.a, full, depth, t.row, p.offsets ? 0 : outer);
-        }
-        if (!K::a_by_depth) {
-          for (int i = 0; i < 2; ++i) {
-            copy_tile(a + i * square_bytes, &maps.a, full, t.row + i * 64, depth, 0);
-          }
-        }
-        if (K::b_by_depth) copy_tile(b, &maps.b, full, depth, t.column, outer);
-        if (!K::b_by_depth && !gather_depth) {
-          for (int i = 0; i < K::columns / 64; ++i) {
-            copy_tile(b + i * square_bytes, &maps.b, full, t.column + i * 64, depth, outer);
-          }
+        full.expect(by_depth ? K::a_bytes : K::b_bytes);
+        if (by_depth) {
+          copy_a<K>(p, maps, here, a, full, depth);
+        } else {
+          copy_b<K>(maps, here, b, full, depth);
         }
       }
-      if (p.gather) {
-        if (gather_rows) rows.copy(p, shared_address(a), depth, thread);
-        if (gather_depth) copy_gathered_depth<K::columns>(p, t, shared_address(b), depth, thread);
-        asm volatile("cp.async.commit_group;" ::: "memory");
-        if (++in_flight == 3) {
-          wait_pieces<2>();
-          land();
+      if (by_depth) {
+        for (int i = 0; i < K::columns / 64; ++i) {
+          rows.copy(p.b, p.b_line, here.column + i * 64, p.columns, shared_address(b) + i * square_bytes);
         }
+      } else {
+        rows.copy(p.a, p.a_line, depth, p.depth, shared_address(a));
+      }
+      asm volatile("cp.async.commit_group;" ::: "memory");
+      if (++in_flight == 3) {
+        wait_pieces<2>();
+        land();
       }
       stage.next();
     }
@@ -351,47 +391,107 @@ struct Output {
 };
 
 template <class K>
-__device__ void compute(const HopperProduct& p, const Maps& maps, char* memory, Shared& s) {
+__device__ void add_products(const HopperProduct& p, const Tiles& t, float (&sum)[K::columns / 2],
+                             char* memory, Shared& s, Stage<K::stages>& stage) {
   const int group = static_cast<int>(threadIdx.x) / 128, thread = static_cast<int>(threadIdx.x) % 128;
   const int lane = thread % warp_size;
+  int last = -1;  // the stage that is being multiplied
+  for (int depth = t.first_depth; depth < t.end_depth; depth += step) {
+    char* a = memory + stage.index * K::stage_bytes;
+    s.full[stage.index].wait(stage.phase);
+    if (!K::a_by_depth && p.offsets && t.end_depth - depth < step) {
+      clear_depth<K>(a, t.end_depth - depth, group, thread);
+    }
+    const uint64_t a_operand = K::a_by_depth ? rows_operand(a + group * square_bytes)
+                                             : columns_operand(a + group * square_bytes, square_bytes);
+    const uint64_t b_operand =
+        K::b_by_depth ? rows_operand(a + K::a_bytes) : columns_operand(a + K::a_bytes, square_bytes);
+    products_begin();
+#pragma unroll
+    for (int k = 0; k < step / 16; ++k) {
+      wgmma<!K::b_by_depth, !K::a_by_depth>(sum, a_operand + k * (K::a_by_depth ? rows_step : columns_step),
+                                            b_operand + k * (K::b_by_depth ? rows_step : columns_step),
+                                            k > 0 || depth > t.first_depth);
+    }
+    products_commit();
+    if (last >= 0) {
+      products_wait<1>();
+      if (lane == 0) s.empty[last].arrive();
+    }
+    last = stage.index;
+    stage.next();
+  }
+  products_wait<0>();
+  if (last >= 0 && lane == 0) s.empty[last].arrive();
+}
+
+// The same in FP8: both warpgroups scale their sums over 128 of the depth in turn, so that one of them
+// multiplies.
+template <int stages>
+__device__ void add_scaled(const HopperProduct& p, const Tiles& t, float (&sum)[64], char* memory, Shared& s,
+                           Stage<stages>& stage) {
+  using K = Config<128, true, true, true>;
+  const int group = static_cast<int>(threadIdx.x) / 128, thread = static_cast<int>(threadIdx.x) % 128;
+  const int lane = thread % warp_size, row = t.row + group * 64 + thread / warp_size * 16 + lane / 4;
+  const int column = t.column + lane % 4 * 2;
+  float part[64];
+  for (int depth = t.first_depth; depth < t.end_depth; depth += step) {
+    const char* a = memory + stage.index * K::stage_bytes;
+    s.full[stage.index].wait(stage.phase);
+    const uint64_t a_operand = rows_operand(a + group * square_bytes),
+                   b_operand = rows_operand(a + K::a_bytes);
+    products_begin();
+#pragma unroll
+    for (int k = 0; k < 4; ++k) wgmma_e4m3(part, a_operand + k * rows_step, b_operand + k * rows_step, k > 0);
+    products_commit();
+    const int64_t block = depth / step;
+    const float* a_scales = p.a_scales + block * p.a_scale_line;
+    float scale[2] = {row < t.end_row ? a_scales[row] : 0, row + 8 < t.end_row ? a_scales[row + 8] : 0};
+    if (p.squares) {
+      const float b =
+          p.b_scales[(p.offsets ? t.batch * p.b_scale_batch : 0) + t.column / 128 * p.b_scale_line + block];
+      scale[0] *= b, scale[1] *= b;
+    }
+    products_wait<0>();
+    if (lane == 0) s.empty[stage.index].arrive();
+    stage.next();
+    if (p.squares) {
+#pragma unroll
+      for (int i = 0; i < 64; ++i) sum[i] = fmaf(part[i], scale[i / 2 % 2], sum[i]);
+    } else {
+      const float* b_scales = p.b_scales + block * p.b_scale_line;
+#pragma unroll
+      for (int j = 0; j < 16; ++j) {
+        const float2 b = column + j * 8 < p.columns
+                             ? *reinterpret_cast<const float2*>(b_scales + column + j * 8)
+                             : float2{};
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          sum[j * 4 + i] = fmaf(part[j * 4 + i], scale[i / 2] * (i % 2 ? b.y : b.x), sum[j * 4 + i]);
+        }
+      }
+    }
+  }
+}
+
+template <class K>
+__device__ void compute(const HopperProduct& p, const Maps& maps, char* memory, Shared& s) {
+  const int group = static_cast<int>(threadIdx.x) / 128, thread = static_cast<int>(threadIdx.x) % 128;
   const Output<K> output{p, &maps.c, memory + K::out + group * K::out_tiles * square_bytes, group, thread};
   Tiles t(p, s, K::columns);
   Stage<K::stages> stage;
   for (int index = static_cast<int>(blockIdx.x); index < t.count; index += static_cast<int>(gridDim.x)) {
     t.find(index, K::columns);
     float sum[K::columns / 2];
-    if (t.first_depth >= t.end_depth) {
+    if (K::fp8 || t.first_depth >= t.end_depth) {
 #pragma unroll
       for (float& x : sum) x = 0;
     }
-    int last = -1;  // the stage that is being multiplied
-    for (int depth = t.first_depth; depth < t.end_depth; depth += step) {
-      char* a = memory + stage.index * K::stage_bytes;
-      s.full[stage.index].wait(stage.phase);
-      if (!K::a_by_depth && p.offsets && t.end_depth - depth < step) {
-        clear_depth<K>(a, t.end_depth - depth, group, thread);
-      }
-      const uint64_t a_operand = K::a_by_depth ? rows_operand(a + group * square_bytes)
-                                               : columns_operand(a + group * square_bytes, square_bytes);
-      const uint64_t b_operand =
-          K::b_by_depth ? rows_operand(a + K::a_bytes) : columns_operand(a + K::a_bytes, square_bytes);
-      products_begin();
-#pragma unroll
-      for (int k = 0; k < step / 16; ++k) {
-        wgmma<!K::b_by_depth, !K::a_by_depth>(sum, a_operand + k * (K::a_by_depth ? rows_step : columns_step),
-                                              b_operand + k * (K::b_by_depth ? rows_step : columns_step),
-                                              k > 0 || depth > t.first_depth);
-      }
-      products_commit();
-      if (last >= 0) {
-        products_wait<1>();
-        if (lane == 0) s.empty[last].arrive();
-      }
-      last = stage.index;
-      stage.next();
+    if constexpr (K::fp8) {
+      add_scaled(p, t, sum, memory, s, stage);
+    } else {
+      add_products<K>(p, t, sum, memory, s, stage);
     }
-    products_wait<0>();
-    if (last >= 0 && lane == 0) s.empty[last].arrive();
     if (p.narrow && !p.bias && !p.accumulate) {
       output.template put<64, true>(t, sum);
     } else if (p.narrow) {
@@ -420,7 +520,11 @@ __global__ __launch_bounds__(threads, 1) void product_sm90_kernel(const __grid_c
   __syncthreads();
   if (threadIdx.x >= 256) {
     fewer_registers<56>();
-    copy_tiles<K>(p, maps, memory, s);
+    if (p.gather) {
+      copy_gathered_tiles<K>(p, maps, s, memory);
+    } else if (threadIdx.x == 256) {
+      copy_tiles<K>(p, maps, s, memory);
+    }
   } else {
     more_registers<224>();
     compute<K>(p, maps, memory, s);
@@ -480,22 +584,26 @@ int64_t tiles_of(const HopperProduct& p, int width) {
   return row_tiles * quotient(p.columns, width) * batches;
 }
 
-// The clocks that `tiles` tiles of so much depth take, about: a step is multiplied in 4 clocks a column,
-// while the next one arrives at some 60 bytes a clock; results are written.
-int64_t clocks_of(int64_t tiles, int64_t rows, int64_t depth, int width, const Context& context) {
+// The clocks that a tile of so much depth takes, about: a step is multiplied in 4 clocks a column, while the
+// next one arrives at some 60 bytes a clock; results are written.
+int64_t tile_clocks(int64_t rows, int64_t depth, int width) {
   const int64_t arrive = (std::min<int64_t>(rows, tile_rows) + width) * 128 / 60;
-  const int64_t each = std::max<int64_t>(4 * width, arrive) + 40;
-  return quotient(tiles, context.multiprocessors) * (quotient(depth, step) * each + 2 * width + 800);
+  return quotient(depth, step) * (std::max<int64_t>(4 * width, arrive) + 40) + 2 * width + 800;
 }
 
 int best_width(const HopperProduct& p, const Context& context) {
-  const int64_t depth = p.offsets && p.by_depth ? p.depth / p.experts : p.part_depth ? p.part_depth : p.depth;
+  const bool experts_depth = p.offsets && p.by_depth;
+  const int64_t depth = experts_depth ? p.depth / p.experts : p.part_depth ? p.part_depth : p.depth;
   int best = 256;
   int64_t least = INT64_MAX;
   for (const int width : {256, 192, 128, 64}) {
     if (width == 64 && !p.b_by_depth) break;
-    const int64_t clocks = clocks_of(tiles_of(p, width), p.rows, depth, width, context);
-    if (clocks < least) least = clocks, best = width;
+    const int64_t clocks = tile_clocks(p.rows, depth, width), tiles = tiles_of(p, width);
+    const int64_t machine = context.multiprocessors;
+    // Depths of experts differ: the last tile may be one of the deepest.
+    const int64_t all =
+        experts_depth ? tiles * clocks / machine + 3 * clocks : quotient(tiles, machine) * clocks;
+    if (all < least) least = all, best = width;
   }
   return best;
 }
@@ -520,8 +628,9 @@ int64_t best_parts(const HopperProduct& p, int64_t most, const Context& context)
     // Parts are written, read and added: at some 1400 bytes a clock, by another kernel.
     const int64_t adding = parts > 1 ? 4 * p.rows * p.columns * 2 * parts / 1400 + 4000 : 0;
     for (const int width : {128, 192, 256}) {
-      const int64_t clocks =
-          clocks_of(tiles_of(p, width) * parts, p.rows, quotient(p.depth, parts), width, context) + adding;
+      const int64_t clocks = quotient(tiles_of(p, width) * parts, context.multiprocessors) *
+                                 tile_clocks(p.rows, quotient(p.depth, parts), width) +
+                             adding;
       if (clocks < least) least = clocks, best = parts;
     }
   }
@@ -529,6 +638,7 @@ int64_t best_parts(const HopperProduct& p, int64_t most, const Context& context)
 }
 
 void hopper_product(const HopperProduct& p, const char* name, const Context& context) {
+  if (p.a_scales) return launch<Config<128, true, true, true>>(p, tiles_of(p, 128), name, context);
   switch (const int width = best_width(p, context)) {
     case 256:
       return launch_width<256>(p, tiles_of(p, width), name, context);

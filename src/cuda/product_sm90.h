@@ -1,4 +1,4 @@
-// Products of bfloat16 on Hopper's tensor cores (product_sm90.cu).
+// Products of bfloat16 and of FP8 on Hopper's tensor cores (product_sm90.cu).
 #pragma once
 
 #include <cstdint>
@@ -26,6 +26,13 @@ struct HopperProduct {
   const int32_t* gather = nullptr;
   bool by_depth = false;  // grouped along the depth
   int experts = 0;
+  // Operands of e4m3, two of which count as one element of the depth and of strides, with scales for 128 of
+  // the depth: [depth / 128, rows] of a; of b too, or [columns / 128, depth / 128] for squares, of each
+  // expert.
+  const float* a_scales = nullptr;
+  const float* b_scales = nullptr;
+  int64_t a_scale_line = 0, b_scale_line = 0, b_scale_batch = 0;
+  bool squares = false;
   int64_t part_depth = 0;  // if not 0, the depth is cut into parts of so much, whose sums are c_batch apart
 };
 
