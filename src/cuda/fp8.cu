@@ -108,6 +108,11 @@ __global__ __launch_bounds__(threads) void columns_kernel(const T* x, int64_t x_
   }
 }
 
+uint8_t* bytes_of(const View& codes) {
+  LATENTE_ASSERT(codes.dtype == DType::f8e4m3);
+  return static_cast<uint8_t*>(codes.data);
+}
+
 int64_t blocks_of(int64_t count) { return (count + block - 1) / block; }
 
 HopperProduct product_of(const Codes& a, const Codes& b, const View& out, bool accumulate) {
@@ -146,7 +151,7 @@ void quantise_rows(View x, View codes, View scales, const Context& context) {
   if (x.count() == 0) return;
   with_type(x.dtype, "quantise_rows", [&]<class T>(T) {
     const dim3 grid(blocks_for(x[0], warps), static_cast<unsigned>(blocks_of(x[1])));
-    rows_kernel<<<grid, threads, 0, context.stream>>>(x.as<T>(), x.stride(0), x[0], x[1], codes.as<uint8_t>(),
+    rows_kernel<<<grid, threads, 0, context.stream>>>(x.as<T>(), x.stride(0), x[0], x[1], bytes_of(codes),
                                                       codes.stride(0), scales.as<float>(), scales.stride(0));
     check_launch("quantise_rows");
   });
@@ -159,7 +164,7 @@ void quantise_columns(View x, View codes, View scales, const Context& context) {
   with_type(x.dtype, "quantise_columns", [&]<class T>(T) {
     const dim3 grid(blocks_for(x[1], 64), static_cast<unsigned>(blocks_of(x[0])));
     columns_kernel<T, false><<<grid, threads, 64 * (block + 1) * sizeof(float), context.stream>>>(
-        x.as<T>(), x.stride(0), x[0], x[1], nullptr, 0, nullptr, 0, codes.as<uint8_t>(), codes.stride(0),
+        x.as<T>(), x.stride(0), x[0], x[1], nullptr, 0, nullptr, 0, bytes_of(codes), codes.stride(0),
         scales.as<float>(), scales.stride(0));
     check_launch("quantise_columns");
   });
@@ -179,8 +184,8 @@ void quantise_squares(View w, View codes, View scales, View transposed, View tra
     check(allowed, "quantise_squares");
     const dim3 grid(blocks_for(w[1], block), static_cast<unsigned>(blocks_of(w[0])));
     columns_kernel<T, true><<<grid, threads, bytes, context.stream>>>(
-        w.as<T>(), w.stride(0), w[0], w[1], codes.as<uint8_t>(), codes.stride(0), scales.as<float>(),
-        scales.stride(0), transposed.as<uint8_t>(), transposed.stride(0), transposed_scales.as<float>(),
+        w.as<T>(), w.stride(0), w[0], w[1], bytes_of(codes), codes.stride(0), scales.as<float>(),
+        scales.stride(0), bytes_of(transposed), transposed.stride(0), transposed_scales.as<float>(),
         transposed_scales.stride(0));
     check_launch("quantise_squares");
   });

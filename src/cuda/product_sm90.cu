@@ -452,6 +452,16 @@ __device__ void add_scaled(const HopperProduct& p, const Tiles& t, float (&sum)[
           p.b_scales[(p.offsets ? t.batch * p.b_scale_batch : 0) + t.column / 128 * p.b_scale_line + block];
       scale[0] *= b, scale[1] *= b;
     }
+    float2 b_scales[16];
+    if (!p.squares) {
+#pragma unroll
+      for (int j = 0; j < 16; ++j) {
+        const int at = column + j * 8;
+        b_scales[j] = at < p.columns
+                          ? *reinterpret_cast<const float2*>(p.b_scales + block * p.b_scale_line + at)
+                          : float2{};
+      }
+    }
     products_wait<0>();
     if (lane == 0) s.empty[stage.index].arrive();
     stage.next();
@@ -459,16 +469,10 @@ __device__ void add_scaled(const HopperProduct& p, const Tiles& t, float (&sum)[
 #pragma unroll
       for (int i = 0; i < 64; ++i) sum[i] = fmaf(part[i], scale[i / 2 % 2], sum[i]);
     } else {
-      const float* b_scales = p.b_scales + block * p.b_scale_line;
 #pragma unroll
-      for (int j = 0; j < 16; ++j) {
-        const float2 b = column + j * 8 < p.columns
-                             ? *reinterpret_cast<const float2*>(b_scales + column + j * 8)
-                             : float2{};
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          sum[j * 4 + i] = fmaf(part[j * 4 + i], scale[i / 2] * (i % 2 ? b.y : b.x), sum[j * 4 + i]);
-        }
+      for (int i = 0; i < 64; ++i) {
+        const float2 b = b_scales[i / 4];
+        sum[i] = fmaf(part[i], scale[i / 2 % 2] * (i % 2 ? b.y : b.x), sum[i]);
       }
     }
   }

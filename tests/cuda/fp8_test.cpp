@@ -165,13 +165,14 @@ TEST_F(Fp8, Experts) {
     for (int64_t e = 0; e < experts; ++e) {
       DeviceTensor one = values({n, k}, DType::bf16);
       auto [straight, transposed] = squares(one);
-      Quantised here = std::move(straight);
-      cuda::check(cudaMemcpy(static_cast<char*>(w.of.codes.data) + e * n * k, here.of.codes.data,
-                             static_cast<size_t>(n * k), cudaMemcpyDeviceToDevice),
-                  "copy");
-      cuda::check(cudaMemcpy(w.of.scales.as<float>() + e * w.of.scales.stride(0), here.of.scales.data,
-                             static_cast<size_t>(here.of.scales.count() * 4), cudaMemcpyDeviceToDevice),
-                  "copy");
+      auto copy = [&](void* to, const View& from) {
+        cuda::check(cudaMemcpyAsync(to, from.data, static_cast<size_t>(from.bytes()),
+                                    cudaMemcpyDeviceToDevice, device_.stream),
+                    "copy");
+      };
+      copy(static_cast<char*>(w.of.codes.data) + e * n * k, straight.of.codes);
+      copy(w.of.scales.as<float>() + e * w.of.scales.stride(0), straight.of.scales);
+      device_.stream.synchronize();
     }
     const std::vector<double> av = a.read(), wv = w.read();
     std::vector<double> want;
