@@ -1,5 +1,5 @@
-// What tensor cores of compute capability 8.0 and later take: asynchronous copies into shared memory, matrices
-// of 8×8 bfloat16 from there, and m16n8k16 products of them.
+// What tensor cores of compute capability 8.0 and later take: asynchronous copies into shared memory,
+// matrices of 8×8 bfloat16 from there, and m16n8k16 products of them.
 #pragma once
 
 #include <cuda_runtime.h>
