@@ -43,12 +43,12 @@ def main():
     figure, (above, below) = plt.subplots(2, 1, figsize=(9, 7), sharex=True, height_ratios=[3, 2])
     print("| run | loss of the last step | mean, second half | difference from the first run | validation |\n"
           "|---|---|---|---|---|")
-    for label, (training, validation) in runs.items():
+    for i, (label, (training, validation)) in enumerate(runs.items()):
         values = [training[step] for step in steps]
-        above.plot(steps, running_mean(values, args.window), label=label, linewidth=1.2)
+        above.plot(steps, running_mean(values, args.window), label=label, color=f"C{i}", linewidth=1.2)
         difference = [training[step] - runs[first][0][step] for step in steps]
         if label != first:
-            below.plot(steps, running_mean(difference, args.window), label=label, linewidth=1.2)
+            below.plot(steps, running_mean(difference, args.window), label=label, color=f"C{i}", linewidth=1.2)
         apart = statistics.fmean(training[step] - runs[first][0][step] for step in half)
         print(f"| {label} | {values[-1]:.4f} | {statistics.fmean(training[step] for step in half):.4f} | {apart:+.4f} | "
               f"{validation:.4f} |")
