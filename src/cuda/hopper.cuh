@@ -84,14 +84,33 @@ __device__ inline void copy_tile(void* to, const CUtensorMap* map, Barrier& done
       : "memory");
 }
 
+// A box from shared memory to a tensor, but for what lies beyond its edges; or added to what is there,
+// float32 by float32. The thread's copies since the last commit are a group.
+__device__ inline void store_tile(const CUtensorMap* map, const void* from, int column, int row, int outer) {
+  asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(
+                   reinterpret_cast<uint64_t>(map)),
+               "r"(shared_address(from)), "r"(column), "r"(row), "r"(outer)
+               : "memory");
+}
+__device__ inline void add_tile(const CUtensorMap* map, const void* from, int column, int row, int outer) {
+  asm volatile(
+      "cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.tile.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(
+          reinterpret_cast<uint64_t>(map)),
+      "r"(shared_address(from)), "r"(column), "r"(row), "r"(outer)
+      : "memory");
+}
+__device__ inline void stores_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+// Until the thread's stores have read shared memory.
+__device__ inline void stores_wait() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+
 __device__ inline void prefetch_map(const CUtensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(reinterpret_cast<uint64_t>(&map)) : "memory");
 }
 
-// Boxes of 64 columns and box_rows rows of a bfloat16 tensor [outer, rows, columns] with strides in elements;
-// what lies beyond its edges is read as zeros.
+// Boxes of 128 bytes and box_rows rows of a tensor [outer, rows, columns] in bfloat16 (64 columns) or float32
+// (32), with strides in elements; what lies beyond its edges is read as zeros.
 inline CUtensorMap tile_map(const void* data, int64_t columns, int64_t rows, int64_t row_stride,
-                            int64_t outer, int64_t outer_stride, int box_rows) {
+                            int64_t outer, int64_t outer_stride, int box_rows, bool narrow = true) {
   static const auto encode = [] {
     void* function = nullptr;
     cudaDriverEntryPointQueryResult found;
@@ -104,13 +123,15 @@ inline CUtensorMap tile_map(const void* data, int64_t columns, int64_t rows, int
   CUtensorMap map;
   const cuuint64_t sizes[] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows),
                               static_cast<cuuint64_t>(outer)};
-  const cuuint64_t strides[] = {static_cast<cuuint64_t>(2 * row_stride),
-                                static_cast<cuuint64_t>(2 * outer_stride)};
-  const cuuint32_t box[] = {tile_columns, static_cast<cuuint32_t>(box_rows), 1}, steps[] = {1, 1, 1};
-  const CUresult result =
-      encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<void*>(data), sizes, strides, box, steps,
-             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const int64_t element = narrow ? 2 : 4;
+  const cuuint64_t strides[] = {static_cast<cuuint64_t>(element * row_stride),
+                                static_cast<cuuint64_t>(element * outer_stride)};
+  const cuuint32_t box[] = {static_cast<cuuint32_t>(128 / element), static_cast<cuuint32_t>(box_rows), 1};
+  const cuuint32_t steps[] = {1, 1, 1};
+  const auto type = narrow ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
+  const CUresult result = encode(&map, type, 3, const_cast<void*>(data), sizes, strides, box, steps,
+                                 CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) {
     fail("CUDA tensor map of [{}, {}, {}], strides {} and {}: error {}", outer, rows, columns, outer_stride,
          row_stride, static_cast<int>(result));

@@ -69,6 +69,25 @@ void grouped_linear_backward_input(View d_out, View offsets, View w, Grad d_x, c
 void grouped_linear_backward_weight(View d_out, View x, View rows, View offsets, Grad d_w,
                                     const Context& context);
 
+// fp8.cu, for Hopper. Codes of a matrix [R, C] (f8e4m3) with a float32 scale for 128 of a row, [C / 128, R],
+// or for squares of 128 × 128, [R / 128, C / 128] (numbers of blocks rounded up). A scale is the largest
+// magnitude over 448.
+struct Codes {
+  View codes, scales;
+  bool squares = false;
+};
+void quantise_rows(View x, View codes, View scales, const Context& context);
+// Of the transposed x: codes [C, R], scales [R / 128, C].
+void quantise_columns(View x, View codes, View scales, const Context& context);
+// Squares of w, and of the transposed w.
+void quantise_squares(View w, View codes, View scales, View transposed, View transposed_scales,
+                      const Context& context);
+// out [M, N] (+)= a [M, K] · b [N, K]ᵀ, in bfloat16 or float32; a has scales of rows. So a linear's forward
+// is x and w, its input gradient d_out and the transposed w, its weight gradient the transposed d_out and x.
+void product_fp8(const Codes& a, const Codes& b, Grad out, const Context& context);
+// Rows offsets[e] .. offsets[e + 1] of a meet b[e] of [E, N, K] and its squares.
+void grouped_product_fp8(const Codes& a, View offsets, const Codes& b, View out, const Context& context);
+
 // attention_expanded.cu, attention_backward.cu: q, k, v, out in float32 or bfloat16; lse and delta in
 // float32; gradients in either. Deterministic.
 void attention_expanded(View q, View k, View k_rope, View v, View starts, double scale, View out, View lse,

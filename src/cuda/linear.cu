@@ -1,9 +1,10 @@
-// Products. On tensor cores (product_mma.cuh) where operands are bfloat16 in rows of whole packs; else of any
-// sizes, strides and types, in float32. Either way an element's sum runs over the depth in order, whatever
-// tile it falls in.
+// Products. On tensor cores (product_sm90.cu, product_mma.cuh) where operands are bfloat16 in rows of whole
+// packs; else of any sizes, strides and types, in float32. Either way an element's sum runs over the depth in
+// order, whatever tile it falls in.
 #include "cuda/kernels.h"
 #include "cuda/product.cuh"
 #include "cuda/product_mma.cuh"
+#include "cuda/product_sm90.h"
 
 namespace latente::cuda {
 namespace {
@@ -106,6 +107,22 @@ int64_t most_tiles(int64_t count, int64_t experts, int64_t rows) {
   return (count + std::min(count, experts) * (rows - 1)) / rows;
 }
 
+template <class C>
+HopperProduct for_hopper(const Product<bf16, bf16, C>& p, int64_t rows, int64_t batches) {
+  HopperProduct h;
+  h.a = p.a, h.b = p.b, h.c = p.c;
+  h.a_by_depth = p.a_depth == 1, h.b_by_depth = p.b_depth == 1;
+  h.a_line = h.a_by_depth ? p.a_row : p.a_depth, h.b_line = h.b_by_depth ? p.b_row : p.b_depth;
+  h.a_batch = p.a_batch, h.b_batch = p.b_batch, h.c_batch = p.c_batch, h.c_row = p.c_row;
+  h.narrow = std::is_same_v<C, bf16>;
+  h.rows = rows, h.columns = p.columns, h.depth = p.depth;
+  h.batches = p.offsets || p.part_depth ? 1 : static_cast<int>(batches);
+  h.accumulate = p.accumulate, h.bias = p.bias, h.exact_bias = p.exact_bias;
+  h.offsets = p.offsets, h.gather = p.gather, h.by_depth = p.by_depth, h.experts = p.experts;
+  h.part_depth = p.part_depth;
+  return h;
+}
+
 // `rows` of a and c in all, also where they are grouped.
 template <class A, class B, class C>
 void launch(const Product<A, B, C>& p, int64_t rows, int64_t batches, const char* name,
@@ -118,7 +135,13 @@ void launch(const Product<A, B, C>& p, int64_t rows, int64_t batches, const char
                 blocks_for(p.columns, tile_columns), static_cast<unsigned>(batches));
   };
   if constexpr (std::is_same_v<A, bf16> && std::is_same_v<B, bf16>) {
-    if (mma::fits(p)) return mma::launch(p, rows, grid_of, name, context);
+    if (mma::fits(p)) {
+      const HopperProduct on_hopper = for_hopper(p, rows, batches);
+      if (!mma::few_rows(p, rows) && fits_hopper(on_hopper, context)) {
+        return hopper_product(on_hopper, name, context);
+      }
+      return mma::launch(p, rows, grid_of, name, context);
+    }
   }
   if constexpr (std::is_same_v<B, float> && std::is_same_v<C, float>) {
     if (batches == 1 && p.part_depth == 0 && fits_rows(p)) {
@@ -131,38 +154,55 @@ void launch(const Product<A, B, C>& p, int64_t rows, int64_t batches, const char
   check_launch(name);
 }
 
-// out [rows, columns] (+)= the sum of parts [count, rows, columns], in order.
+// out [rows, columns] (+)= the sum of parts [count, rows, columns], in order; `width` elements a thread.
+template <int width>
 __global__ __launch_bounds__(256) void sum_parts_kernel(const float* parts, int count, int64_t rows,
                                                         int64_t columns, float* out, int64_t out_stride,
                                                         bool accumulate) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
+  const int64_t i = (static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x) * width;
   if (i >= rows * columns) return;
-  float& to = out[i / columns * out_stride + i % columns];
-  float sum = accumulate ? to : 0;
-#pragma unroll 8
-  for (int part = 0; part < count; ++part) sum += parts[part * rows * columns + i];
-  to = sum;
+  float sum[width] = {};
+#pragma unroll 4
+  for (int part = 0; part < count; ++part) {
+    float x[width];
+    load<width>(parts + part * rows * columns + i, x);
+#pragma unroll
+    for (int j = 0; j < width; ++j) sum[j] += x[j];
+  }
+  put<width>(accumulate, sum, out + i / columns * out_stride + i % columns);
 }
 
-// A product of few tiles and great depth, as gradients of weights are: the depth is cut into parts, whose
-// number follows from the shapes, so that every multiprocessor has something to do.
+// How many parts the depth of a product of few tiles is cut into, so that every multiprocessor has something
+// to do; it follows from the shapes.
 template <class A, class B, class C>
-void launch_deep(Product<A, B, C> p, const char* name, const Context& context) {
+int64_t parts_of(const Product<A, B, C>& p, const Context& context) {
+  constexpr int64_t enough_tiles = 264, least_depth = 512;
+  const int64_t most =
+      std::min(p.depth / least_depth, context.workspace_bytes / std::max<int64_t>(p.rows * p.columns * 4, 1));
+  if constexpr (std::is_same_v<A, bf16> && std::is_same_v<B, bf16>) {
+    const HopperProduct on_hopper = for_hopper(p, p.rows, 1);
+    if (fits_hopper(on_hopper, context)) return best_parts(on_hopper, most, context);
+  }
+  const int64_t tiles = blocks_for(p.rows, 128) * int64_t{blocks_for(p.columns, 128)};
+  return std::min(enough_tiles / std::max<int64_t>(tiles, 1), most);
+}
+
+// With its depth cut, if that pays.
+template <class A, class B, class C>
+void launch_deep(const Product<A, B, C>& p, const char* name, const Context& context) {
   if constexpr (std::is_same_v<C, float>) {
-    constexpr int64_t enough_tiles = 264, least_depth = 512;
-    const int64_t tiles = blocks_for(p.rows, 128) * int64_t{blocks_for(p.columns, 128)};
-    int64_t parts = std::min(enough_tiles / std::max<int64_t>(tiles, 1), p.depth / least_depth);
-    parts = std::min(parts, context.workspace_bytes / std::max<int64_t>(p.rows * p.columns * 4, 1));
-    if (parts > 1) {
+    if (const int64_t parts = parts_of(p, context); parts > 1) {
       Product<A, B, C> cut = p;
       cut.part_depth = (p.depth / parts + mma::step - 1) / mma::step * mma::step;
-      parts = (p.depth + cut.part_depth - 1) / cut.part_depth;
+      const auto count = static_cast<int>((p.depth + cut.part_depth - 1) / cut.part_depth);
       cut.c = static_cast<float*>(context.workspace);
       cut.c_row = p.columns, cut.c_batch = p.rows * p.columns;
       cut.accumulate = false;
-      launch(cut, p.rows, parts, name, context);
-      sum_parts_kernel<<<blocks_for(p.rows * p.columns, 256), 256, 0, context.stream>>>(
-          cut.c, static_cast<int>(parts), p.rows, p.columns, p.c, p.c_row, p.accumulate);
+      launch(cut, p.rows, count, name, context);
+      const bool packs = p.columns % 4 == 0 && p.c_row % 4 == 0 && reinterpret_cast<uintptr_t>(p.c) % 16 == 0;
+      const auto sum = packs ? sum_parts_kernel<4> : sum_parts_kernel<1>;
+      sum<<<blocks_for(p.rows * p.columns, packs ? 1024 : 256), 256, 0, context.stream>>>(
+          cut.c, count, p.rows, p.columns, p.c, p.c_row, p.accumulate);
       return check_launch(name);
     }
   }
@@ -276,7 +316,7 @@ void grouped_linear_backward_weight(View d_out, View x, View rows, View offsets,
   with_types(d_out, x, d_w.view, "grouped_linear_backward_weight", [&](auto& p) {
     p.a_row = 1, p.a_depth = d_out.stride(0), p.b_row = 1, p.b_depth = x.stride(0);
     p.c_row = d_w.view.stride(1), p.c_batch = d_w.view.stride(0);
-    p.rows = d_out[1], p.columns = x[1];
+    p.rows = d_out[1], p.columns = x[1], p.depth = d_out[0];
     p.offsets = offsets.as<int32_t>(), p.gather = rows.as_or_null<int32_t>();
     p.by_depth = true, p.experts = static_cast<int>(offsets.count() - 1);
     p.accumulate = d_w.accumulate;

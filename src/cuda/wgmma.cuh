@@ -1,7 +1,7 @@
 // Products of a warpgroup on Hopper's tensor cores (sm_90a): d [64, N] (+)= a [64, 16] · b [16, N] in
-// bfloat16 with float32 sums, N twice the registers of d. a comes from registers or, K-major, from shared
-// memory; b from shared memory, K-major, or with columns contiguous (columns = 1). PTX ISA,
-// "wgmma.mma_async".
+// bfloat16 with float32 sums, N twice the registers of d. a comes from registers or shared memory, b from
+// shared memory; there both are K-major, or with a's rows (a_columns = 1) or b's columns (columns = 1)
+// contiguous. PTX ISA, "wgmma.mma_async".
 #pragma once
 
 #include <cstdint>
@@ -25,27 +25,27 @@ namespace latente::cuda {
   LATENTE_NUMBERS_32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
 #define LATENTE_NUMBERS_64 \
   LATENTE_NUMBERS_48 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define LATENTE_NUMBERS_96                                                               \
-  LATENTE_NUMBERS_64                                                                     \
-      ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79" \
-      ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
-#define LATENTE_NUMBERS_128                                                                          \
-  LATENTE_NUMBERS_96                                                                                 \
-      ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111" \
-      ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#define LATENTE_NUMBERS_96                                                           \
+  LATENTE_NUMBERS_64                                                                 \
+  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79" \
+  ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define LATENTE_NUMBERS_128                                                                      \
+  LATENTE_NUMBERS_96                                                                             \
+  ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111" \
+  ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
 // r0 to r6: the numbers that follow those of d.
 #define LATENTE_WGMMA(columns_of_b, registers, r0, r1, r2, r3, r4, r5, r6)                                  \
-  template <int columns>                                                                                    \
+  template <int columns, int a_columns = 0>                                                                 \
   __device__ inline void wgmma(float(&d)[registers], uint64_t a, uint64_t b, int add) {                     \
     asm volatile(                                                                                           \
         "{\n.reg .pred p;\n"                                                                                \
         "setp.ne.b32 p, %" #r2                                                                              \
         ", 0;\n"                                                                                            \
         "wgmma.mma_async.sync.aligned.m64n" #columns_of_b "k16.f32.bf16.bf16 {" LATENTE_NUMBERS_##registers \
-        "}, %" #r0 ", %" #r1 ", p, 1, 1, 0, %" #r3 ";\n}\n"                                                 \
+        "}, %" #r0 ", %" #r1 ", p, 1, 1, %" #r4 ", %" #r3 ";\n}\n"                                          \
         : LATENTE_SUMS_##registers(0)                                                                       \
-        : "l"(a), "l"(b), "r"(add), "n"(columns));                                                          \
+        : "l"(a), "l"(b), "r"(add), "n"(columns), "n"(a_columns));                                          \
   }                                                                                                         \
   template <int columns>                                                                                    \
   __device__ inline void wgmma(float(&d)[registers], const uint32_t(&a)[4], uint64_t b, int add) {          \
@@ -64,6 +64,17 @@ LATENTE_WGMMA(96, 48, 48, 49, 50, 51, 52, 53, 54)
 LATENTE_WGMMA(128, 64, 64, 65, 66, 67, 68, 69, 70)
 LATENTE_WGMMA(192, 96, 96, 97, 98, 99, 100, 101, 102)
 LATENTE_WGMMA(256, 128, 128, 129, 130, 131, 132, 133, 134)
+
+// d [64, 128] (+)= a [64, 32] · b [32, 128] in e4m3, both K-major in shared memory.
+__device__ inline void wgmma_e4m3(float (&d)[64], uint64_t a, uint64_t b, int add) {
+  asm volatile(
+      "{\n.reg .pred p;\n"
+      "setp.ne.b32 p, %66, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 {" LATENTE_NUMBERS_64
+      "}, %64, %65, p, 1, 1;\n}\n"
+      : LATENTE_SUMS_64(0)
+      : "l"(a), "l"(b), "r"(add));
+}
 
 #undef LATENTE_WGMMA
 #undef LATENTE_NUMBERS_128

@@ -158,20 +158,100 @@ TEST_P(Products, Grouped) {
   }
 }
 
+// Sizes on both sides of every change of kernels and tiles.
+constexpr int64_t companies[] = {1,  2,  3,  4,  5,   7,   8,   9,   15,  16,  17,  24,  31,  32,  33,  48,
+                                 63, 64, 65, 96, 127, 128, 129, 192, 200, 255, 256, 257, 288, 300, 513, 1100};
+
 TEST_P(Products, OfARowHaveTheSameBitsInAnyCompany) {
   const DType type = GetParam();
-  for (const auto& [columns, depth] : {std::tuple{512, 2048}, {264, 200}}) {
-    DeviceTensor x = normals({2000, depth}, type), w = normals({columns, depth}, type);
-    DeviceTensor all(device_, {2000, columns}, DType::f32);
+  constexpr int64_t most = 1100;
+  for (const auto& [columns, depth, spread] :
+       {std::tuple{512, 2048, 0}, {264, 200, 0}, {136, 4104, 24}, {2048, 512, 12}, {1000, 72, 40}}) {
+    // Also numbers of very different sizes, whose sums show in which order they were added.
+    auto any = [&, wide = spread] {
+      return random_.normal() * std::exp2(static_cast<double>(wide) * (random_.uniform() - 0.5));
+    };
+    DeviceTensor x(device_, {most, depth}, type), w(device_, {columns, depth}, type);
+    DeviceTensor d_out(device_, {most, columns}, type);
+    x.set(any), w.set(any), d_out.set(any);
+    DeviceTensor all(device_, {most, columns}, DType::f32), all_dx(device_, {most, depth}, DType::f32);
     cuda::linear(x.view, w.view, {}, {all.view, false}, device_.context);
-    const std::vector<double> want = all.read();
-    for (const int64_t rows : {1, 2, 3, 17, 32, 33, 64, 65, 300}) {
-      DeviceTensor some(device_, {rows, columns}, DType::f32);
-      View head = x.view;
-      head.shape = {rows, depth};
-      cuda::linear(head, w.view, {}, {some.view, false}, device_.context);
+    cuda::linear_backward_input(d_out.view, w.view, {all_dx.view, false}, device_.context);
+    const std::vector<double> want = all.read(), want_dx = all_dx.read();
+    auto first = [](View view, int64_t rows) {
+      view.shape = {rows, view.shape[1]};
+      return view;
+    };
+    for (const int64_t rows : companies) {
+      DeviceTensor some(device_, {rows, columns}, DType::f32), some_dx(device_, {rows, depth}, DType::f32);
+      cuda::linear(first(x.view, rows), w.view, {}, {some.view, false}, device_.context);
       const std::vector<double>& got = some.read();
-      EXPECT_TRUE(std::equal(got.begin(), got.end(), want.begin())) << rows << " rows of " << depth;
+      EXPECT_TRUE(std::equal(got.begin(), got.end(), want.begin()))
+          << rows << " rows, " << columns << " x " << depth;
+      cuda::linear_backward_input(first(d_out.view, rows), w.view, {some_dx.view, false}, device_.context);
+      const std::vector<double>& got_dx = some_dx.read();
+      EXPECT_TRUE(std::equal(got_dx.begin(), got_dx.end(), want_dx.begin()))
+          << rows << " rows' gradients, " << columns << " x " << depth;
+    }
+  }
+}
+
+TEST_P(Products, OfARowAndHeadsHaveTheSameBitsInAnyCompany) {
+  const DType type = GetParam();
+  constexpr int64_t most = 300, heads = 5;
+  for (const bool transpose : {false, true}) {
+    for (const auto& [columns, depth] : {std::tuple{512, 128}, {128, 512}, {40, 24}}) {
+      DeviceTensor x = normals({most, heads, depth}, type);
+      DeviceTensor w = normals(transpose ? Shape{heads, depth, columns} : Shape{heads, columns, depth}, type);
+      std::vector<double> want;
+      for (const int64_t rows : {most, int64_t{1}, int64_t{2}, int64_t{8}, int64_t{16}, int64_t{17},
+                                 int64_t{32}, int64_t{33}, int64_t{64}, int64_t{129}, int64_t{256}}) {
+        DeviceTensor out(device_, {rows, heads, columns}, type);
+        View some = x.view;
+        some.shape = {rows, heads, depth};
+        cuda::head_linear(some, w.view, transpose, out.view, device_.context);
+        const std::vector<double>& got = out.read();
+        if (want.empty()) {
+          want = got;
+          std::vector<double> sums(want.size());
+          for (int64_t t = 0; t < most; ++t) {
+            for (int64_t h = 0; h < heads; ++h) {
+              for (int64_t j = 0; j < columns; ++j) {
+                double& sum = sums[static_cast<size_t>((t * heads + h) * columns + j)];
+                for (int64_t k = 0; k < depth; ++k) {
+                  sum += x.at(t, h, k) * (transpose ? w.at(h, k, j) : w.at(h, j, k));
+                }
+              }
+            }
+          }
+          expect_near(want, sums, type);
+        }
+        EXPECT_TRUE(std::equal(got.begin(), got.end(), want.begin()))
+            << rows << " rows, " << columns << " x " << depth << (transpose ? ", transposed" : "");
+      }
+    }
+  }
+}
+
+TEST_P(Products, OfExpertsRowsHaveTheSameBitsInAnyCompany) {
+  const DType type = GetParam();
+  constexpr int64_t most = 1300, experts = 3, columns = 200, depth = 328;
+  DeviceTensor x = normals({most, depth}, type), w = normals({experts, columns, depth}, type);
+  // All rows to expert 1, the first `rows` of them: alone, or after rows of another.
+  std::vector<double> want;
+  for (const int64_t before : {0, 40}) {
+    for (const int64_t rows : {1200, 1, 2, 8, 17, 33, 64, 96, 100, 128, 130, 300, 700}) {
+      const auto all = static_cast<int32_t>(before + rows);
+      DeviceIndices offsets(device_, {0, static_cast<int32_t>(before), all, all});
+      std::vector<int32_t> order;
+      for (int32_t r = 0; r < all; ++r) order.push_back(r < before ? r : r - static_cast<int32_t>(before));
+      DeviceIndices gather(device_, order);
+      DeviceTensor out(device_, {all, columns}, DType::f32);
+      cuda::grouped_linear(x.view, gather.view, offsets.view, w.view, out.view, device_.context);
+      const std::vector<double>& got = out.read();
+      if (want.empty()) want = got;
+      EXPECT_TRUE(std::equal(got.begin() + before * columns, got.end(), want.begin()))
+          << rows << " rows after " << before;
     }
   }
 }
