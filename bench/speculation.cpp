@@ -26,7 +26,7 @@ struct Options {
   std::vector<int64_t> sequences = {1, 4, 16, 64};
   std::vector<double> temperatures = {0, 1};
   std::vector<std::string> workloads = {"own", "other", "random", "repeated"};
-  int64_t tokens = 256, prompt = 32, rounds = 3;
+  int64_t tokens = 256, prompt = 32, rounds = 3, draft = -1;
   int threads = 0;
 };
 
@@ -147,7 +147,7 @@ class Bench {
     for (int64_t i = 0; i < options_.rounds; ++i) {
       const Prompts prompts = prompts_of(workload, sequences);
       Side plain(backend_, *model_, options_, prompts, temperature, 0);
-      Side drafting(backend_, *model_, options_, prompts, temperature, -1);
+      Side drafting(backend_, *model_, options_, prompts, temperature, options_.draft);
       while (plain.goes_on() || drafting.goes_on()) {
         const bool first = !drafting.goes_on() || (plain.goes_on() && plain.seconds <= drafting.seconds);
         (first ? plain : drafting).step();
@@ -197,6 +197,7 @@ int main(int argc, char** argv) try {
   app.add_option("--tokens", options.tokens, "Written by each sequence")->capture_default_str();
   app.add_option("--prompt", options.prompt, "Tokens of a prompt")->capture_default_str();
   app.add_option("--rounds", options.rounds)->capture_default_str();
+  app.add_option("--draft", options.draft, "-1 = as many as pay")->capture_default_str();
   app.add_option("--threads", options.threads)->capture_default_str();
   CLI11_PARSE(app, argc, argv);
   latente::Bench(options).run();

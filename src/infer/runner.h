@@ -78,7 +78,7 @@ class Runner {
   const Config& config() const { return model_->config(); }
   // Records ahead of time what decoding one sequence with up to `drafts` tokens a pass runs.
   void prepare(int64_t drafts);
-  size_t plans() const { return plans_recorded_; }  // so far
+  double recording_seconds() const { return recording_seconds_; }  // spent on plans so far
   int64_t cache_bytes_per_token() const;
   // Arena, caches (as if all pages were in use) and hidden states; weights are the model's.
   int64_t memory_bytes() const;
@@ -115,7 +115,7 @@ class Runner {
   std::vector<LayerCache> caches_;
   std::vector<Tensor> states_;  // by level: [states, hidden]
   std::map<Key, Recorded> plans_;
-  size_t plans_recorded_ = 0;
+  double recording_seconds_ = 0;
   std::shared_ptr<void> arena_;
   int64_t arena_bytes_ = 0;
   std::map<std::string, double>* seconds_ = nullptr;
