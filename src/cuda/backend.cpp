@@ -47,6 +47,7 @@ CudaBackend::CudaBackend(int device) : device_(checked_device(device)) {
   context_.workspace_bytes = workspace_bytes;
   context_.multiprocessors = properties.multiProcessorCount;
   context_.compute_capability = properties.major * 10 + properties.minor;
+  context_.shared_bytes = static_cast<int>(properties.sharedMemPerBlockOptin);
 }
 
 std::string CudaBackend::name() const { return "cuda:" + std::to_string(device_) + " (" + name_ + ")"; }
