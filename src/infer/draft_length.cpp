@@ -92,11 +92,15 @@ void DraftLength::measure(Choice& choice, double seconds, double share) {
   choice.sample.push_back(plain ? seconds / plain_ : (seconds / plain_ - 1) / share);
   --choice.trial;
   const double found = median(choice.sample);
-  // What loses a lot need not be known well.
+  // What loses a lot need not be known well, nor tried soon again: modules have much to make up for then.
   constexpr size_t enough = 2;
   constexpr double hopeless = 0.9;
+  constexpr int64_t long_wait = 384;
   const auto drafts = static_cast<size_t>(&choice - choices_.data());
-  if (!plain && choice.sample.size() >= enough && tokens(drafts) < hopeless * (1 + found)) choice.trial = 0;
+  if (!plain && choice.sample.size() >= enough && tokens(drafts) < hopeless * (1 + found)) {
+    choice.trial = 0;
+    choice.wait = std::max(choice.wait, long_wait);
+  }
   if (choice.trial > 0) return;
   ++choice.measured;
   if (plain) {
