@@ -36,8 +36,14 @@ struct Row {
   std::string kind;
   int64_t tokens = 0, depth = 0;
   double per_second = 0, spread = 0, bound = 0;
+  double bandwidth = 0;                         // of memory beside the runs, where that is the bound
   std::optional<Residency::Figures> experts{};  // of the measured runs, where they are read from the disk
 };
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -63,7 +69,6 @@ class Bench {
     cache_ = name_of(runner.cache_type);
     runner_ = std::make_unique<SequenceRunner>(device_.backend(), *model_, runner);
 
-    bandwidth_ = device_.measure_bandwidth();
     peak_ = device_.measure_peak(weights_.starts_with("int") ? DType::q8 : model_->weights());
   }
 
@@ -72,8 +77,8 @@ class Bench {
       std::printf("%s, %s weights, %s cache, %s; loaded in %.1f s, %s\n", options_.model.c_str(),
                   weights_.c_str(), cache_.c_str(), device_.describe().c_str(), load_seconds_,
                   bytes_text(static_cast<double>(resident_memory())).c_str());
-      std::printf("memory reads %.1f GB/s; products %.0f %s\n\n", bandwidth_ / 1e9, peak_ / 1e9,
-                  weights_.starts_with("int") ? "GOP/s in 8 bits" : "GFLOP/s");
+      std::printf("memory reads %.1f GB/s; products %.0f %s\n\n", device_.measure_bandwidth() / 1e9,
+                  peak_ / 1e9, weights_.starts_with("int") ? "GOP/s in 8 bits" : "GFLOP/s");
       std::printf("%-8s %7s %7s %12s %8s %12s\n", "", "tokens", "depth", "tok/s", "spread", "of the bound");
     }
     for (int64_t depth : options_.depths) {
@@ -105,50 +110,63 @@ class Bench {
     filled_ = std::max(filled_, depth);
   }
 
-  template <class Body>
-  Row measure(const char* kind, int64_t count, int64_t depth, const Body& body) {
-    std::vector<double> rates;
+  // before_each is called before each run and after the last one.
+  template <class Body, class BeforeEach>
+  Row measure(const char* kind, int64_t count, int64_t depth, const Body& body,
+              const BeforeEach& before_each) {
+    rates_.clear();
     body();  // records plans, warms caches
     std::map<std::string, double> seconds;
     if (options_.profile) runner_->runner().profile_into(&seconds);
     const Residency* residency = residency_of(*model_);
     const Residency::Figures before = residency ? residency->figures() : Residency::Figures();
     for (int64_t i = 0; i < options_.repeat; ++i) {
+      before_each();
       const auto start = std::chrono::steady_clock::now();
       body();
-      rates.push_back(static_cast<double>(count) / seconds_since(start));
+      rates_.push_back(static_cast<double>(count) / seconds_since(start));
     }
+    before_each();
     if (options_.profile) {
       runner_->runner().profile_into(nullptr);
       fmt::print("\n{} {} at {}:\n", kind, count, depth);
       print_profile(seconds);
     }
-    std::sort(rates.begin(), rates.end());
     Row row{kind, count, depth};
-    row.per_second = rates[rates.size() / 2];
-    row.spread = (rates.back() - rates.front()) / row.per_second;
+    row.per_second = median(rates_);
+    const auto [least, most] = std::minmax_element(rates_.begin(), rates_.end());
+    row.spread = (*most - *least) / row.per_second;
     if (residency) row.experts = residency->figures().since(before);
     return row;
   }
 
   Row prefill(int64_t depth) {
-    Row row = measure("prefill", options_.prompt, depth, [&] { read(options_.prompt, depth); });
+    Row row = measure(
+        "prefill", options_.prompt, depth, [&] { read(options_.prompt, depth); }, [] {});
     const int64_t context = depth + options_.prompt / 2;  // on average
     row.bound = row.per_second * forward_flops(model_->config(), context, depth > 0) / peak_;
     return row;
   }
 
   Row decode(int64_t depth) {
-    Row row = measure("decode", options_.generate, depth, [&] {
-      for (int64_t i = 0; i < options_.generate; ++i) runner_->forward(tokens(1), depth + i, 1);
-    });
-    // Others may have been busy the first time.
-    bandwidth_ = std::max(bandwidth_, device_.measure_bandwidth());
+    // Each run is held against what memory gave right before and after it: others may use it, too.
+    std::vector<double> bandwidths, shares;
+    Row row = measure(
+        "decode", options_.generate, depth,
+        [&] {
+          for (int64_t i = 0; i < options_.generate; ++i) runner_->forward(tokens(1), depth + i, 1);
+        },
+        [&] { bandwidths.push_back(device_.measure_bandwidth()); });
     const int64_t context = depth + options_.generate / 2;  // on average
     const int64_t layers = model_->config().num_hidden_layers;
     const int64_t cache = context * runner_->runner().cache_bytes_per_token() * layers /
                           (layers + model_->config().num_mtp_layers);
-    row.bound = row.per_second * (active_bytes() + static_cast<double>(cache)) / bandwidth_;
+    for (size_t i = 0; i < rates_.size(); ++i) {
+      const double bandwidth = (bandwidths[i] + bandwidths[i + 1]) / 2;
+      shares.push_back(rates_[i] * (active_bytes() + static_cast<double>(cache)) / bandwidth);
+    }
+    row.bound = median(shares);
+    row.bandwidth = median(bandwidths);
     return row;
   }
 
@@ -189,6 +207,7 @@ class Bench {
                                      {"depth", row.depth},   {"threads", device_.threads()},
                                      {"weights", weights_},  {"tok_s", row.per_second},
                                      {"spread", row.spread}, {"bound_share", row.bound}};
+      if (row.bandwidth > 0) json["bandwidth"] = row.bandwidth;
       if (row.experts) {
         json["experts_wanted"] = row.experts->wanted;
         json["experts_found"] = row.experts->found;
@@ -212,7 +231,8 @@ class Bench {
   std::unique_ptr<SequenceRunner> runner_;
   Random random_{1};
   std::string weights_, cache_;
-  double load_seconds_ = 0, bandwidth_ = 0, peak_ = 0;
+  std::vector<double> rates_;  // of the last measurement, in order
+  double load_seconds_ = 0, peak_ = 0;
   int64_t filled_ = 0;
 };
 

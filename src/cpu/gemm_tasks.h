@@ -71,7 +71,7 @@ class Tasks {
   static constexpr Extent comfortable = {96, 192};   // repays packing
   static constexpr Extent smallest = {24, 1};        // where there would be fewer tasks than threads
   static constexpr int64_t tasks_a_thread = 2;       // more would pack more
-  static constexpr double least_work = 1024 * 1024;  // multiply-adds that repay waking a thread
+  static constexpr double least_work = 384 * 1024;  // multiply-adds that repay waking a thread
 
   static std::vector<Division>& reused_divisions() {
     thread_local std::vector<Division> divisions;

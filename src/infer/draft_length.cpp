@@ -3,6 +3,16 @@
 #include <algorithm>
 
 namespace latente {
+namespace {
+
+// The lower of two in the middle.
+double median(std::vector<double> values) {
+  const auto middle = values.begin() + static_cast<ptrdiff_t>((values.size() - 1) / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+}  // namespace
 
 DraftLength::DraftLength(int64_t most, double acceptance, int64_t trials)
     : choices_(static_cast<size_t>(most + 1)),
@@ -10,63 +20,62 @@ DraftLength::DraftLength(int64_t most, double acceptance, int64_t trials)
       acceptance_(static_cast<size_t>(most), acceptance),
       judged_(static_cast<size_t>(most), 8),
       trials_(trials) {
-  for (Choice& choice : choices_) choice.wait = first_wait, choice.trial = trials;
+  choices_[0].measured = 1;
 }
 
-double DraftLength::tokens(size_t drafts) const {
+double DraftLength::tokens(size_t drafts, double share) const {
   double gained = 0, right = 1;
   for (size_t i = 0; i < drafts; ++i) gained += right *= acceptance_[i];
-  return 1 + choices_[drafts].share * gained;
+  return 1 + share * gained;
 }
 
-size_t DraftLength::tried() const {
-  size_t n = 0;
-  while (n < choices_.size() && choices_[n].passes > 0) ++n;
-  return n;
+std::optional<double> DraftLength::cost(int64_t drafts) const {
+  const Choice& choice = choices_[static_cast<size_t>(std::min(drafts, most()))];
+  return choice.measured > 0 ? std::optional(choice.cost) : std::nullopt;
 }
 
-size_t DraftLength::best() const {
+size_t DraftLength::best(double otherwise) const {
   size_t best = 0;
-  for (size_t n = 1; n < tried(); ++n) {
-    // What is measured is uncertain by a few percent: drafting has to show that it pays.
-    if (rate(n) > rate(best) * (best == 0 ? 1.03 : 1)) best = n;
+  double most = otherwise * (1 + margin);
+  for (size_t n = 1; n < choices_.size() && choices_[n].measured > 0; ++n) {
+    if (rate(n) > most) most = rate(n), best = n;
   }
   return best;
 }
 
-int64_t DraftLength::choose() {
+void DraftLength::take_up(size_t drafts) {
+  if (drafts == in_use_) return;
+  Choice& before = choices_[in_use_];
+  before.last = pass_;
+  before.wait = in_use_ == 0 ? confirming_wait : std::max(before.wait, first_wait);
+  in_use_ = drafts;
+}
+
+int64_t DraftLength::choose(double otherwise) {
   ++pass_;
+  const bool tried_before = trying_;
   trying_ = false;
-  size_t chosen = 0;
-  if (tried() > 0) {
-    const size_t pays = chosen = best();
-    for (size_t n = choices_.size(); n-- > 0 && chosen == pays && affordable();) {
-      if (n == pays || !may_try(n)) continue;
+  take_up(best(otherwise));
+  chosen_ = in_use_;
+  // Between two passes of a trial there is one to compare with.
+  constexpr int64_t to_begin_with = 3;
+  if (!tried_before && plain_passes_ >= to_begin_with && affordable()) {
+    for (size_t n = choices_.size(); n-- > 0 && !trying_;) {
       Choice& choice = choices_[n];
+      // Untried ones are tried where one less is the best so far.
+      if (n == in_use_ || (choice.measured == 0 && n != in_use_ + 1)) continue;
       if (choice.trial == 0 && pass_ - choice.last >= choice.wait) {
-        choice.trial = trials_;
-        choice.passes = std::min<int64_t>(choice.passes, 1);  // the machine may be faster or slower now
-        choice.wait = std::min(2 * choice.wait, longest_wait);
+        choice.trial = n == 0 ? std::min<int64_t>(trials_, 3) : trials_;
+        choice.sample.clear();
+        choice.wait = std::clamp(2 * choice.wait, n == 0 ? confirming_wait : first_wait, longest_wait);
       }
-      if (choice.trial > 0) chosen = n;
-    }
-    if (chosen == pays) {
-      choices_[chosen].wait = first_wait;
-    } else {
+      if (choice.trial == 0) continue;
+      choice.last = pass_;
+      chosen_ = n;
       trying_ = true;
     }
   }
-  choices_[chosen].last = pass_;
-  return static_cast<int64_t>(chosen);
-}
-
-bool DraftLength::promising() const {
-  if (most() == 0) return false;
-  if (tried() == 0 || best() > 0) return true;
-  for (size_t n = 1; n < choices_.size(); ++n) {
-    if (may_try(n) && choices_[n].trial > 0) return affordable();
-  }
-  return false;
+  return static_cast<int64_t>(chosen_);
 }
 
 void DraftLength::judge(int64_t drafted, int64_t accepted) {
@@ -77,20 +86,48 @@ void DraftLength::judge(int64_t drafted, int64_t accepted) {
   }
 }
 
+// A pass of a trial. Any pass may be interrupted: the median decides.
+void DraftLength::measure(Choice& choice, double seconds, double share) {
+  const bool plain = &choice == &choices_[0];
+  choice.sample.push_back(plain ? seconds / plain_ : (seconds / plain_ - 1) / share);
+  --choice.trial;
+  const double found = median(choice.sample);
+  // What loses a lot need not be known well, nor tried soon again: modules have much to make up for then.
+  constexpr size_t enough = 2;
+  constexpr double hopeless = 0.9;
+  constexpr int64_t long_wait = 384;
+  const auto drafts = static_cast<size_t>(&choice - choices_.data());
+  if (!plain && choice.sample.size() >= enough && tokens(drafts) < hopeless * (1 + found)) {
+    choice.trial = 0;
+    choice.wait = std::max(choice.wait, long_wait);
+  }
+  if (choice.trial > 0) return;
+  ++choice.measured;
+  if (plain) {
+    plain_ *= found;
+    for (size_t n = 1; n < choices_.size(); ++n) choices_[n].cost = (1 + choices_[n].cost) / found - 1;
+  } else {
+    choice.cost = std::max(found, 0.0);
+  }
+}
+
 void DraftLength::time(int64_t drafted, double seconds, bool unusual, double share) {
   const auto n = static_cast<size_t>(std::min(drafted, most()));
   Choice& choice = choices_[n];
   spent_ += seconds;
-  if (trying_ && tried() > 0) lost_ += std::max(seconds - tokens(n) / rate(best()), 0.0);
-  trying_ = false;
+  // Catching up may cost some passes; what takes longer was interrupted.
+  constexpr double most_passes = 3;
+  if (trying_)
+    lost_ += std::max(std::min(seconds, most_passes * plain_) - plain_ * tokens(n, share) / rate(), 0.0);
   if (unusual) return;
-  choice.trial = std::max<int64_t>(choice.trial - 1, 0);
-  // Any pass may be interrupted: what takes far longer than usual counts little.
-  if (choice.passes > 0) seconds = std::min(seconds, 2 * choice.seconds);
-  const double weight = std::max(1.0 / static_cast<double>(choice.passes + 1), 0.1);
-  choice.seconds += weight * (seconds - choice.seconds);
-  choice.share += weight * (share - choice.share);
-  ++choice.passes;
+  if (trying_) {
+    if (n == chosen_ && choice.trial > 0) measure(choice, seconds, share);
+  } else if (choice.measured > 0) {
+    // As long as the costs are what they were, this says how fast the machine is now.
+    double now = seconds / (1 + share * choice.cost);
+    if (plain_passes_ > 0) now = std::min(now, 2 * plain_);
+    plain_ += std::max(1.0 / static_cast<double>(++plain_passes_), 0.2) * (now - plain_);
+  }
 }
 
 }  // namespace latente

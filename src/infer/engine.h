@@ -86,7 +86,8 @@ class Engine {
   std::vector<Sequence*> writers();
   void learn(std::span<Sequence* const> sequences, std::span<const int64_t> right, double seconds,
              bool unusual);
-  void propose(std::span<Sequence* const> sequences);
+  // Whether modules had much to make up for.
+  bool propose(std::span<Sequence* const> sequences);
   // What one sequence makes of its rows of logits. Returns how many drafts were right.
   int64_t conclude(Sequence& sequence, std::span<float> logits);
   // The distribution of what comes next, and the logits themselves if they are to be reported.

@@ -7,6 +7,16 @@ namespace latente {
 namespace {
 
 constexpr int64_t most_looked_up = 4;
+constexpr int64_t usually_behind = 4;  // modules are so when drafts alternate with none, or are refused
+constexpr size_t all_try = 8;  // of more sequences a part tries what may not pay
+
+// Those that have least to make up for.
+void keep_nearest(std::vector<Sequence*>& sequences, size_t count) {
+  const auto distance = [](const Sequence* s) { return s->lost() ? Drafter::most_behind : s->behind(); };
+  std::stable_sort(sequences.begin(), sequences.end(),
+                   [&](const Sequence* a, const Sequence* b) { return distance(a) < distance(b); });
+  sequences.resize(count);
+}
 
 }  // namespace
 
@@ -27,27 +37,30 @@ Engine::Lengths& Engine::lengths_for(size_t sequences) {
 }
 
 bool Engine::keeps_up(const Sequence& s, size_t sequences) {
-  return !s.adaptive || lengths_for(sequences).modules.promising();
+  return !s.adaptive || lengths_for(sequences).modules.pays();
 }
 
-void Engine::propose(std::span<Sequence* const> sequences) {
+bool Engine::propose(std::span<Sequence* const> sequences) {
   Lengths& lengths = lengths_for(sequences.size());
-  int64_t by_modules = -1, by_look_up = -1;  // chosen when somebody asks
-  std::vector<Sequence*> drafting;
+  int64_t by_look_up = -1;  // chosen when somebody asks
+  const auto room = [&](const Sequence& s) {
+    return std::min({s.request.options.max_tokens - s.stats.generated_tokens,
+                     runner_.options().context - s.length(),
+                     pool_.pages() * pool_.page_size() - s.length()}) -
+           1;
+  };
+  std::vector<Sequence*> drafting, adaptive;
   std::vector<Drafter::Behind> behind;
   std::vector<int64_t> counts;
   for (Sequence* s : sequences) {
     s->drafts.clear();
     s->looked_up = false;
-    const GenerationOptions& options = s->request.options;
-    const int64_t room =
-        std::min({options.max_tokens - s->stats.generated_tokens, runner_.options().context - s->length(),
-                  pool_.pages() * pool_.page_size() - s->length()}) -
-        1;
-    if (s->adaptive && room > 0) {
-      const std::vector<int32_t> found = Drafter::look_up(s->tokens, std::min(room, most_looked_up));
+    if (room(*s) <= 0) continue;
+    if (s->adaptive) {
+      const std::vector<int32_t> found = Drafter::look_up(s->tokens, std::min(room(*s), most_looked_up));
       if (!found.empty()) s->draft_from_here();
-      if (!found.empty() && by_look_up < 0) by_look_up = lengths.looked_up.choose();
+      if (!found.empty() && by_look_up < 0)
+        by_look_up = lengths.looked_up.choose(s->depth > 0 ? lengths.modules.rate() : 1.0);
       for (int64_t i = 0; i < std::min(by_look_up, static_cast<int64_t>(found.size())); ++i) {
         const int32_t token = found[static_cast<size_t>(i)];
         if (!s->may_draft(token)) break;
@@ -56,17 +69,24 @@ void Engine::propose(std::span<Sequence* const> sequences) {
       s->looked_up = !s->drafts.empty();
     }
     if (s->looked_up || s->depth == 0) continue;
-    int64_t count = s->depth;
-    if (s->adaptive) count = by_modules = by_modules < 0 ? lengths.modules.choose() : by_modules;
-    count = std::clamp<int64_t>(room, 0, count);
-    if (count == 0) continue;
-    if (s->lost() && !drafter_.begin_anew(*s)) continue;
-    if (s->behind() > s->depth + 1) behind.push_back({s});
-    drafting.push_back(s);
-    counts.push_back(count);
+    (s->adaptive ? adaptive : drafting).push_back(s);
+  }
+  for (const Sequence* s : drafting) counts.push_back(std::min(room(*s), s->depth));
+  if (!adaptive.empty()) {
+    const int64_t count = lengths.modules.choose();
+    if (lengths.modules.trying() && adaptive.size() > all_try) keep_nearest(adaptive, adaptive.size() / 4);
+    for (Sequence* s : adaptive) {
+      if (count == 0 || (s->lost() && !drafter_.begin_anew(*s))) continue;
+      drafting.push_back(s);
+      counts.push_back(std::min(room(*s), count));
+    }
+  }
+  for (Sequence* s : drafting) {
+    if (s->behind() > s->depth + usually_behind) behind.push_back({s});
   }
   drafter_.catch_up(behind);
   drafter_.draft(drafting, counts);
+  return !behind.empty();
 }
 
 // Those that write in the next pass, in turn where not all fit, each with pages for its tokens.
@@ -93,7 +113,7 @@ void Engine::write() {
   const std::vector<Sequence*> sequences = writers();
   if (sequences.empty()) return;
   const auto begin = Sequence::Clock::now();
-  const size_t plans = runner_.plans();
+  const double recording = runner_.recording_seconds();
   std::vector<Drafter::Behind> behind;
   for (Sequence* s : sequences) {
     if (s->lost() || s->behind() < Drafter::most_behind / 2) continue;
@@ -104,7 +124,7 @@ void Engine::write() {
     }
   }
   drafter_.catch_up(behind);
-  propose(sequences);
+  const bool caught_up = propose(sequences) || !behind.empty();
 
   std::vector<Row> rows;
   for (Sequence* s : sequences) {
@@ -128,8 +148,8 @@ void Engine::write() {
   for (Sequence* s : sequences) {
     if (s->ended) finish(*s);
   }
-  learn(sequences, right, Sequence::seconds_between(begin, Sequence::Clock::now()),
-        !behind.empty() || runner_.plans() > plans);
+  const double seconds = Sequence::seconds_between(begin, Sequence::Clock::now());
+  learn(sequences, right, seconds - (runner_.recording_seconds() - recording), caught_up);
 }
 
 // What a pass says about how many drafts pay.
@@ -137,7 +157,7 @@ void Engine::learn(std::span<Sequence* const> sequences, std::span<const int64_t
                    bool unusual) {
   Lengths& lengths = lengths_for(sequences.size());
   struct Part {
-    int64_t sequences = 0, most = 0, right = 0;
+    int64_t sequences = 0, most = 0;
   } looked_up, modules;
   for (size_t i = 0; i < sequences.size(); ++i) {
     const Sequence& s = *sequences[i];
@@ -148,16 +168,16 @@ void Engine::learn(std::span<Sequence* const> sequences, std::span<const int64_t
     Part& part = s.looked_up ? looked_up : modules;
     ++part.sequences;
     part.most = std::max(part.most, drafted);
-    part.right += right[i];
   }
-  // Each is judged against what the other gains in its place.
+  // Each is measured against passes without it, as if the other had not been there.
   const double count = static_cast<double>(sequences.size());
-  const auto time = [&](DraftLength& length, const Part& part, const Part& other) {
-    length.time(part.most, seconds * count / (count + static_cast<double>(other.right)), unusual,
-                static_cast<double>(part.sequences) / count);
+  const auto share = [&](const Part& part) { return static_cast<double>(part.sequences) / count; };
+  const auto time = [&](DraftLength& length, const Part& part, const DraftLength& other, const Part& theirs) {
+    const std::optional<double> cost = other.cost(theirs.most);
+    length.time(part.most, seconds / (1 + share(theirs) * cost.value_or(0)), unusual || !cost, share(part));
   };
-  time(lengths.looked_up, looked_up, modules);
-  time(lengths.modules, modules, looked_up);
+  time(lengths.looked_up, looked_up, lengths.modules, modules);
+  time(lengths.modules, modules, lengths.looked_up, looked_up);
 }
 
 int64_t Engine::conclude(Sequence& s, std::span<float> logits) {

@@ -1,6 +1,7 @@
 #include "infer/runner.h"
 
 #include <algorithm>
+#include <chrono>
 #include <limits>
 
 #include "base/memory.h"
@@ -166,7 +167,7 @@ Runner::Recorded& Runner::recorded(const Key& key) {
   auto found = plans_.find(key);
   if (found != plans_.end()) return found->second;
   if (plans_.size() >= most_plans) plans_.clear();
-  ++plans_recorded_;
+  const auto begin = std::chrono::steady_clock::now();
   Recorded record;
   record.plan = std::make_unique<Plan>(*backend_);
   Plan& plan = *record.plan;
@@ -212,6 +213,7 @@ Runner::Recorded& Runner::recorded(const Key& key) {
     for (auto& [other, theirs] : plans_) theirs.plan->allocate(arena_);
   }
   plan.allocate(arena_);
+  recording_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return plans_.emplace(key, std::move(record)).first->second;
 }
 

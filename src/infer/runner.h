@@ -88,7 +88,7 @@ class Runner {
   const Config& config() const { return model_->config(); }
   // Records ahead of time what decoding one sequence with up to `drafts` tokens a pass runs.
   void prepare(int64_t drafts);
-  size_t plans() const { return plans_recorded_; }  // so far
+  double recording_seconds() const { return recording_seconds_; }  // spent on plans so far
   int64_t cache_bytes_per_token() const;
   // Arena, caches (as if all pages were in use) and hidden states; weights are the model's.
   int64_t memory_bytes() const;
@@ -129,7 +129,7 @@ class Runner {
   std::vector<Tensor> loads_;   // on the device, f32, as expert_loads_ has them
   std::vector<ExpertLoad> expert_loads_;
   std::map<Key, Recorded> plans_;
-  size_t plans_recorded_ = 0;
+  double recording_seconds_ = 0;
   std::shared_ptr<void> arena_;
   int64_t arena_bytes_ = 0;
   std::map<std::string, double>* seconds_ = nullptr;

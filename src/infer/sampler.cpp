@@ -15,18 +15,18 @@ bool more_likely(const Candidate& a, const Candidate& b) {
   return a.probability != b.probability ? a.probability > b.probability : a.id < b.id;
 }
 
+bool lower_id(const Candidate& a, const Candidate& b) { return a.id < b.id; }
+
 double probability_of(const Distribution& distribution, int32_t id) {
-  for (const Candidate& candidate : distribution) {
-    if (candidate.id == id) return candidate.probability;
-  }
-  return 0.0;
+  const auto found = std::lower_bound(distribution.begin(), distribution.end(), Candidate{id}, lower_id);
+  return found != distribution.end() && found->id == id ? found->probability : 0.0;
 }
 
 void renormalise(Distribution& distribution) {
   double sum = 0.0;
   for (const Candidate& candidate : distribution) sum += candidate.probability;
-  for (Candidate& candidate : distribution) candidate.probability /= sum;
-  while (distribution.back().probability == 0.0) distribution.pop_back();  // the least ones may underflow
+  const double inverse = 1.0 / sum;
+  for (Candidate& candidate : distribution) candidate.probability *= inverse;
 }
 
 bool within(std::span<const float> logits, int32_t id) {
@@ -78,11 +78,25 @@ int32_t most_likely(std::span<const float> logits) {
   return static_cast<int32_t>(best);
 }
 
-// All but the fewest of sorted candidates that reach the probability.
+// All but the `count` most likely, which come first.
+void keep_most_likely(Distribution& all, size_t count) {
+  if (count >= all.size()) return;
+  std::nth_element(all.begin(), all.begin() + static_cast<ptrdiff_t>(count), all.end(), more_likely);
+  all.resize(count);
+}
+
+// All but the fewest that reach the probability. Only as many are sorted as may be among them.
 void keep_top(Distribution& all, double probability) {
   double reached = 0.0;
   size_t count = 0;
-  while (count < all.size() && reached < probability) reached += all[count++].probability;
+  for (size_t sorted = 0; count < all.size() && reached < probability;) {
+    const auto begin = all.begin() + static_cast<ptrdiff_t>(sorted);
+    sorted = std::min(std::max<size_t>(64, 4 * sorted), all.size());
+    const auto end = all.begin() + static_cast<ptrdiff_t>(sorted);
+    if (end != all.end()) std::nth_element(begin, end, all.end(), more_likely);
+    std::sort(begin, end, more_likely);
+    while (count < sorted && reached < probability) reached += all[count++].probability;
+  }
   all.resize(count);
   renormalise(all);
 }
@@ -101,7 +115,6 @@ void keep_typical(Distribution& all, double probability) {
   order.resize(count);
   Distribution kept;
   for (const auto& [distance, index] : order) kept.push_back(all[index]);
-  std::sort(kept.begin(), kept.end(), more_likely);
   all = std::move(kept);
   renormalise(all);
 }
@@ -140,27 +153,26 @@ Distribution distribution_of(std::span<float> logits, const History& history, co
   int32_t best = most_likely(logits);
   if (options.greedy()) return {{best, 1.0}};
 
-  double top = logits[static_cast<size_t>(best)];
+  // Below that the random numbers, of 53 bits, are too coarse to ever draw it.
+  constexpr double least_exponent = -60.0;
+  const double top = logits[static_cast<size_t>(best)];
   Distribution all;
   all.reserve(logits.size());
   for (size_t i = 0; i < logits.size(); ++i) {
-    double weight = std::exp((static_cast<double>(logits[i]) - top) / options.temperature);
-    if (weight > 0) all.push_back({static_cast<int32_t>(i), weight});
+    const double exponent = (static_cast<double>(logits[i]) - top) / options.temperature;
+    if (exponent > least_exponent) all.push_back({static_cast<int32_t>(i), std::exp(exponent)});
   }
-  size_t keep = options.top_k > 0 ? std::min(all.size(), static_cast<size_t>(options.top_k)) : all.size();
-  if (keep < all.size()) {
-    std::nth_element(all.begin(), all.begin() + static_cast<ptrdiff_t>(keep), all.end(), more_likely);
-    all.resize(keep);
-  }
-  std::sort(all.begin(), all.end(), more_likely);
+  if (options.top_k > 0) keep_most_likely(all, static_cast<size_t>(options.top_k));
   renormalise(all);
   if (options.top_p < 1.0) keep_top(all, options.top_p);
   if (options.min_p > 0.0) {
-    double least = options.min_p * all.front().probability;
+    const double most = std::min_element(all.begin(), all.end(), more_likely)->probability;
+    const double least = options.min_p * most;
     std::erase_if(all, [&](const Candidate& candidate) { return candidate.probability < least; });
     renormalise(all);
   }
   if (options.typical_p < 1.0) keep_typical(all, options.typical_p);
+  if (!std::is_sorted(all.begin(), all.end(), lower_id)) std::sort(all.begin(), all.end(), lower_id);
   return all;
 }
 
@@ -198,14 +210,12 @@ Verdict verify(const Distribution& p, const Distribution& q, int32_t draft, Rand
   double wanted = probability_of(p, draft), drafted = probability_of(q, draft);
   LATENTE_ASSERT(drafted > 0.0);
   if (wanted >= drafted || random.uniform() * drafted < wanted) return {true, draft};
-  std::vector<std::pair<int32_t, double>> drafts;
-  for (const Candidate& candidate : q) drafts.emplace_back(candidate.id, candidate.probability);
-  std::sort(drafts.begin(), drafts.end());
   Distribution residual;
+  auto taken = q.begin();
   for (const Candidate& candidate : p) {
-    auto found = std::lower_bound(drafts.begin(), drafts.end(), std::pair(candidate.id, -1.0));
-    double taken = found != drafts.end() && found->first == candidate.id ? found->second : 0.0;
-    if (candidate.probability > taken) residual.push_back({candidate.id, candidate.probability - taken});
+    while (taken != q.end() && taken->id < candidate.id) ++taken;
+    const double less = taken != q.end() && taken->id == candidate.id ? taken->probability : 0.0;
+    if (candidate.probability > less) residual.push_back({candidate.id, candidate.probability - less});
   }
   LATENTE_ASSERT(!residual.empty());
   renormalise(residual);

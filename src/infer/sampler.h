@@ -43,7 +43,7 @@ struct History {
   History(const std::vector<int32_t>& all, size_t given = 0) : tokens(all), prompt(given) {}
 };
 
-// A token and its probability. Distributions are sorted by falling probability, ties by id; they sum to 1.
+// A token and its probability. Distributions are sorted by id; they sum to 1.
 struct Candidate {
   int32_t id = 0;
   double probability = 0.0;

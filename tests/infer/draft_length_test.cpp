@@ -73,7 +73,7 @@ TEST(DraftLength, NeverLosesMuchAndFindsTheBest) {
       // One in a hundred passes takes five times as long: 1.04 on average.
       const double got = 1.04 * std::exp(0.5 * w.noise * w.noise) * speed(w, w, 4000, seed);
       EXPECT_GT(got, 0.95 * best) << w.name << ", seed " << seed;
-      EXPECT_GT(got, 0.95) << w.name << ", seed " << seed << ": slower than plain decoding";
+      EXPECT_GT(got, 0.97) << w.name << ", seed " << seed << ": slower than plain decoding";
     }
   }
 }

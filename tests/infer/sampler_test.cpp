@@ -152,8 +152,7 @@ TEST(Sampler, TransformsAsDefined) {
         EXPECT_NEAR(got[i].probability, want[got[i].id], 1e-9) << "setting " << s;
         sum += got[i].probability;
         if (i > 0) {
-          EXPECT_TRUE(got[i - 1].probability > got[i].probability ||
-                      (got[i - 1].probability == got[i].probability && got[i - 1].id < got[i].id));
+          EXPECT_LT(got[i - 1].id, got[i].id);
         }
       }
       EXPECT_NEAR(sum, 1, 1e-12);
