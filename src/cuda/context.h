@@ -14,6 +14,7 @@ struct Context {
   int64_t workspace_bytes = 0;
   int multiprocessors = 0;
   int compute_capability = 0;  // 90 for Hopper
+  int shared_bytes = 0;        // that a block can have at most
 };
 
 }  // namespace latente::cuda

@@ -36,6 +36,17 @@ struct Row {
   bool wanted = false;  // its logits are
 };
 
+// What a pass says of its wanted rows, in order, valid until the next pass: their logits [rows, vocabulary],
+// or their most likely tokens alone (Backend::most_likely), which is less to copy.
+struct Outcome {
+  std::span<float> logits;
+  std::span<const int32_t> likely;
+  int64_t vocabulary = 0;
+
+  // The first rows, which are then no longer part of this.
+  Outcome take(int64_t rows);
+};
+
 // f32, bf16, int8 or fp8, or auto: f32 on the CPU, elsewhere the type of the model's activations. Error
 // otherwise.
 DType cache_type_from_name(std::string_view name, const Backend& backend, const Transformer& model);
@@ -60,11 +71,19 @@ class Runner {
   // The main model. What comes before a row's position in its sequence must have been run, or be in the same
   // pass. Hidden states are left at level 0. Returns the logits of the wanted rows, in order, [wanted,
   // vocabulary], valid until the next call. Rows of one sequence lie side by side.
-  std::span<float> forward(std::span<const Row> rows, Form form);
+  std::span<float> forward(std::span<const Row> rows, Form form) {
+    return forward(rows, form, Asked::logits).logits;
+  }
+  // What is asked of the wanted rows.
+  enum class Asked : uint8_t { logits, likely };
+  Outcome forward(std::span<const Row> rows, Form form, Asked asked);
   // MTP module k: a row's token is the one k + 1 places after its position. Reads hidden states of `level`
   // (that of module k is k; the last module reads its own, level k + 1, beyond the number of modules) and
   // leaves its own at level k + 1.
-  std::span<float> predict(int64_t k, int64_t level, std::span<const Row> rows, Form form);
+  std::span<float> predict(int64_t k, int64_t level, std::span<const Row> rows, Form form) {
+    return predict(k, level, rows, form, Asked::logits).logits;
+  }
+  Outcome predict(int64_t k, int64_t level, std::span<const Row> rows, Form form, Asked asked);
 
   // From now on passes add the time of each op to `seconds` (Plan::run_profiled); null = no more.
   void profile_into(std::map<std::string, double>* seconds) { seconds_ = seconds; }
@@ -77,7 +96,7 @@ class Runner {
   int64_t modules() const { return static_cast<int64_t>(model_->mtp.size()); }
   const Config& config() const { return model_->config(); }
   // Records ahead of time what decoding one sequence with up to `drafts` tokens a pass runs.
-  void prepare(int64_t drafts);
+  void prepare(int64_t drafts, Asked asked);
   size_t plans() const { return plans_recorded_; }  // so far
   int64_t cache_bytes_per_token() const;
   // Arena, caches (as if all pages were in use) and hidden states; weights are the model's.
@@ -89,6 +108,7 @@ class Runner {
     int64_t level;   // of the hidden states read
     int64_t tokens, wanted;
     Form form;
+    Asked asked;
     auto operator<=>(const Key&) const = default;
   };
   // What a pass is told of its rows. last: the last entry that a row attends to; slots: where its own goes.
@@ -97,11 +117,11 @@ class Runner {
   };
   struct Recorded {
     std::unique_ptr<Plan> plan;
-    Tensor inputs;  // i32: the fields, [tokens] each, then the wanted rows
-    Tensor logits;
+    Tensor inputs;          // i32: the fields, [tokens] each, then the wanted rows
+    Tensor logits, likely;  // what is asked
   };
   Recorded& recorded(const Key& key);
-  std::span<float> run(int64_t module, int64_t level, std::span<const Row> rows, Form form);
+  Outcome run(int64_t module, int64_t level, std::span<const Row> rows, Form form, Asked asked);
   int32_t slot_of(const Row& row) const;
 
   Backend* backend_;
@@ -121,6 +141,7 @@ class Runner {
   std::map<std::string, double>* seconds_ = nullptr;
   std::vector<int32_t> values_;
   std::vector<float> logits_;
+  std::vector<int32_t> likely_;
   std::vector<double> wide_logits_;
 };
 
