@@ -2,7 +2,7 @@
 // second-level cache holds none of them. Operations are what the mathematics asks for: the causal half of the
 // scores, five products for the gradient.
 //
-//   bench_cuda_attention decode [heads] | expanded | all
+//   bench_cuda_attention decode [heads] | kinds | expanded | all
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -102,6 +102,81 @@ void decode(Bench& bench, int heads_only) {
   }
 }
 
+// The kinds of attention of one model, a query token a sequence: what the smaller cache is worth. Latents are
+// 512 wide with a rotary part of 64; the others' keys and values 128.
+void kinds(Bench& bench) {
+  struct Kind {
+    const char* name;
+    int64_t groups;  // 0: latents
+    DType type;
+  };
+  constexpr int64_t page = 64, rank = 512, rope = 64, head = 128;
+  const int64_t pool_bytes = int64_t{40} << 30;
+  const std::shared_ptr<void> pool = bench.random(pool_bytes / 2);
+  const std::shared_ptr<void> queries = bench.random(int64_t{128} * 128 * (rank + rope));
+  const std::shared_ptr<void> out = allocate(int64_t{128} * 128 * rank * 2);
+  Random random(2);
+  std::printf("\n%-6s %-10s %8s %8s %6s %10s %7s %8s\n", "heads", "kind", "B/token", "context", "batch", "us",
+              "TB/s", "of MHA");
+  for (const int64_t heads : {128, 16}) {
+    for (const int64_t length : {1024, 8192, 32768}) {
+      for (const int64_t batch : {1, 16, 64}) {
+        double mha = 0;
+        for (const Kind& kind : {Kind{"MHA", heads, DType::bf16}, Kind{"GQA-8", 8, DType::bf16},
+                                 Kind{"MQA", 1, DType::bf16}, Kind{"MLA", 0, DType::bf16},
+                                 Kind{"MLA int8", 0, DType::u8}, Kind{"MLA FP8", 0, DType::f8e4m3}}) {
+          const bool latent = kind.groups == 0;
+          const int64_t groups = latent ? 1 : kind.groups;
+          const int64_t width = !latent                    ? head
+                                : kind.type == DType::bf16 ? rank + rope
+                                                           : Backend::narrow_entry_bytes(rank, rope);
+          const int64_t token_bytes = (latent ? 1 : 2) * groups * width * size_of(kind.type);
+          const int64_t columns = length / page, pages = batch * columns;
+          const int64_t call_bytes = batch * length * token_bytes;
+          if (call_bytes > pool_bytes) {
+            std::printf("%-6d %-10s %8d %7dK %6d %10s\n", static_cast<int>(heads), kind.name,
+                        static_cast<int>(token_bytes), static_cast<int>(length / 1024),
+                        static_cast<int>(batch), "no room");
+            continue;
+          }
+          const auto calls = std::clamp<int64_t>(pool_bytes / call_bytes, 1, 12);
+          const int64_t all_pages = calls * pages;
+          const View keys(pool.get(), {all_pages, page, groups, width}, kind.type);
+          View values = keys;
+          if (latent) {
+            values.shape = {all_pages, page, 1, rank};
+          } else {
+            values.data = static_cast<char*>(pool.get()) + keys.bytes();
+          }
+          bench.kept.clear();
+          std::vector<Pages> where;
+          for (int64_t call = 0; call < calls; ++call) {
+            std::vector<int32_t> table(static_cast<size_t>(pages)), sequence(static_cast<size_t>(batch));
+            std::iota(table.begin(), table.end(), static_cast<int32_t>(call * pages));
+            random.shuffle(std::span(table));
+            std::iota(sequence.begin(), sequence.end(), 0);
+            const std::vector<int32_t> position(sequence.size(), static_cast<int32_t>(length - 1));
+            where.push_back({bench.indices(table, {batch, columns}), bench.indices(sequence, {batch}),
+                             bench.indices(position, {batch})});
+          }
+          const View q(queries.get(), {batch, heads, latent ? rank + rope : head}, DType::bf16);
+          const View to(out.get(), {batch, heads, latent ? rank : head}, DType::bf16);
+          const double time = bench.time(static_cast<int>(calls), [&](int call) {
+            attention_paged(q, keys, values, where[static_cast<size_t>(call)], 0.05, to, bench.context);
+          });
+          if (kind.groups == heads) mha = time;
+          std::printf("%-6d %-10s %8d %7dK %6d %10.1f %7.2f", static_cast<int>(heads), kind.name,
+                      static_cast<int>(token_bytes), static_cast<int>(length / 1024), static_cast<int>(batch),
+                      time, static_cast<double>(call_bytes) / time * 1e-6);
+          if (mha > 0) std::printf(" %7.2fx", mha / time);
+          std::printf("\n");
+          std::fflush(stdout);
+        }
+      }
+    }
+  }
+}
+
 void expanded(Bench& bench) {
   struct Sizes {
     int64_t heads, nope, rope, value, sequences, length;
@@ -174,7 +249,8 @@ int main(int count, char** arguments) {
   }
   const std::string what = count > 1 ? arguments[1] : "all";
   Bench bench;
-  if (what != "decode") expanded(bench);
-  if (what != "expanded") decode(bench, count > 2 ? std::atoi(arguments[2]) : 0);
+  if (what == "kinds" || what == "all") kinds(bench);
+  if (what == "expanded" || what == "all") expanded(bench);
+  if (what == "decode" || what == "all") decode(bench, count > 2 ? std::atoi(arguments[2]) : 0);
   return 0;
 }

@@ -29,8 +29,12 @@ struct CudaBench {
   explicit CudaBench(int64_t workspace_bytes) : workspace(allocate(workspace_bytes)) {
     cudaDeviceProp properties;
     check(cudaGetDeviceProperties(&properties, 0), "CUDA device");
-    context = {stream, workspace.get(), workspace_bytes, properties.multiProcessorCount,
-               10 * properties.major + properties.minor};
+    context = {stream,
+               workspace.get(),
+               workspace_bytes,
+               properties.multiProcessorCount,
+               10 * properties.major + properties.minor,
+               static_cast<int>(properties.sharedMemPerBlockOptin)};
     std::printf("%s, %d multiprocessors\n", properties.name, properties.multiProcessorCount);
   }
   // Elements of bfloat16.

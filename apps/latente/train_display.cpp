@@ -55,6 +55,11 @@ void TrainDisplay::facts(const RunFacts& facts, const TrainOptions& options) {
   note(fmt::format("memory      {} = weights {} + gradients {} + optimizer {} + activations {}; {} available",
                    size(memory.total()), size(memory.weights), size(memory.gradients), size(memory.optimizer),
                    size(memory.activations + memory.inputs), size(facts.available_memory)));
+  if (facts.recomputed_share > 0) {
+    note(fmt::format(
+        "recompute   {:.0f} % of the forward pass, again in the backward pass: for want of memory",
+        100 * facts.recomputed_share));
+  }
 }
 
 void TrainDisplay::step(const StepReport& report, int64_t steps) {

@@ -123,6 +123,7 @@ void attend(const View& q, const View& keys, const View& values, const Pages& pa
   const Paged<T> a = paged<T>(q, keys, pages, scale, out);
   if constexpr (std::is_same_v<T, __nv_bfloat16>) {
     if (context.compute_capability == 90 && attention_paged_sm90(a, q, keys, values, pages, context)) return;
+    if (attention_paged_mma(a, keys, values, pages, context)) return;
   }
   with_elements(keys, values[3], [&]<class E>(const E& key_elements) {
     with_elements(values, values[3], [&]<class F>(F value_elements) {

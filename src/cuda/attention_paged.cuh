@@ -167,4 +167,10 @@ void with_elements(const View& cache, int64_t rank, const Use& use) {
 template <class T>
 void combine_splits(const Paged<T>& a, const Partials& partials, const Context& context);
 
+// On tensor cores of compute capability 8.0 and later; false, having done nothing, for what it has no kernel
+// for. MHA, GQA and MQA over bfloat16 with values 64 and 128 wide; absorbed MLA over latents of 8 bits, 192
+// and 512 wide, where a block has the shared memory.
+bool attention_paged_mma(const Paged<__nv_bfloat16>& a, const View& keys, const View& values,
+                         const Pages& pages, const Context& context);
+
 }  // namespace latente::cuda

@@ -27,6 +27,7 @@ Tensor attention_expanded(const Tensor& q, const Tensor& k, const Tensor& k_rope
                                                         d_k_rope.view(), d_v.view());
                         });
       });
+  plan.checkpoint(out), plan.checkpoint(lse);
   return out;
 }
 

@@ -45,6 +45,9 @@ SumAndNorm rms_norm_add(const Tensor& h, const Tensor& x, const Tensor& weight, 
         g.share(h, d_sum);
         g.share(x, d_sum);
       });
+  plan.record_again({sum, weight}, {out, rstd}, [=](Backend& b) {
+    b.rms_norm(sum.view(), weight.view(), eps, out.view(), rstd.view());
+  });
   return {sum, out};
 }
 

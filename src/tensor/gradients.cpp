@@ -3,15 +3,6 @@
 #include "tensor/plan.h"
 
 namespace latente {
-namespace {
-
-const Value* root_of(const Tensor& tensor) {
-  const Value& value = tensor.value();
-  return value.base ? value.base.get() : &value;
-}
-
-}  // namespace
-
 Gradients::Region Gradients::region_of(const Tensor& x) {
   const Value& value = x.value();
   int64_t whole = root_of(x)->shape.count();

@@ -6,11 +6,6 @@
 namespace latente {
 namespace {
 
-const Value* root_of(const Tensor& tensor) {
-  const Value& value = tensor.value();
-  return value.base ? value.base.get() : &value;
-}
-
 constexpr int64_t alignment = 64;
 
 }  // namespace
@@ -64,8 +59,14 @@ void Plan::record(const char* op, std::vector<Tensor> reads, std::vector<Tensor>
     if (!wanted) gradient = {};
   }
   nodes_.push_back(
-      {op, scope_, std::move(reads), std::move(writes), std::move(run), std::move(gradient), false});
+      {op, scope_, std::move(reads), std::move(writes), std::move(run), std::move(gradient), false, {}});
 }
+
+void Plan::record_again(std::vector<Tensor> reads, std::vector<Tensor> writes, Run run) {
+  nodes_.back().again = {std::move(reads), std::move(writes), std::move(run)};
+}
+
+void Plan::checkpoint(const Tensor& tensor) { lifetime_of(tensor).checkpoint = true; }
 
 void Plan::keep(const Tensor& tensor) {
   auto found = lifetimes_.find(root_of(tensor));
@@ -77,6 +78,7 @@ void Plan::backward(const std::vector<Tensor>& losses) {
   Gradients gradients(*this);
   for (const Tensor& loss : losses) gradients.entries_[root_of(loss)].loss = true;
   std::string scope = scope_;
+  backward_begin_ = nodes_.size();
   for (size_t i = nodes_.size(); i-- > 0;) {
     Gradient gradient = nodes_[i].gradient;
     if (!gradient) continue;
@@ -126,42 +128,60 @@ void Plan::compile() {
   LATENTE_ASSERT(!compiled_);
   compiled_ = true;
   check_order();
-  int count = static_cast<int>(nodes_.size());
-  for (int i = 0; i < count; ++i) {
-    const Node& node = nodes_[static_cast<size_t>(i)];
-    if (node.replaced) continue;
-    auto touch = [&](const Tensor& tensor) {
-      auto found = lifetimes_.find(root_of(tensor));
-      if (found == lifetimes_.end()) return;
-      if (found->second.first < 0) found->second.first = i;
-      found->second.last = i;
-    };
-    for (const Tensor& tensor : node.reads) touch(tensor);
-    for (const Tensor& tensor : node.writes) touch(tensor);
+  for (const Node& node : nodes_) {
+    if (!node.replaced) steps_.push_back({&node, false, {}});
   }
-  std::vector<Lifetime*> live;
-  for (const Tensor& tensor : intermediates_) {
-    Lifetime& lifetime = lifetime_of(tensor);
-    if (lifetime.first < 0) continue;
-    if (lifetime.kept || !options_.reuse_memory) lifetime.last = count;
-    if (!options_.reuse_memory) lifetime.first = 0;
+  for (auto& [root, lifetime] : lifetimes_)
     lifetime.bytes = (lifetime.bytes + alignment - 1) / alignment * alignment;
-    unplanned_bytes_ += lifetime.bytes;
-    live.push_back(&lifetime);
-  }
-  place(live);
+  place_steps();
+  if (options_.memory > 0 && backward_begin_ > 0 && arena_bytes_ > options_.memory) drop_what_is_cheap();
 }
 
-// Largest first, each at the lowest offset free during its whole life.
-void Plan::place(std::vector<Lifetime*>& lifetimes) {
+bool Plan::Lifetime::overlaps(const Lifetime& other) const {
+  return std::any_of(spans.begin(), spans.end(), [&](const Span& mine) {
+    return std::any_of(other.spans.begin(), other.spans.end(), [&](const Span& theirs) {
+      return mine.first <= theirs.last && theirs.first <= mine.last;
+    });
+  });
+}
+
+// When each intermediate lives in steps_, and where: largest first, each at the lowest offset that is free
+// whenever it lives.
+void Plan::place_steps() {
+  for (auto& [root, lifetime] : lifetimes_) lifetime.spans.clear();
+  const int count = static_cast<int>(steps_.size());
+  for (int i = 0; i < count; ++i) {
+    const Step& step = steps_[static_cast<size_t>(i)];
+    auto touch = [&](const Tensor& tensor) {
+      const Value* root = root_of(tensor);
+      auto found = lifetimes_.find(root);
+      if (found == lifetimes_.end()) return;
+      std::vector<Lifetime::Span>& spans = found->second.spans;
+      const bool anew = std::find(step.anew.begin(), step.anew.end(), root) != step.anew.end();
+      if (spans.empty() || (anew && spans.back().first < i)) spans.push_back({i, i});
+      spans.back().last = i;
+    };
+    for (const Tensor& tensor : step.reads()) touch(tensor);
+    for (const Tensor& tensor : step.writes()) touch(tensor);
+  }
+
+  std::vector<Lifetime*> lifetimes;
+  unplanned_bytes_ = arena_bytes_ = 0;
+  for (const Tensor& tensor : intermediates_) {
+    Lifetime& lifetime = lifetime_of(tensor);
+    if (lifetime.spans.empty()) continue;
+    if (lifetime.kept || !options_.reuse_memory) lifetime.spans.back().last = count;
+    if (!options_.reuse_memory) lifetime.spans.front().first = 0;
+    unplanned_bytes_ += lifetime.bytes;
+    lifetimes.push_back(&lifetime);
+  }
   std::stable_sort(lifetimes.begin(), lifetimes.end(),
                    [](const Lifetime* a, const Lifetime* b) { return a->bytes > b->bytes; });
   std::vector<Lifetime*> placed;  // by offset
-  std::vector<const Lifetime*> overlapping;
   for (Lifetime* lifetime : lifetimes) {
     int64_t offset = 0;
     for (const Lifetime* other : placed) {
-      if (other->last < lifetime->first || lifetime->last < other->first) continue;
+      if (!other->overlaps(*lifetime)) continue;
       if (other->offset >= offset + lifetime->bytes) break;
       offset = std::max(offset, other->offset + other->bytes);
     }
@@ -179,7 +199,7 @@ void Plan::allocate(std::shared_ptr<void> arena) {
   arena_ = arena ? std::move(arena) : backend_->allocate(arena_bytes_);
   for (const Tensor& tensor : intermediates_) {
     const Lifetime& lifetime = lifetime_of(tensor);
-    if (lifetime.first >= 0) tensor.value().data = static_cast<char*>(arena_.get()) + lifetime.offset;
+    if (!lifetime.spans.empty()) tensor.value().data = static_cast<char*>(arena_.get()) + lifetime.offset;
   }
   for (const Tensor& tensor : inputs_) {
     if (tensor.has_storage()) continue;
@@ -195,17 +215,15 @@ void Plan::run() {
 
 void Plan::run_eagerly() {
   LATENTE_ASSERT(arena_ != nullptr);
-  for (const Node& node : nodes_) {
-    if (!node.replaced) node.run(*backend_);
-  }
+  for (const Step& step : steps_) step.run()(*backend_);
 }
 
 void Plan::run_checked() {
   LATENTE_ASSERT(arena_ != nullptr);
-  for (const Node& node : nodes_) {
-    if (node.replaced) continue;
-    node.run(*backend_);
-    for (const Tensor& tensor : node.writes) {
+  for (const Step& step : steps_) {
+    const Node& node = *step.node;
+    step.run()(*backend_);
+    for (const Tensor& tensor : step.writes()) {
       if (!is_floating(tensor.dtype()) || backend_->all_finite(tensor.view())) continue;
       std::string parameters;
       for (const Tensor& read : node.reads) {
@@ -220,27 +238,26 @@ void Plan::run_checked() {
 
 void Plan::run_observed(const Observer& observe) {
   LATENTE_ASSERT(arena_ != nullptr);
-  for (const Node& node : nodes_) {
-    if (node.replaced) continue;
-    observe(node.op, node.reads);
-    node.run(*backend_);
+  for (const Step& step : steps_) {
+    observe(step.node->op, step.reads());
+    step.run()(*backend_);
   }
 }
 
 void Plan::run_profiled(std::map<std::string, double>& seconds) {
   LATENTE_ASSERT(arena_ != nullptr);
   using Clock = std::chrono::steady_clock;
-  for (const Node& node : nodes_) {
-    if (node.replaced) continue;
-    std::string label = node.op;
-    for (const Tensor& read : node.reads) {
+  for (const Step& step : steps_) {
+    std::string label = step.node->op;
+    for (const Tensor& read : step.reads()) {
       std::string_view name = read.name();
       if (name.ends_with(".weight")) name.remove_suffix(7);
       const size_t dot = name.rfind('.');  // as in "model.layers.3.self_attn.q_proj"
       if (!read.plan() && dot != name.npos) label.append(" ").append(name.substr(dot + 1));
     }
+    if (step.again) label += " (again)";
     Clock::time_point start = Clock::now();
-    node.run(*backend_);
+    step.run()(*backend_);
     backend_->synchronize();
     seconds[label] += std::chrono::duration<double>(Clock::now() - start).count();
   }

@@ -28,6 +28,9 @@ class Gradients;
 
 struct PlanOptions {
   bool training = false;  // record what gradients need
+  // Bytes that intermediates should fit in, if not 0: results of the forward pass are then dropped and made
+  // again for the backward pass, cheapest a byte first, until they do, or as far as it helps.
+  int64_t memory = 0;
   // false gives every intermediate its own memory: the oracle of the liveness tests
   bool reuse_memory = true;
 };
@@ -52,6 +55,11 @@ class Plan {
   // Appends a node. `reads` and `writes` must name every tensor the closure touches: liveness rests on them.
   void record(const char* op, std::vector<Tensor> reads, std::vector<Tensor> writes, Run run,
               Gradient gradient = {});
+  // How the node recorded last can make some of its results again without all that it read. Where nothing is
+  // said, it runs as the first time.
+  void record_again(std::vector<Tensor> reads, std::vector<Tensor> writes, Run run);
+  // Never drops the tensor to make it again: what stands before a layer, or costs more than it holds.
+  void checkpoint(const Tensor& tensor);
 
   // Appends the gradient of the sum of `losses` (scalars) with respect to every parameter that requires it.
   void backward(const std::vector<Tensor>& losses);
@@ -85,6 +93,8 @@ class Plan {
   int64_t unplanned_bytes() const { return unplanned_bytes_; }
   int64_t input_bytes() const;
   size_t node_count() const { return nodes_.size(); }
+  // The work done again in the backward pass, as a share of the forward pass's (see PlanOptions::memory).
+  double recomputed_share() const { return recomputed_share_; }
   // One line per node: op, where it was recorded, shapes.
   std::string describe() const;
 
@@ -111,21 +121,44 @@ class Plan {
     Run run;
     Gradient gradient;
     bool replaced = false;
+    struct Again {
+      std::vector<Tensor> reads, writes;
+      Run run;
+    } again;
+  };
+  // One op of a run. In its second run a node may be asked for less (Node::again).
+  struct Step {
+    const Node* node;
+    bool again = false;              // for the backward pass
+    std::vector<const Value*> anew;  // results whose earlier life has ended
+    bool partly() const { return again && node->again.run; }
+    const std::vector<Tensor>& reads() const { return partly() ? node->again.reads : node->reads; }
+    const std::vector<Tensor>& writes() const { return partly() ? node->again.writes : node->writes; }
+    const Run& run() const { return partly() ? node->again.run : node->run; }
   };
   struct Lifetime {
-    int first = -1, last = -1;
+    struct Span {
+      int first, last;  // steps
+    };
+    std::vector<Span> spans;  // one, or before and after it was dropped
     int64_t bytes = 0, offset = 0;
-    bool kept = false;
+    bool kept = false, checkpoint = false;
+    bool overlaps(const Lifetime& other) const;
   };
 
   Lifetime& lifetime_of(const Tensor& tensor);
   void check_order() const;
-  void place(std::vector<Lifetime*>& lifetimes);
+  void place_steps();
+  void drop_what_is_cheap();
+  class Recomputation;
 
   Backend* backend_;
   PlanOptions options_;
   std::string scope_;
   std::vector<Node> nodes_;
+  size_t backward_begin_ = 0;  // the first node of the backward pass; 0 = there is none
+  std::vector<Step> steps_;    // what run() does, once compiled
+  double recomputed_share_ = 0;
   std::vector<Tensor> inputs_;
   std::vector<Tensor> intermediates_;  // roots only
   std::unordered_map<const Value*, Lifetime> lifetimes_;

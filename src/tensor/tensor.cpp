@@ -64,6 +64,11 @@ Tensor Tensor::slice(int axis, int64_t begin, int64_t end) const {
   return alias(shape, value_->strides, begin * value_->strides[static_cast<size_t>(axis)]);
 }
 
+const Value* root_of(const Tensor& tensor) {
+  const Value& value = tensor.value();
+  return value.base ? value.base.get() : &value;
+}
+
 Tensor parameter(Shape shape, DType dtype, bool requires_grad) {
   auto value = std::make_shared<Value>();
   value->shape = shape;

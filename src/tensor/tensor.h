@@ -63,6 +63,9 @@ class Tensor {
   std::shared_ptr<Value> value_;
 };
 
+// The value in whose memory the tensor's elements are.
+const Value* root_of(const Tensor& tensor);
+
 // A trainable parameter without storage: enough to count, plan and estimate.
 Tensor parameter(Shape shape, DType dtype, bool requires_grad = true);
 

@@ -34,7 +34,8 @@ void make_directories(const fs::path& directory) {
 // The step of a line, or none where there is none.
 std::optional<int64_t> step_of(std::string_view line) {
   const auto object = nlohmann::json::parse(line, nullptr, false);
-  if (!object.is_object() || !object.contains("step") || !object["step"].is_number_integer()) return std::nullopt;
+  if (!object.is_object() || !object.contains("step") || !object["step"].is_number_integer())
+    return std::nullopt;
   return object["step"].get<int64_t>();
 }
 

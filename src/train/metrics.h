@@ -1,5 +1,5 @@
-// Where a run's figures go: TensorBoard event files and JSON Lines. Both are complete after each call, so that a
-// killed run loses nothing that was written. Errors name the file.
+// Where a run's figures go: TensorBoard event files and JSON Lines. Both are complete after each call, so
+// that a killed run loses nothing that was written. Errors name the file.
 #pragma once
 
 #include <cstdint>
@@ -45,8 +45,8 @@ class AppendedFile {
   int fd_ = -1;
 };
 
-// One event file, events.out.tfevents.<time>.<host>.<process>.<number>, in a run's directory, which is created.
-// `resumed_at`: TensorBoard then forgets what earlier files of the directory hold from that step on.
+// One event file, events.out.tfevents.<time>.<host>.<process>.<number>, in a run's directory, which is
+// created. `resumed_at`: TensorBoard then forgets what earlier files of the directory hold from that step on.
 class TensorBoardWriter : public MetricWriter {
  public:
   explicit TensorBoardWriter(const std::string& directory, std::optional<int64_t> resumed_at = {});
@@ -63,8 +63,8 @@ class TensorBoardWriter : public MetricWriter {
   AppendedFile file_;
 };
 
-// One JSON object a line: "step", the time in seconds since 1970 as "time", and the figures. NaN and infinities become
-// the strings "nan", "inf" and "-inf", since JSON has no such numbers.
+// One JSON object a line: "step", the time in seconds since 1970 as "time", and the figures. NaN and
+// infinities become the strings "nan", "inf" and "-inf", since JSON has no such numbers.
 //
 // An existing file is continued. A partial last line, which a killed process may have left, is removed; with
 // `resumed_at`, so are the lines of that step and later ones.

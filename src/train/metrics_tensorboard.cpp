@@ -27,10 +27,10 @@ std::string event_file(const std::string& directory) {
   char host[256] = "localhost";
   ::gethostname(host, sizeof host - 1);
   static std::atomic<int> made{0};
-  const auto now = std::chrono::duration_cast<std::chrono::seconds>(
-      std::chrono::system_clock::now().time_since_epoch());
-  return (fs::path(directory) /
-          fmt::format("events.out.tfevents.{:010}.{}.{}.{}", now.count(), host, ::getpid(), made.fetch_add(1)))
+  const auto now =
+      std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch());
+  return (fs::path(directory) / fmt::format("events.out.tfevents.{:010}.{}.{}.{}", now.count(), host,
+                                            ::getpid(), made.fetch_add(1)))
       .string();
 }
 
@@ -109,7 +109,8 @@ void TensorBoardWriter::text(int64_t step, const std::string& tag, const std::st
   write({step, {{tag, markdown}}});
 }
 
-void TensorBoardWriter::histogram(int64_t step, const std::string& tag, std::span<const float> values, int buckets) {
+void TensorBoardWriter::histogram(int64_t step, const std::string& tag, std::span<const float> values,
+                                  int buckets) {
   LATENTE_ASSERT(buckets > 0);
   double low = INFINITY, high = -INFINITY, sum = 0, squares = 0;
   int64_t count = 0;

@@ -19,8 +19,8 @@ struct LossSums {
   std::vector<Depth> depths;
   double balance = 0;  // balance losses, added over layers and micro-batches
   int64_t bytes = 0;   // of text that the main model's targets stand for
-  // Places where the first MTP module's most likely token was the main model's own: what greedy speculative decoding
-  // would accept.
+  // Places where the first MTP module's most likely token was the main model's own: what greedy speculative
+  // decoding would accept.
   int64_t agreed = 0, compared = 0;
 
   double bits_per_byte() const;
@@ -33,9 +33,9 @@ struct LossSums {
 
 class Pass {
  public:
-  // Records; no memory yet.
+  // Records; no memory yet. `memory`: see PlanOptions.
   Pass(Backend& backend, const Transformer& model, const Tensor& rope_table, const ObjectiveOptions& options,
-       bool with_gradients);
+       bool with_gradients, int64_t memory = 0);
 
   const ObjectiveOptions& options() const { return options_; }
   const Plan& plan() const { return *plan_; }

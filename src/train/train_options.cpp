@@ -8,13 +8,16 @@ void check_train_options(const TrainOptions& options) {
   };
   if (options.out.empty()) fail("out: expected the directory of the run");
   if (options.data.files.empty()) fail("data.files: expected files to train on");
-  if ((options.steps > 0) == (options.tokens > 0)) fail("expected either steps or tokens, and more than 0 of it");
+  if ((options.steps > 0) == (options.tokens > 0))
+    fail("expected either steps or tokens, and more than 0 of it");
   const ModelOptions& model = options.model;
   if (model.config.empty() == model.from.empty()) {
     fail("model: expected either config (a config.json) or from (a model directory)");
   }
-  if (model.tokenizer.empty() && model.from.empty()) fail("model.tokenizer: expected a directory or a tokenizer.json");
-  if (model.dtype != "f32" && model.dtype != "bf16") fail("model.dtype: expected f32 or bf16, found {}", model.dtype);
+  if (model.tokenizer.empty() && model.from.empty())
+    fail("model.tokenizer: expected a directory or a tokenizer.json");
+  if (model.dtype != "f32" && model.dtype != "bf16")
+    fail("model.dtype: expected f32 or bf16, found {}", model.dtype);
 
   const BatchSizeOptions& batch = options.batch;
   at_least("batch.length", batch.length, 2);
@@ -24,13 +27,15 @@ void check_train_options(const TrainOptions& options) {
   }
   int64_t sequences = batch.tokens / batch.length;
   if (batch.sequences > 0 && sequences % batch.sequences != 0) {
-    fail("batch.sequences: expected a divisor of the {} sequences a step, found {}", sequences, batch.sequences);
+    fail("batch.sequences: expected a divisor of the {} sequences a step, found {}", sequences,
+         batch.sequences);
   }
   if (!(batch.fim_rate >= 0 && batch.fim_rate <= 1)) {
     fail("batch.fim_rate: expected 0 to 1, found {}", batch.fim_rate);
   }
   const OptimizerOptions& optimizer = options.optimizer;
-  for (auto [key, beta] : {std::pair("optimizer.beta1", optimizer.beta1), {"optimizer.beta2", optimizer.beta2}}) {
+  for (auto [key, beta] :
+       {std::pair("optimizer.beta1", optimizer.beta1), {"optimizer.beta2", optimizer.beta2}}) {
     if (!(beta >= 0 && beta < 1)) fail("{}: expected 0 to below 1, found {}", key, beta);
   }
   if (!(optimizer.epsilon > 0)) fail("optimizer.epsilon: expected above 0, found {}", optimizer.epsilon);
@@ -59,6 +64,7 @@ void check_train_options(const TrainOptions& options) {
   at_least("save.keep", options.save.keep, 1);
   at_least("log.every", options.log.every, 1);
   at_least("threads", options.threads, 0);
+  at_least("memory", options.memory, 0.0);
 }
 
 }  // namespace latente

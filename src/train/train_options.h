@@ -1,5 +1,5 @@
-// Everything `latente train CONFIG.toml` can be told, with the defaults published for DeepSeek-V3 where there are any
-// (report, section 4.2).
+// Everything `latente train CONFIG.toml` can be told, with the defaults published for DeepSeek-V3 where there
+// are any (report, section 4.2).
 #pragma once
 
 #include "base/fields.h"
@@ -19,12 +19,12 @@ struct ModelOptions {
 };
 
 struct BatchSizeOptions {
-  int64_t tokens = 65536;    // a step, all micro-batches together
-  int64_t length = 1024;     // tokens a sequence
-  int64_t sequences = 0;     // a micro-batch; 0 = as many as memory allows, up to 16384 tokens
+  int64_t tokens = 65536;      // a step, all micro-batches together
+  int64_t length = 1024;       // tokens a sequence
+  int64_t sequences = 0;       // a micro-batch; 0 = as many as memory allows, up to 16384 tokens
   bool document_mask = false;  // attention stays inside a document; false: as DeepSeek-V3 was pretrained
-  int64_t seed = 1;          // of the order of the windows
-  double fim_rate = 0;       // share of documents turned into prefix-suffix-middle; needs the next three tokens
+  int64_t seed = 1;            // of the order of the windows
+  double fim_rate = 0;  // share of documents turned into prefix-suffix-middle; needs the next three tokens
   std::string fim_begin = "<｜fim▁begin｜>", fim_hole = "<｜fim▁hole｜>", fim_end = "<｜fim▁end｜>";
   FIELDS(tokens, length, sequences, document_mask, seed, fim_rate, fim_begin, fim_hole, fim_end)
 };
@@ -38,13 +38,14 @@ struct MtpOptions {
 
 // Load balance (report, sections 2.1.2 and 4.2; for V2's auxiliary losses DeepSeek-V2, section 2.2.3).
 struct BalanceOptions {
-  double bias_rate = 0.001;        // speed of the routing bias; 0 turns auxiliary-loss-free balancing off
+  double bias_rate = 0.001;         // speed of the routing bias; 0 turns auxiliary-loss-free balancing off
   double bias_until = 14.3 / 14.8;  // share of the steps, then it stands still
-  double sequence_alpha = 1e-4;    // of the complementary sequence-wise loss
-  double expert_alpha = 0;         // V2's expert-level loss over all tokens of a micro-batch, instead of sequence-wise
+  double sequence_alpha = 1e-4;     // of the complementary sequence-wise loss
+  double expert_alpha =
+      0;  // V2's expert-level loss over all tokens of a micro-batch, instead of sequence-wise
   double device_alpha = 0, communication_alpha = 0;  // V2's device-level and communication losses
-  int64_t devices = 1;            // equal parts of the experts, which these two speak of
-  int64_t devices_per_token = 1;  // how many a token is sent to at most (V2: 3 of 8)
+  int64_t devices = 1;                               // equal parts of the experts, which these two speak of
+  int64_t devices_per_token = 1;                     // how many a token is sent to at most (V2: 3 of 8)
   FIELDS(bias_rate, bias_until, sequence_alpha, expert_alpha, device_alpha, communication_alpha, devices,
          devices_per_token)
 };
@@ -78,11 +79,12 @@ struct LogOptions {
 };
 
 struct TrainOptions {
-  std::string out;     // the run's directory: metrics, states, the finished model
-  int64_t steps = 0;   // optimizer steps, or
-  int64_t tokens = 0;  // tokens to train on
+  std::string out;             // the run's directory: metrics, states, the finished model
+  int64_t steps = 0;           // optimizer steps, or
+  int64_t tokens = 0;          // tokens to train on
   std::string device = "cpu";  // cpu, cuda, cuda:N, auto
   int threads = 0;             // 0 = all cores
+  double memory = 0;           // GiB of the device that the run may take; 0 = what is available
   ModelOptions model;
   CorpusOptions data;
   BatchSizeOptions batch;
@@ -94,8 +96,8 @@ struct TrainOptions {
   SampleOptions samples;
   SaveOptionsOfRun save;
   LogOptions log;
-  FIELDS(out, steps, tokens, device, threads, model, data, batch, schedule, optimizer, mtp, balance, validation, samples, save,
-         log)
+  FIELDS(out, steps, tokens, device, threads, memory, model, data, batch, schedule, optimizer, mtp, balance,
+         validation, samples, save, log)
 };
 
 // Throws Error naming the option that cannot be.

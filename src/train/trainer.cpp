@@ -14,7 +14,8 @@ bool due(int64_t step, int64_t every) { return every > 0 && step % every == 0; }
 }  // namespace
 
 double Trainer::mtp_lambda() const {
-  return value_at(options_.mtp.lambda, options_.mtp.lambda_after, options_.mtp.change_at, step_, facts_.steps);
+  return value_at(options_.mtp.lambda, options_.mtp.lambda_after, options_.mtp.change_at, step_,
+                  facts_.steps);
 }
 
 bool Trainer::run() {
@@ -73,7 +74,8 @@ StepReport Trainer::step_once() {
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   report.tokens_per_second = static_cast<double>(report.tokens) / report.seconds;
   report.flops_per_second = report.tokens_per_second * facts_.flops_per_token;
-  seconds_per_step_ = seconds_per_step_ == 0 ? report.seconds : 0.9 * seconds_per_step_ + 0.1 * report.seconds;
+  seconds_per_step_ =
+      seconds_per_step_ == 0 ? report.seconds : 0.9 * seconds_per_step_ + 0.1 * report.seconds;
   report.seconds_left = seconds_per_step_ * static_cast<double>(facts_.steps - step_);
   return report;
 }
@@ -100,16 +102,20 @@ void Trainer::report_not_finite(const std::vector<double>& weights) {
   try {
     for (const Batch& batch : micro_batches_) training_->run(batch, weights, sums, Pass::Mode::checked);
   } catch (const Error& error) {
-    fail("step {}: {}; the last saved state is unharmed (a lower learning rate or stronger clipping may help)",
-         step_ + 1, error.what());
+    fail(
+        "step {}: {}; the last saved state is unharmed (a lower learning rate or stronger clipping may help)",
+        step_ + 1, error.what());
   }
   model_->for_each([&](const std::string& path, Tensor& tensor) {
     if (tensor.value().grad && !backend_->all_finite(Tensor(tensor.value().grad).view())) {
-      fail("step {}: the gradient of {} is not finite, summed over micro-batches; the last saved state is unharmed",
-           step_ + 1, path);
+      fail(
+          "step {}: the gradient of {} is not finite, summed over micro-batches; the last saved state is "
+          "unharmed",
+          step_ + 1, path);
     }
   });
-  fail("step {}: the gradient's norm is not finite (gradients too large); the last saved state is unharmed", step_ + 1);
+  fail("step {}: the gradient's norm is not finite (gradients too large); the last saved state is unharmed",
+       step_ + 1);
 }
 
 void Trainer::validate() {

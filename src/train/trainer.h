@@ -1,11 +1,12 @@
-// A training run: data, objective, optimizer, schedules, load balance, validation, samples and saved states, from
-// TrainOptions. It never prints: whoever wants to see it gives an observer.
+// A training run: data, objective, optimizer, schedules, load balance, validation, samples and saved states,
+// from TrainOptions. It never prints: whoever wants to see it gives an observer.
 //
-//   Trainer trainer(backend, options, observer);   // reads data and records; memory is estimated, not yet taken
-//   trainer.start(Trainer::Start::resume);         // takes memory; initial weights, or those of the last state
-//   trainer.run();                                 // to the last step, or until stop() says so
+//   Trainer trainer(backend, options, observer);   // reads data and records; memory is estimated, not yet
+//   taken trainer.start(Trainer::Start::resume);         // takes memory; initial weights, or those of the
+//   last state trainer.run();                                 // to the last step, or until stop() says so
 //
-// A run that was resumed is the run that was not interrupted, bit for bit, on the same machine and number of threads.
+// A run that was resumed is the run that was not interrupted, bit for bit, on the same machine and number of
+// threads.
 #pragma once
 
 #include <functional>
@@ -27,15 +28,16 @@ struct MemoryEstimate {
 };
 
 struct RunFacts {
-  int64_t steps = 0, accumulation = 1;     // micro-batches a step
-  int64_t sequences = 0, length = 0;       // of a micro-batch
+  int64_t steps = 0, accumulation = 1;  // micro-batches a step
+  int64_t sequences = 0, length = 0;    // of a micro-batch
   int64_t parameters = 0, active = 0, mtp = 0;
   int64_t train_tokens = 0, train_bytes = 0, validation_tokens = 0;
-  int64_t windows = 0;                     // sequences an epoch
-  double flops_per_token = 0;              // forward and backward
+  int64_t windows = 0;         // sequences an epoch
+  double flops_per_token = 0;  // forward and backward
   MemoryEstimate memory;
   int64_t available_memory = 0;
-  std::vector<std::string> notes;          // skipped states, a damaged cache: worth a line each
+  double recomputed_share = 0;     // of the forward pass, again for the backward pass: for want of memory
+  std::vector<std::string> notes;  // skipped states, a damaged cache: worth a line each
 };
 
 struct StepReport {
@@ -98,8 +100,8 @@ class Trainer {
   };
   // Error when the memory does not suffice.
   void start(Start how);
-  // Error on a loss or gradient that is not finite, naming where it arose; the last saved state stays as it was.
-  // True when the last step was reached, and the model written to OUT/model.
+  // Error on a loss or gradient that is not finite, naming where it arose; the last saved state stays as it
+  // was. True when the last step was reached, and the model written to OUT/model.
   bool run();
   int64_t step() const { return step_; }
 
@@ -112,7 +114,8 @@ class Trainer {
   void read_corpus();
   void record();
   void choose_sequences();
-  void estimate_memory();
+  void record_passes(bool may_recompute);
+  MemoryEstimate estimate_memory() const;
   Batches make_batches(const Corpus& corpus, bool validation) const;
   StepReport step_once();
   void add_load_figures(StepReport& report);

@@ -71,16 +71,16 @@ void Trainer::read_model_options() {
     config = Config::from_file(chosen.config);
   }
   if (tokenizer_->vocab_size() > config.vocab_size) {
-    fail("{}: vocab_size {} is less than the tokenizer's {}", chosen.config.empty() ? chosen.from : chosen.config,
-         config.vocab_size, tokenizer_->vocab_size());
+    fail("{}: vocab_size {} is less than the tokenizer's {}",
+         chosen.config.empty() ? chosen.from : chosen.config, config.vocab_size, tokenizer_->vocab_size());
   }
   if (options_.batch.length > config.max_position_embeddings) {
     fail("batch.length: {} is more than the model's max_position_embeddings, {}", options_.batch.length,
          config.max_position_embeddings);
   }
   if (config.n_routed_experts % options_.balance.devices != 0) {
-    fail("balance.devices: expected a divisor of the model's {} routed experts, found {}", config.n_routed_experts,
-         options_.balance.devices);
+    fail("balance.devices: expected a divisor of the model's {} routed experts, found {}",
+         config.n_routed_experts, options_.balance.devices);
   }
   if (config.bos_token_id < 0 && tokenizer_->bos_id()) config.bos_token_id = *tokenizer_->bos_id();
   if (config.eos_token_ids.empty() && tokenizer_->eos_id()) config.eos_token_ids = {*tokenizer_->eos_id()};
@@ -139,9 +139,13 @@ void Trainer::read_corpus() {
 void Trainer::record() {
   rope_table_ = make_rope_table(*backend_, model_->config(), options_.batch.length);
   facts_.available_memory = backend_->available_memory();
+  if (options_.memory > 0) {
+    const auto most = static_cast<int64_t>(options_.memory * static_cast<double>(int64_t{1} << 30));
+    facts_.available_memory = std::min(facts_.available_memory, most);
+  }
   if (options_.batch.sequences > 0) {
     facts_.sequences = options_.batch.sequences;
-    estimate_memory();
+    record_passes(true);
   } else {
     choose_sequences();
     options_.batch.sequences = facts_.sequences;
@@ -149,19 +153,20 @@ void Trainer::record() {
   facts_.accumulation = options_.batch.tokens / options_.batch.length / facts_.sequences;
 }
 
-// The largest micro-batch that divides the step, stays below most_tokens_at_once, and fits in memory.
+// The largest micro-batch that divides the step, stays below most_tokens_at_once, and fits in memory; a few
+// sequences fewer are cheaper than making results of the forward pass again.
 void Trainer::choose_sequences() {
   int64_t per_step = options_.batch.tokens / options_.batch.length;
   for (int64_t sequences = per_step; sequences >= 1; --sequences) {
     if (per_step % sequences != 0) continue;
     if (sequences > 1 && sequences * options_.batch.length > most_tokens_at_once) continue;
     facts_.sequences = sequences;
-    estimate_memory();
+    record_passes(sequences == 1);
     if (facts_.memory.total() <= facts_.available_memory) return;
   }
 }
 
-void Trainer::estimate_memory() {
+void Trainer::record_passes(bool may_recompute) {
   const BalanceOptions& balance = options_.balance;
   int64_t accumulation = options_.batch.tokens / options_.batch.length / facts_.sequences;
   double share = 1.0 / static_cast<double>(accumulation);  // balance losses are means over the whole step
@@ -169,13 +174,17 @@ void Trainer::estimate_memory() {
   objective.sequences = facts_.sequences;
   objective.sequence_length = options_.batch.length;
   objective.count_load = true;
-  objective.balance.alpha = (balance.expert_alpha > 0 ? balance.expert_alpha : balance.sequence_alpha) * share;
+  objective.balance.alpha =
+      (balance.expert_alpha > 0 ? balance.expert_alpha : balance.sequence_alpha) * share;
   objective.balance.device_alpha = balance.device_alpha * share;
   objective.balance.communication_alpha = balance.communication_alpha * share;
   objective.balance.devices = balance.devices;
   objective.balance.devices_per_token = balance.devices_per_token;
   objective.balance.per_sequence = balance.expert_alpha == 0;
-  training_ = std::make_unique<Pass>(*backend_, *model_, rope_table_, objective, true);
+  const auto training_pass = [&, objective](int64_t memory) {
+    return std::make_unique<Pass>(*backend_, *model_, rope_table_, objective, true, memory);
+  };
+  training_ = training_pass(0);
   validation_.reset();
   if (!validation_corpus_.empty()) {
     objective.count_load = false;
@@ -183,8 +192,18 @@ void Trainer::estimate_memory() {
     validation_ = std::make_unique<Pass>(*backend_, *model_, rope_table_, objective, false);
   }
 
-  MemoryEstimate& memory = facts_.memory;
-  memory = {};
+  facts_.memory = estimate_memory();
+  facts_.recomputed_share = 0;
+  const int64_t excess = facts_.memory.total() - facts_.available_memory;
+  if (excess <= 0 || !may_recompute) return;
+  const int64_t room = facts_.memory.activations - excess;
+  training_ = training_pass(std::max<int64_t>(room, 1));
+  facts_.memory = estimate_memory();
+  facts_.recomputed_share = training_->plan().recomputed_share();
+}
+
+MemoryEstimate Trainer::estimate_memory() const {
+  MemoryEstimate memory;
   model_->for_each([&](const std::string&, Tensor& tensor) {
     memory.weights += tensor.view().bytes();
     if (tensor.value().grad) memory.gradients += Tensor(tensor.value().grad).view().bytes();
@@ -196,6 +215,7 @@ void Trainer::estimate_memory() {
     memory.activations = std::max(memory.activations, validation_->plan().arena_bytes());
     memory.inputs += validation_->plan().input_bytes();
   }
+  return memory;
 }
 
 }  // namespace latente

@@ -198,7 +198,8 @@ const std::vector<PagedCase> paged_cases = {
     {20, 1, 576, 512, 32, true},  {12, 1, 224, 192, 16, true},  {96, 1, 224, 192, 64, true},
     {16, 1, 40, 32, 16, true},    {5, 1, 24, 17, 1, true},      {8, 2, 64, 64, 16, false},
     {32, 8, 128, 128, 64, false}, {4, 4, 16, 24, 64, false},    {12, 3, 13, 9, 5, false},
-    {96, 1, 16, 8, 256, false},   {8, 1, 576, 512, 5, true},
+    {96, 1, 16, 8, 256, false},   {8, 1, 576, 512, 5, true},    {8, 8, 64, 64, 3, false},
+    {48, 2, 128, 128, 16, false}, {70, 1, 128, 128, 64, false}, {6, 3, 96, 64, 32, false},
 };
 
 class CudaPagedAttention : public testing::Test {
@@ -252,10 +253,11 @@ TEST_F(CudaPagedAttention, ReadsNarrowCaches) {
   Device device;
   Random random(21);
   for (const PagedCase& c : {PagedCase{16, 1, 576, 512, 64, true}, PagedCase{128, 1, 576, 512, 64, true},
-                             PagedCase{12, 1, 224, 192, 16, true}, PagedCase{5, 1, 25, 17, 3, true}}) {
+                             PagedCase{12, 1, 224, 192, 16, true}, PagedCase{40, 1, 224, 192, 7, true},
+                             PagedCase{5, 1, 25, 17, 3, true}}) {
     for (const DType activation : {DType::f32, DType::bf16})
       for (const DType stored : {DType::u8, DType::f8e4m3})
-        check_case(device, random, c, activation, stored, {random.between(300, 700), 1, 64}, 5);
+        check_case(device, random, c, activation, stored, {random.between(2047, 2300), 1, 64, 129}, 5);
   }
 }
 

@@ -29,6 +29,7 @@ struct Device {
     cuda::check(cudaGetDeviceProperties(&properties, 0), "CUDA device");
     context.multiprocessors = properties.multiProcessorCount;
     context.compute_capability = 10 * properties.major + properties.minor;
+    context.shared_bytes = static_cast<int>(properties.sharedMemPerBlockOptin);
   }
   cuda::Stream stream;
   std::shared_ptr<void> workspace;

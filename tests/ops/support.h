@@ -163,12 +163,14 @@ struct Setting {
   DType dtype = DType::f64;
   bool reuse_memory = true;
   Backend* where = &cpu();
+  int64_t memory = 0;  // PlanOptions::memory
 };
 
 class Program {
  public:
   Program(const std::vector<Input>& inputs, const Build& build, Setting setting)
-      : plan_(*setting.where, {.training = true, .reuse_memory = setting.reuse_memory}) {
+      : plan_(*setting.where,
+              {.training = true, .memory = setting.memory, .reuse_memory = setting.reuse_memory}) {
     for (const Input& input : inputs) {
       Tensor tensor = parameter(input.shape, input.exact ? exact_type(setting.dtype) : setting.dtype);
       tensor.value().name = "input " + std::to_string(parameters_.size());
@@ -255,9 +257,12 @@ inline std::vector<Numbers> check_cpu(const std::vector<Input>& inputs, const Bu
   for (size_t i = 0; i < program.output_count(); ++i) outputs.push_back(program.output(i));
   for (size_t i = 0; i < inputs.size(); ++i) gradients.push_back(program.gradient(i));
 
-  for (Setting setting : {Setting{DType::f64, false}, Setting{DType::f64, true, &cpu(3)}}) {
+  for (Setting setting : {Setting{DType::f64, false}, Setting{DType::f64, true, &cpu(3)},
+                          Setting{DType::f64, true, &cpu(), 1}}) {
     Program other(inputs, build, setting);
-    EXPECT_EQ(other.loss(), loss) << (setting.reuse_memory ? "three threads" : "a buffer a value");
+    EXPECT_EQ(other.loss(), loss) << (setting.memory         ? "made again"
+                                      : setting.reuse_memory ? "three threads"
+                                                             : "a buffer a value");
     for (size_t i = 0; i < inputs.size(); ++i) EXPECT_EQ(other.gradient(i), gradients[i]) << "input " << i;
     if (!setting.reuse_memory) {
       EXPECT_LE(program.plan().arena_bytes(), other.plan().arena_bytes());
@@ -327,6 +332,9 @@ inline std::vector<Numbers> check_cuda(const std::vector<Input>& inputs, const B
     Program apart(inputs, build, {dtype, false, &backend()});
     apart.loss();
     EXPECT_EQ(apart.results(), got) << name_of(dtype) << ", a buffer a value";
+    Program tight(inputs, build, {dtype, true, &backend(), 1});
+    tight.loss();
+    EXPECT_EQ(tight.results(), got) << name_of(dtype) << ", made again";
   }
   std::vector<Numbers> outputs;
   for (size_t i = 0; i < reference.output_count(); ++i) outputs.push_back(reference.output(i));

@@ -73,8 +73,8 @@ void prepare(Plan& plan) {
 }
 
 struct RandomPlan {
-  RandomPlan(uint64_t seed, bool reuse_memory)
-      : plan(backend(), {.training = true, .reuse_memory = reuse_memory}) {
+  RandomPlan(uint64_t seed, bool reuse_memory, int64_t memory = 0)
+      : plan(backend(), {.training = true, .memory = memory, .reuse_memory = reuse_memory}) {
     Random random(seed);
     auto numbers = [&](int64_t count) {
       std::vector<float> values(static_cast<size_t>(count));
@@ -119,6 +119,48 @@ TEST(Plan, SharedMemoryChangesNoBit) {
     EXPECT_EQ(apart.plan.arena_bytes(), apart.plan.unplanned_bytes());
     EXPECT_LT(shared.plan.arena_bytes() * 10, apart.plan.arena_bytes() * 9) << "seed " << seed;
   }
+}
+
+TEST(Plan, ResultsMadeAgainChangeNoBit) {
+  int smaller = 0;
+  for (uint64_t seed = 1; seed <= 20; ++seed) {
+    RandomPlan whole(seed, true);
+    whole.plan.run();
+    EXPECT_EQ(whole.plan.recomputed_share(), 0);
+    for (int64_t memory : {whole.plan.arena_bytes() - 1, int64_t{1}}) {
+      RandomPlan tight(seed, true, memory);
+      tight.plan.run();
+      for (size_t i = 0; i < 4; ++i) {
+        EXPECT_EQ(read(tight.kept[i]), read(whole.kept[i])) << "seed " << seed;
+        EXPECT_EQ(read(gradient(tight.weights[i])), read(gradient(whole.weights[i]))) << "seed " << seed;
+      }
+      EXPECT_LE(tight.plan.arena_bytes(), whole.plan.arena_bytes()) << "seed " << seed;
+      const bool saves = tight.plan.arena_bytes() < whole.plan.arena_bytes();
+      EXPECT_EQ(tight.plan.recomputed_share() > 0, saves) << "seed " << seed;
+      smaller += saves ? 1 : 0;
+    }
+  }
+  EXPECT_GT(smaller, 10);
+}
+
+// A chain of which the gradient reads every value: with a checkpoint every ten values, what is kept is the
+// checkpoints and the values between two of them.
+TEST(Plan, KeepsCheckpointsAndMakesTheRestAgain) {
+  auto arena = [](bool checkpoints, int64_t memory) {
+    Tensor w = weight("w", std::vector<float>(1000, 0.5f));
+    Plan plan(backend(), {.training = true, .memory = memory});
+    Tensor x = sum_of(plan, w, filled(plan.input("x", {1, 1000}, DType::f32), std::vector<float>(1000, 1)));
+    for (int i = 0; i < 100; ++i) {
+      x = gated(plan, x, w);
+      if (checkpoints && i % 10 == 9) plan.checkpoint(x);
+    }
+    plan.backward({x});
+    gradient(w);
+    plan.compile();
+    return plan.arena_bytes() / 4032;  // 1000 floats, aligned
+  };
+  EXPECT_GE(arena(true, 0), 100);
+  EXPECT_LE(arena(true, 1), 10 + 10 + 5);
 }
 
 TEST(Plan, RunsTwiceWithTheSameBits) {

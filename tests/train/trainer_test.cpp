@@ -298,6 +298,38 @@ TEST_F(TrainerTest, ExportedModelIsTheTrainedOne) {
   }
 }
 
+TEST_F(TrainerTest, LittleMemoryTakesTimeAndChangesNoBit) {
+  TrainOptions how = options("whole");
+  RunFacts whole;
+  {
+    CpuBackend backend(1);
+    Recorder recorder;
+    whole = Trainer(backend, how, recorder, Trainer::Purpose::facts).facts();
+  }
+  EXPECT_EQ(whole.recomputed_share, 0);
+  Recorder ample = run(how);
+
+  const auto gib = static_cast<double>(int64_t{1} << 30);
+  how.out = at("tight");
+  how.memory = static_cast<double>(whole.memory.total() - whole.memory.activations / 4) / gib;
+  CpuBackend backend(how.threads);
+  Recorder little;
+  Trainer trainer(backend, how, little);
+  EXPECT_LE(static_cast<double>(trainer.facts().memory.total()), how.memory * gib);
+  EXPECT_GT(trainer.facts().recomputed_share, 0);
+  EXPECT_LT(trainer.facts().recomputed_share, 1);
+  trainer.start(Trainer::Start::fresh);
+  EXPECT_TRUE(trainer.run());
+  for (const auto& [step, report] : ample.steps) {
+    EXPECT_EQ(little.steps.at(step).objective, report.objective) << step;
+    EXPECT_EQ(little.steps.at(step).gradient_norm, report.gradient_norm) << step;
+    EXPECT_EQ(little.steps.at(step).load_entropy, report.load_entropy) << step;
+  }
+  how.memory /= 1e3;
+  how.out = at("tiny");
+  EXPECT_NE(error_of(how).find("the run needs "), std::string::npos);
+}
+
 TEST_F(TrainerTest, ChoosesMicroBatchesThatFit) {
   TrainOptions how = options("run");
   how.batch.sequences = 0;
