@@ -70,6 +70,7 @@ class CpuBackend final : public Backend {
   void attention_paged_expanded(View q, View cache, View kv_b, const Pages& pages, double scale,
                                 View out) override;
   void cache_store(View x, View slots, View cache) override;
+  void most_likely(View logits, View out) override;
   void linear_cross_entropy(View h, View w, View targets, View token_weights, View scratch, View nll,
                             View predicted, View loss) override;
   void linear_cross_entropy_with_gradient(View h, View w, View targets, View token_weights, View scratch,

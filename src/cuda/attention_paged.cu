@@ -1,6 +1,7 @@
 #include "cuda/attention_paged.cuh"
 #include "cuda/attention_sm90.h"
 #include "cuda/kernels.h"
+#include "cuda/launch.cuh"
 
 namespace latente::cuda {
 namespace {
@@ -55,9 +56,7 @@ __global__ void __launch_bounds__(piece_groups* group_threads)
   __shared__ float total;
   const int token = partials.first_token + static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
   const int splits = split_count(a.position[token] + 1, a.heads), thread = static_cast<int>(threadIdx.x);
-#if __CUDA_ARCH__ >= 900
-  cudaGridDependencySynchronize();
-#endif
+  wait_for_earlier_kernels();
   if (splits == 1) return;
   const float* lse = partials.lse + partials.row(token, head, 0);
   const float* out = partials.out + partials.row(token, head, 0) * a.value;
@@ -151,18 +150,9 @@ void combine_splits(const Paged<T>& a, const Partials& partials, const Context& 
   LATENTE_ASSERT(partials.splits <= most_pieces);
   const bool vectors = a.value % 4 == 0;
   LATENTE_ASSERT(a.value <= most_columns && (vectors || !partials.by_lanes));
-  cudaLaunchConfig_t launch{};
-  launch.gridDim = dim3(static_cast<unsigned>(partials.tokens), static_cast<unsigned>(a.heads));
-  launch.blockDim = piece_groups * group_threads;
-  launch.stream = context.stream;
-  // Its blocks may be there before the pieces are.
-  cudaLaunchAttribute early;
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  launch.attrs = &early;
-  launch.numAttrs = context.compute_capability >= 90 ? 1 : 0;
-  check(cudaLaunchKernelEx(&launch, vectors ? combine_kernel<T, 4> : combine_kernel<T, 1>, a, partials),
-        "attention_paged");
+  launch_early(vectors ? combine_kernel<T, 4> : combine_kernel<T, 1>,
+               dim3(static_cast<unsigned>(partials.tokens), static_cast<unsigned>(a.heads)),
+               piece_groups * group_threads, 0, "attention_paged", context, a, partials);
 }
 template void combine_splits(const Paged<float>&, const Partials&, const Context&);
 template void combine_splits(const Paged<__nv_bfloat16>&, const Partials&, const Context&);

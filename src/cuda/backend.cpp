@@ -79,7 +79,7 @@ void CudaBackend::upload(const void* host, View device) {
 }
 void CudaBackend::download(View device, void* host) {
   use();
-  cuda::download(device, host, stream_);
+  downloads_.download(device, host);
 }
 void CudaBackend::synchronize() { stream_.synchronize(); }
 
@@ -227,6 +227,33 @@ void CudaBackend::attention_paged_expanded(View q, View cache, View kv_b, const 
 
 void CudaBackend::cache_store(View x, View slots, View cache) {
   cuda::cache_store(x, slots, cache, context_);
+}
+
+void CudaBackend::most_likely(View logits, View out) { cuda::most_likely(logits, out, context_); }
+
+// Fused for few rows; the parts one after the other for many.
+void CudaBackend::linear_both(View x, View w, View other_w, View out, View other_out) {
+  if (!cuda::linear_both(x, w, other_w, out, other_out, context_))
+    Backend::linear_both(x, w, other_w, out, other_out);
+}
+
+void CudaBackend::gated_linear(View x, View gate_weight, View up_weight, View gated, View risen, View out) {
+  if (!cuda::gated_linear(x, gate_weight, up_weight, out, context_))
+    Backend::gated_linear(x, gate_weight, up_weight, gated, risen, out);
+}
+
+void CudaBackend::latent_entries(const LatentEntries& entries) {
+  if (!cuda::latent_entries(entries, context_)) Backend::latent_entries(entries);
+}
+
+void CudaBackend::absorb_rotated(View q, View w, bool transpose, View positions, View table, bool interleaved,
+                                 View out) {
+  if (!cuda::absorb_rotated(q, w, transpose, positions, table, interleaved, out, context_))
+    Backend::absorb_rotated(q, w, transpose, positions, table, interleaved, out);
+}
+
+void CudaBackend::expert_layer(const ExpertLayer& layer) {
+  if (!cuda::expert_layer(layer, context_)) Backend::expert_layer(layer);
 }
 
 void CudaBackend::linear_cross_entropy(View h, View w, View targets, View token_weights, View scratch,

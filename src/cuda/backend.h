@@ -71,6 +71,14 @@ class CudaBackend final : public Backend {
   void attention_paged_expanded(View q, View cache, View kv_b, const Pages& pages, double scale,
                                 View out) override;
   void cache_store(View x, View slots, View cache) override;
+  void most_likely(View logits, View out) override;
+  bool fuses() const override { return true; }
+  void linear_both(View x, View w, View other_w, View out, View other_out) override;
+  void gated_linear(View x, View gate_weight, View up_weight, View gated, View risen, View out) override;
+  void latent_entries(const LatentEntries& entries) override;
+  void absorb_rotated(View q, View w, bool transpose, View positions, View table, bool interleaved,
+                      View out) override;
+  void expert_layer(const ExpertLayer& layer) override;
   void linear_cross_entropy(View h, View w, View targets, View token_weights, View scratch, View nll,
                             View predicted, View loss) override;
   void linear_cross_entropy_with_gradient(View h, View w, View targets, View token_weights, View scratch,
@@ -89,6 +97,7 @@ class CudaBackend final : public Backend {
   std::string name_;
   Stream stream_;
   StagedUploads uploads_{stream_};
+  StagedDownloads downloads_{stream_};
   std::shared_ptr<void> workspace_, flag_;
   Context context_;
 };

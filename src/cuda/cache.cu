@@ -2,6 +2,7 @@
 
 #include "cuda/attention.cuh"
 #include "cuda/kernels.h"
+#include "cuda/launch.cuh"
 
 namespace latente::cuda {
 namespace {
@@ -11,6 +12,7 @@ template <class From, class To>
 __global__ void store_kernel(const From* x, int64_t x_stride, int width, const int32_t* slots,
                              int64_t slot_stride, To* cache, int64_t page, int64_t page_stride,
                              int64_t entry_stride) {
+  wait_for_earlier_kernels();
   const int64_t slot = slots[blockIdx.x * slot_stride];
   if (slot < 0) return;
   const From* from = x + blockIdx.x * x_stride;
@@ -35,6 +37,7 @@ __global__ void store_narrow_kernel(const T* latent, int64_t latent_stride, int 
                                     int64_t rotary_stride, int rope, const int32_t* slots,
                                     int64_t slot_stride, unsigned char* cache, int64_t page,
                                     int64_t page_stride, int64_t entry_stride) {
+  wait_for_earlier_kernels();
   const int64_t slot = slots[blockIdx.x * slot_stride];
   if (slot < 0) return;
   const int lane = static_cast<int>(threadIdx.x);
@@ -68,22 +71,20 @@ __global__ void store_narrow_kernel(const T* latent, int64_t latent_stride, int 
 }
 
 template <class From, class To>
-void store(const View& x, const View& slots, const View& cache, StreamHandle stream) {
-  store_kernel<<<static_cast<unsigned>(x[0]), 128, 0, stream>>>(
-      device_data<From>(x), x.stride(0), static_cast<int>(x[1]), slots.as<int32_t>(), slots.stride(0),
-      device_data<To>(cache), cache[1], cache.stride(0), cache.stride(1));
-  check_launch("cache_store");
+void store(const View& x, const View& slots, const View& cache, const Context& context) {
+  launch_early(store_kernel<From, To>, static_cast<unsigned>(x[0]), 128, 0, "cache_store", context,
+               device_data<From>(x), x.stride(0), static_cast<int>(x[1]), slots.as<int32_t>(),
+               slots.stride(0), device_data<To>(cache), cache[1], cache.stride(0), cache.stride(1));
 }
 
 template <class T>
 void store_narrow(const View& latent, const View& rotary, const View& slots, const View& cache,
-                  StreamHandle stream) {
+                  const Context& context) {
   auto kernel = cache.dtype == DType::u8 ? store_narrow_kernel<T, false> : store_narrow_kernel<T, true>;
-  kernel<<<static_cast<unsigned>(latent[0]), 32, 0, stream>>>(
-      device_data<T>(latent), latent.stride(0), static_cast<int>(latent[1]), device_data<T>(rotary),
-      rotary.stride(0), static_cast<int>(rotary[1]), slots.as<int32_t>(), slots.stride(0),
-      static_cast<unsigned char*>(cache.data), cache[1], cache.stride(0), cache.stride(1));
-  check_launch("cache_store_narrow");
+  launch_early(kernel, static_cast<unsigned>(latent[0]), 32, 0, "cache_store_narrow", context,
+               device_data<T>(latent), latent.stride(0), static_cast<int>(latent[1]), device_data<T>(rotary),
+               rotary.stride(0), static_cast<int>(rotary[1]), slots.as<int32_t>(), slots.stride(0),
+               static_cast<unsigned char*>(cache.data), cache[1], cache.stride(0), cache.stride(1));
 }
 
 }  // namespace
@@ -94,9 +95,9 @@ void cache_store_narrow(View latent, View rotary, View slots, View cache, const 
                  cache[2] == Backend::narrow_entry_bytes(latent[1], rotary[1]));
   if (latent[0] == 0) return;
   if (latent.dtype == DType::bf16) {
-    store_narrow<__nv_bfloat16>(latent, rotary, slots, cache, context.stream);
+    store_narrow<__nv_bfloat16>(latent, rotary, slots, cache, context);
   } else {
-    store_narrow<float>(latent, rotary, slots, cache, context.stream);
+    store_narrow<float>(latent, rotary, slots, cache, context);
   }
 }
 
@@ -105,10 +106,9 @@ void cache_store(View x, View slots, View cache, const Context& context) {
   if (x.count() == 0) return;
   const bool to_bf16 = cache.dtype == DType::bf16;
   if (x.dtype == DType::bf16) {
-    (to_bf16 ? store<__nv_bfloat16, __nv_bfloat16> : store<__nv_bfloat16, float>)(x, slots, cache,
-                                                                                  context.stream);
+    (to_bf16 ? store<__nv_bfloat16, __nv_bfloat16> : store<__nv_bfloat16, float>)(x, slots, cache, context);
   } else {
-    (to_bf16 ? store<float, __nv_bfloat16> : store<float, float>)(x, slots, cache, context.stream);
+    (to_bf16 ? store<float, __nv_bfloat16> : store<float, float>)(x, slots, cache, context);
   }
 }
 

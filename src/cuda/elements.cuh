@@ -66,6 +66,16 @@ __device__ void put(bool accumulate, float (&from)[N], T* to) {
   store<N>(from, to);
 }
 
+__device__ inline float sigmoid(float x) { return 1 / (1 + expf(-x)); }
+__device__ inline float swiglu_of(float gate, float up) { return up * (gate * sigmoid(gate)); }
+
+// A pair turned by an angle; one order of operations for every kernel that does it.
+__device__ inline void rotate(float& a, float& b, float cosine, float sine) {
+  const float before = a;
+  a = fmaf(before, cosine, -(b * sine));
+  b = fmaf(before, sine, b * cosine);
+}
+
 __device__ inline float warp_sum(float x) {
 #pragma unroll
   for (int step = warp_size / 2; step > 0; step /= 2) x += __shfl_xor_sync(whole_warp, x, step);

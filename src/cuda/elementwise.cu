@@ -1,5 +1,6 @@
 #include "cuda/elements.cuh"
 #include "cuda/kernels.h"
+#include "cuda/launch.cuh"
 
 namespace latente::cuda {
 namespace {
@@ -66,6 +67,7 @@ Rows rows_of(std::initializer_list<View> views, std::initializer_list<int64_t*> 
 
 template <int N, class Op>
 __global__ __launch_bounds__(threads) void elements_kernel(Rows rows, unsigned packs, Op op) {
+  wait_for_earlier_kernels();
   const unsigned index = blockIdx.x * threads + threadIdx.x;
   if (index >= packs) return;
   const unsigned width = static_cast<unsigned>(rows.width / N);
@@ -80,9 +82,8 @@ void launch(const Rows& rows, const Op& op, const char* name, const Context& con
   const int64_t packs = rows.count() / N;
   LATENTE_ASSERT(packs < (int64_t{1} << 31));
   if (packs == 0) return;
-  elements_kernel<N>
-      <<<blocks_for(packs, threads), threads, 0, context.stream>>>(rows, static_cast<unsigned>(packs), op);
-  check_launch(name);
+  launch_early(elements_kernel<N, Op>, blocks_for(packs, threads), threads, 0, name, context, rows,
+               static_cast<unsigned>(packs), op);
 }
 
 // In packs where all views allow it. Merged rows are as wide as they are.
@@ -164,8 +165,6 @@ struct Add {
   }
 };
 
-__device__ float sigmoid(float x) { return 1 / (1 + expf(-x)); }
-
 template <class T>
 struct SwiGlu {
   Operand<const T> gate, up;
@@ -176,7 +175,7 @@ struct SwiGlu {
     float g[N], u[N];
     load<N>(gate.at(place), g);
     load<N>(up.at(place), u);
-    for (int i = 0; i < N; ++i) u[i] *= g[i] * sigmoid(g[i]);
+    for (int i = 0; i < N; ++i) u[i] = swiglu_of(g[i], u[i]);
     store<N>(u, out.at(place));
   }
 };

@@ -1,5 +1,6 @@
 #include "cuda/elements.cuh"
 #include "cuda/kernels.h"
+#include "cuda/launch.cuh"
 
 namespace latente::cuda {
 namespace {
@@ -10,6 +11,7 @@ template <int N, class Table, class T>
 __global__ __launch_bounds__(threads) void gather_kernel(const int32_t* ids, const Table* table,
                                                          int64_t table_stride, T* out, int64_t out_stride,
                                                          int64_t rows, unsigned packs) {
+  wait_for_earlier_kernels();
   const int64_t index = static_cast<int64_t>(blockIdx.x) * threads + threadIdx.x;
   const int64_t row = index / packs, column = (index - row * packs) * N;
   if (row >= rows) return;
@@ -88,16 +90,15 @@ void embedding(View ids, View table, View out, const Context& context) {
       auto launch = [&](auto width) {
         constexpr int n = decltype(width)::value;
         const int64_t packs = table[1] / n;
-        gather_kernel<n><<<blocks_for(out[0] * packs, threads), threads, 0, context.stream>>>(
-            ids.as<int32_t>(), table.as<Table>(), table.stride(0), out.as<T>(), out.stride(0), out[0],
-            static_cast<unsigned>(packs));
+        launch_early(gather_kernel<n, Table, T>, blocks_for(out[0] * packs, threads), threads, 0, "embedding",
+                     context, ids.as<int32_t>(), table.as<Table>(), table.stride(0), out.as<T>(),
+                     out.stride(0), out[0], static_cast<unsigned>(packs));
       };
       if (in_packs(wide, {table, out})) {
         launch(std::integral_constant<int, wide>());
       } else {
         launch(std::integral_constant<int, 1>());
       }
-      check_launch("embedding");
     });
   });
 }

@@ -1,6 +1,7 @@
 // The tokens' rows in the order of their experts, and back.
 #include "cuda/elements.cuh"
 #include "cuda/kernels.h"
+#include "cuda/launch.cuh"
 
 namespace latente::cuda {
 namespace {
@@ -13,6 +14,7 @@ constexpr int threads = 256, warps = threads / warp_size;
 // the choices again in order and places its own: stable, without atomics, and the same whatever the grid.
 __global__ void expert_order_kernel(const int32_t* experts, int choices, int top_k, int expert_count,
                                     int32_t* offsets, int32_t* rows, int32_t* slots) {
+  wait_for_earlier_kernels();
   const int lane = static_cast<int>(threadIdx.x % warp_size);
   const int expert = static_cast<int>((blockIdx.x * blockDim.x + threadIdx.x) / warp_size);
   if (expert >= expert_count) return;
@@ -142,6 +144,7 @@ __global__ __launch_bounds__(threads) void combine_kernel(const T* y, int64_t y_
                                                           const int32_t* slots, int top_k, T* out,
                                                           int64_t out_stride, int64_t tokens, unsigned packs,
                                                           bool accumulate) {
+  wait_for_earlier_kernels();
   const int64_t index = static_cast<int64_t>(blockIdx.x) * threads + threadIdx.x;
   const int64_t token = index / packs, column = (index - token * packs) * N;
   if (token >= tokens) return;
@@ -214,10 +217,9 @@ void expert_order(View experts, View offsets, View rows, View slots, const Conte
   constexpr int few = 2048;
   if (choices <= few || piece_bytes > 48 * 1024) {
     const unsigned blocks = blocks_for(int64_t{expert_count} * warp_size, 128);
-    expert_order_kernel<<<blocks, 128, 0, context.stream>>>(experts.as<int32_t>(), choices, top_k,
-                                                            expert_count, offsets.as<int32_t>(),
-                                                            rows.as<int32_t>(), slots.as<int32_t>());
-    return check_launch("expert_order");
+    return launch_early(expert_order_kernel, blocks, 128, 0, "expert_order", context, experts.as<int32_t>(),
+                        choices, top_k, expert_count, offsets.as<int32_t>(), rows.as<int32_t>(),
+                        slots.as<int32_t>());
   }
   const unsigned pieces = blocks_for(choices, threads);
   LATENTE_ASSERT(int64_t{pieces} * expert_count * int64_t{sizeof(int)} <= context.workspace_bytes);
@@ -243,17 +245,16 @@ void combine(View y, View weights, View slots, Grad out, const Context& context)
     auto launch = [&](auto width) {
       constexpr int n = decltype(width)::value;
       const int64_t packs = y[1] / n;
-      combine_kernel<n><<<blocks_for(slots[0] * packs, threads), threads, 0, context.stream>>>(
-          y.as<T>(), y.stride(0), weights.as_or_null<float>(), slots.as<int32_t>(),
-          static_cast<int>(slots[1]), out.view.as<T>(), out.view.stride(0), slots[0],
-          static_cast<unsigned>(packs), out.accumulate);
+      launch_early(combine_kernel<n, T>, blocks_for(slots[0] * packs, threads), threads, 0, "combine",
+                   context, y.as<T>(), y.stride(0), weights.as_or_null<float>(), slots.as<int32_t>(),
+                   static_cast<int>(slots[1]), out.view.as<T>(), out.view.stride(0), slots[0],
+                   static_cast<unsigned>(packs), out.accumulate);
     };
     if (in_packs(wide, {y, out.view})) {
       launch(std::integral_constant<int, wide>());
     } else {
       launch(std::integral_constant<int, 1>());
     }
-    check_launch("combine");
   });
 }
 

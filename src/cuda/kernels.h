@@ -105,4 +105,16 @@ void attention_paged_expanded(View q, View cache, View kv_b, const Pages& pages,
 void cache_store_narrow(View latent, View rotary, View slots, View cache, const Context& context);
 void cache_store(View x, View slots, View cache, const Context& context);
 
+// sample.cu
+void most_likely(View logits, View out, const Context& context);
+
+// norm.cu, fused.cu: what decoding does in a row. Each returns false, having done nothing, for what it has no
+// kernel for: other types than bfloat16, many rows.
+bool latent_entries(const LatentEntries& entries, const Context& context);
+bool linear_both(View x, View w, View other_w, View out, View other_out, const Context& context);
+bool gated_linear(View x, View gate_weight, View up_weight, View out, const Context& context);
+bool absorb_rotated(View q, View w, bool transpose, View positions, View table, bool interleaved, View out,
+                    const Context& context);
+bool expert_layer(const ExpertLayer& layer, const Context& context);
+
 }  // namespace latente::cuda

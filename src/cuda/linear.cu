@@ -1,6 +1,7 @@
 // Products. On tensor cores (product_sm90.cu, product_mma.cuh) where operands are bfloat16 in rows of whole
 // packs; else of any sizes, strides and types, in float32. Either way an element's sum runs over the depth in
 // order, whatever tile it falls in.
+#include "cuda/few_rows.cuh"
 #include "cuda/kernels.h"
 #include "cuda/product.cuh"
 #include "cuda/product_mma.cuh"
@@ -62,15 +63,21 @@ __global__ __launch_bounds__(side* side) void product_kernel(Product<A, B, C> p)
   }
 }
 
-// A block a row: its warps take the columns in turn, lanes share the depth. For few columns of float32, as of
-// routers, whatever the number of rows.
-constexpr int row_threads = 256;
+// A block a row, or some columns of one: its warps take the columns in turn, lanes share the depth. For few
+// columns of float32, as of routers, whatever the number of rows.
+constexpr int row_threads = 256, row_warps = row_threads / warp_size;
 constexpr int64_t most_row_columns = 256, most_row_depth = 8192;
 template <class A>
 __global__ __launch_bounds__(row_threads) void row_kernel(Product<A, float, float> p) {
   extern __shared__ __align__(16) float row[];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % warp_size,
             depth = static_cast<int>(p.depth);
+  const int64_t first = static_cast<int64_t>(blockIdx.y) * row_warps + thread / warp_size;
+  if (first < p.columns) {
+    for (int k = lane * 32; k < depth; k += warp_size * 32)
+      asm volatile("prefetch.global.L2 [%0];" ::"l"(p.b + first * p.b_row + k));
+  }
+  wait_for_earlier_kernels();
   for (int k = thread * 4; k < depth; k += row_threads * 4) {
     float x[4];
     load<4>(p.a + blockIdx.x * p.a_row + k, x);
@@ -78,7 +85,7 @@ __global__ __launch_bounds__(row_threads) void row_kernel(Product<A, float, floa
   }
   __syncthreads();
 #pragma unroll 4
-  for (int64_t column = thread / warp_size; column < p.columns; column += row_threads / warp_size) {
+  for (int64_t column = first; column < p.columns; column += static_cast<int64_t>(gridDim.y) * row_warps) {
     float sum = 0;
     for (int k = lane * 4; k < depth; k += warp_size * 4) {
       float x[4], w[4];
@@ -100,11 +107,6 @@ bool fits_rows(const Product<A, float, float>& p) {
   return p.columns <= most_row_columns && p.depth <= most_row_depth && p.depth % 4 == 0 && !p.offsets &&
          !p.bias && !p.accumulate && p.a_depth == 1 && p.b_depth == 1 && p.a_row % 4 == 0 &&
          p.b_row % 4 == 0 && aligned(p.a, 4 * sizeof(A)) && aligned(p.b, 16);
-}
-
-// The most tiles of `rows` that any sizes of groups can need.
-int64_t most_tiles(int64_t count, int64_t experts, int64_t rows) {
-  return (count + std::min(count, experts) * (rows - 1)) / rows;
 }
 
 template <class C>
@@ -136,6 +138,7 @@ void launch(const Product<A, B, C>& p, int64_t rows, int64_t batches, const char
   };
   if constexpr (std::is_same_v<A, bf16> && std::is_same_v<B, bf16>) {
     if (mma::fits(p)) {
+      if (few_rows(p, rows, batches, name, context)) return;
       const HopperProduct on_hopper = for_hopper(p, rows, batches);
       if (!mma::few_rows(p, rows) && fits_hopper(on_hopper, context)) {
         return hopper_product(on_hopper, name, context);
@@ -145,9 +148,10 @@ void launch(const Product<A, B, C>& p, int64_t rows, int64_t batches, const char
   }
   if constexpr (std::is_same_v<B, float> && std::is_same_v<C, float>) {
     if (batches == 1 && p.part_depth == 0 && fits_rows(p)) {
-      row_kernel<<<static_cast<unsigned>(rows), row_threads, static_cast<size_t>(p.depth) * sizeof(float),
-                   context.stream>>>(p);
-      return check_launch(name);
+      constexpr int64_t few = 128;  // rows alone would leave multiprocessors idle
+      const dim3 grid(static_cast<unsigned>(rows), rows <= few ? blocks_for(p.columns, row_warps) : 1);
+      return launch_early(row_kernel<A>, grid, row_threads, static_cast<size_t>(p.depth) * sizeof(float),
+                          name, context, p);
     }
   }
   product_kernel<<<grid_of(tile, tile), side * side, 0, context.stream>>>(p);

@@ -68,4 +68,15 @@ void StagedUploads::upload(const void* host, View device) {
         "upload");
 }
 
+StagedDownloads::StagedDownloads(StreamHandle stream) : stream_(stream), staging_(allocate_staging()) {}
+
+void StagedDownloads::download(View device, void* host) {
+  LATENTE_ASSERT(device.contiguous());
+  const int64_t bytes = device.bytes();
+  if (bytes == 0) return;
+  if (bytes > largest_staged) return cuda::download(device, host, stream_);
+  cuda::download(device, staging_.get(), stream_);
+  std::memcpy(host, staging_.get(), static_cast<size_t>(bytes));
+}
+
 }  // namespace latente::cuda

@@ -29,4 +29,16 @@ class StagedUploads {
   int64_t used_ = 0;
 };
 
+// Small downloads by way of page-locked memory, which is quicker.
+class StagedDownloads {
+ public:
+  explicit StagedDownloads(StreamHandle stream);
+  // As download().
+  void download(View device, void* host);
+
+ private:
+  StreamHandle stream_;
+  std::shared_ptr<void> staging_;
+};
+
 }  // namespace latente::cuda

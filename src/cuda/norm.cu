@@ -1,5 +1,6 @@
 #include "cuda/elements.cuh"
 #include "cuda/kernels.h"
+#include "cuda/launch.cuh"
 
 namespace latente::cuda {
 namespace {
@@ -49,13 +50,14 @@ struct Norm {
   int width, lanes;
 };
 
-template <int N, class T, class W>
-__global__ __launch_bounds__(most_lanes) void norm_kernel(Norm<T, W> p) {
+// The rows of the `block`th block of p's own. also(row, column, values) is given what is stored.
+template <int N, class T, class W, class Also>
+__device__ void norm_rows(const Norm<T, W>& p, int block, const Also& also) {
   constexpr int packs = elements_a_thread / N;
   __shared__ float partial[most_lanes / warp_size];
   const int lane = static_cast<int>(threadIdx.x) % p.lanes;
   const int64_t row =
-      static_cast<int64_t>(blockIdx.x) * (blockDim.x / p.lanes) + static_cast<int>(threadIdx.x) / p.lanes;
+      static_cast<int64_t>(block) * (blockDim.x / p.lanes) + static_cast<int>(threadIdx.x) / p.lanes;
   const bool inside = row < p.rows;
   float x[packs][N] = {};
   float squares = 0;
@@ -88,7 +90,34 @@ __global__ __launch_bounds__(most_lanes) void norm_kernel(Norm<T, W> p) {
 #pragma unroll
     for (int j = 0; j < N; ++j) x[k][j] *= p.weight ? r * w[j] : r;
     store<N>(x[k], p.out + row * p.out_stride + column);
+    also(row, column, x[k]);
   }
+}
+
+template <int N, class T, class W>
+__global__ __launch_bounds__(most_lanes) void norm_kernel(Norm<T, W> p) {
+  wait_for_earlier_kernels();
+  norm_rows<N>(p, static_cast<int>(blockIdx.x), [](int64_t, int, const float(&)[N]) {});
+}
+
+template <class T, class W>
+Norm<T, W> norm_of(const View& h, const View& x, const View& weight, double eps, const View& sum,
+                   const View& out, const View& rstd, int lanes) {
+  return {h.as_or_null<T>(),
+          h ? h.stride(0) : 0,
+          x.as<T>(),
+          x.stride(0),
+          weight.as_or_null<W>(),
+          static_cast<float>(eps),
+          sum.as_or_null<T>(),
+          sum ? sum.stride(0) : 0,
+          out.as<T>(),
+          out.stride(0),
+          rstd.as_or_null<float>(),
+          rstd ? rstd.stride(0) : 0,
+          x[0],
+          static_cast<int>(x[1]),
+          lanes};
 }
 
 void norm(const View& h, const View& x, const View& weight, double eps, const View& sum, const View& out,
@@ -98,26 +127,58 @@ void norm(const View& h, const View& x, const View& weight, double eps, const Vi
   const int lanes = lanes_for(x[1], elements_a_thread), threads = std::max(lanes, block_threads);
   with_type(x.dtype, "rms_norm", [&]<class T>(T) {
     with_type(weight ? weight.dtype : x.dtype, "rms_norm", [&]<class W>(W) {
-      const Norm<T, W> p{h.as_or_null<T>(),
-                         h ? h.stride(0) : 0,
-                         x.as<T>(),
-                         x.stride(0),
-                         weight.as_or_null<W>(),
-                         static_cast<float>(eps),
-                         sum.as_or_null<T>(),
-                         sum ? sum.stride(0) : 0,
-                         out.as<T>(),
-                         out.stride(0),
-                         rstd.as_or_null<float>(),
-                         rstd ? rstd.stride(0) : 0,
-                         x[0],
-                         static_cast<int>(x[1]),
-                         lanes};
+      const Norm<T, W> p = norm_of<T, W>(h, x, weight, eps, sum, out, rstd, lanes);
       auto kernel = in_packs(wide, {h, x, weight, sum, out}) ? norm_kernel<wide, T, W> : norm_kernel<1, T, W>;
-      kernel<<<blocks_for(x[0], threads / lanes), threads, 0, context.stream>>>(p);
-      check_launch("rms_norm");
+      launch_early(kernel, blocks_for(x[0], threads / lanes), threads, 0, "rms_norm", context, p);
     });
   });
+}
+
+// -- entries of the cache --
+
+struct Entries {
+  const bf16* rotary = nullptr;  // [T, 2 · half]
+  int64_t rotary_row = 0;
+  const int32_t *positions = nullptr, *slots = nullptr;
+  const float* table = nullptr;
+  int64_t table_row = 0;
+  bf16* cache = nullptr;
+  int64_t page = 0, page_stride = 0, entry_stride = 0;
+  int half = 0;
+  bool interleaved = false;
+
+  __device__ bf16* entry(int64_t row) const {
+    const int slot = slots[row];
+    return slot < 0 ? nullptr : cache + slot / page * page_stride + slot % page * entry_stride;
+  }
+};
+
+// Blocks of latents, whose norms go to the cache with the rotated key beside them, then of queries.
+__global__ __launch_bounds__(most_lanes) void latents_kernel(Norm<bf16, bf16> latent, Norm<bf16, bf16> query,
+                                                             Entries p, int latent_blocks) {
+  wait_for_earlier_kernels();
+  const int block = static_cast<int>(blockIdx.x);
+  if (block >= latent_blocks) {
+    return norm_rows<wide>(query, block - latent_blocks, [](int64_t, int, const float(&)[wide]) {});
+  }
+  norm_rows<wide>(latent, block, [&](int64_t row, int column, const float(&x)[wide]) {
+    if (bf16* to = p.entry(row)) store<wide>(x, to + column);
+  });
+  const int rows = static_cast<int>(blockDim.x) / latent.lanes;
+  for (int i = static_cast<int>(threadIdx.x); i < rows * p.half; i += static_cast<int>(blockDim.x)) {
+    const int64_t row = static_cast<int64_t>(block) * rows + i / p.half;
+    if (row >= latent.rows) break;
+    bf16* to = p.entry(row);
+    if (!to) continue;
+    const int pair = i % p.half;
+    const float* angles = p.table + p.positions[row] * p.table_row;
+    const int first = p.interleaved ? 2 * pair : pair, second = p.interleaved ? first + 1 : p.half + pair;
+    const bf16* from = p.rotary + row * p.rotary_row;
+    float a = widen(from[first]), b = widen(from[second]);
+    rotate(a, b, angles[pair], angles[p.half + pair]);
+    to += latent.width;
+    to[first] = narrow<bf16>(a), to[second] = narrow<bf16>(b);
+  }
 }
 
 // -- gradient --
@@ -241,6 +302,35 @@ void rms_norm_add(View h, View x, View weight, double eps, View sum, View out, V
                   const Context& context) {
   LATENTE_ASSERT(h.shape == x.shape && sum.shape == x.shape);
   norm(h, x, weight, eps, sum, out, rstd, context);
+}
+
+bool latent_entries(const LatentEntries& e, const Context& context) {
+  const int64_t rank = e.latent[1], rope = e.table[1];
+  auto other = [](const View& view) { return view && view.dtype != DType::bf16; };
+  if (other(e.cache) || other(e.latent) || other(e.latent_norm) || other(e.q) || other(e.q_norm) ||
+      !e.slots.contiguous() || !e.positions.contiguous() ||
+      !in_packs(wide, {e.latent, e.latent_norm, e.latent_out, e.q, e.q_norm, e.q_out,
+                       columns_of(e.cache, 0, rank)})) {
+    return false;
+  }
+  using P = Norm<bf16, bf16>;
+  const int lanes = lanes_for(rank, elements_a_thread),
+            q_lanes = e.q ? lanes_for(e.q[1], elements_a_thread) : warp_size;
+  const int threads = std::max({lanes, q_lanes, block_threads});
+  const P own = norm_of<bf16, bf16>({}, e.latent, e.latent_norm, e.latent_eps, {}, e.latent_out, {}, lanes);
+  const P query = e.q ? norm_of<bf16, bf16>({}, e.q, e.q_norm, e.q_eps, {}, e.q_out, {}, q_lanes) : P{};
+  Entries p;
+  p.rotary = e.rotary.as<bf16>(), p.rotary_row = e.rotary.stride(0);
+  p.positions = e.positions.as<int32_t>(), p.slots = e.slots.as<int32_t>();
+  p.table = e.table.as<float>(), p.table_row = e.table.stride(0);
+  p.cache = e.cache.as<bf16>();
+  p.page = e.cache[1], p.page_stride = e.cache.stride(0), p.entry_stride = e.cache.stride(1);
+  p.half = static_cast<int>(rope / 2), p.interleaved = e.interleaved;
+  const unsigned blocks = blocks_for(e.latent[0], threads / lanes),
+                 q_blocks = e.q ? blocks_for(e.q[0], threads / q_lanes) : 0;
+  launch_early(latents_kernel, blocks + q_blocks, threads, 0, "latent_entries", context, own, query, p,
+               static_cast<int>(blocks));
+  return true;
 }
 
 void rms_norm_backward(View d_out, View x, View weight, View rstd, Grad d_x, Grad d_weight,

@@ -62,6 +62,11 @@ __device__ inline ExpertTile find_tile(const int32_t* offsets, int experts, int 
   return {0, 0, 0};
 }
 
+// The most tiles of `rows` that any sizes of groups can need.
+inline int64_t most_tiles(int64_t count, int64_t experts, int64_t rows) {
+  return (count + std::min(count, experts) * (rows - 1)) / rows;
+}
+
 // The rows and the depth that a block has of a product, whose operands move to the block's batch or expert.
 struct Part {
   int64_t first_row, end_row, first_depth, end_depth;

@@ -1,5 +1,6 @@
 #include "cuda/elements.cuh"
 #include "cuda/kernels.h"
+#include "cuda/launch.cuh"
 
 namespace latente::cuda {
 namespace {
@@ -20,6 +21,7 @@ struct Rotation {
 // A thread has P neighbouring pairs of a head.
 template <bool interleaved, int P, class T>
 __global__ __launch_bounds__(threads) void rope_kernel(Rotation<T> p, unsigned count) {
+  wait_for_earlier_kernels();
   const unsigned index = blockIdx.x * threads + threadIdx.x;
   if (index >= count) return;
   const unsigned a_head = p.half / P, row = index / a_head, i = (index - row * a_head) * P;
@@ -41,9 +43,7 @@ __global__ __launch_bounds__(threads) void rope_kernel(Rotation<T> p, unsigned c
 #pragma unroll
   for (int j = 0; j < P; ++j) {
     if constexpr (P > 1 && interleaved) a[j] = both[2 * j], b[j] = both[2 * j + 1];
-    const float sine = p.inverse ? -s[j] : s[j], before = a[j];
-    a[j] = before * c[j] - b[j] * sine;
-    b[j] = b[j] * c[j] + before * sine;
+    rotate(a[j], b[j], c[j], p.inverse ? -s[j] : s[j]);
     both[2 * j] = a[j], both[2 * j + 1] = b[j];
   }
   if constexpr (P == 1) {
@@ -80,9 +80,8 @@ void rope(View x, View positions, View table, bool interleaved, bool inverse, co
                                inverse};
     auto kernel = interleaved ? (packed ? rope_kernel<true, 4, T> : rope_kernel<true, 1, T>)
                               : (packed ? rope_kernel<false, 8, T> : rope_kernel<false, 1, T>);
-    kernel<<<blocks_for(count, threads), threads, 0, context.stream>>>(rotation,
-                                                                       static_cast<unsigned>(count));
-    check_launch("rope");
+    launch_early(kernel, blocks_for(count, threads), threads, 0, "rope", context, rotation,
+                 static_cast<unsigned>(count));
   });
 }
 

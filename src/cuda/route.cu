@@ -2,6 +2,7 @@
 // over sequences in float64).
 #include "cuda/elements.cuh"
 #include "cuda/kernels.h"
+#include "cuda/launch.cuh"
 
 namespace latente::cuda {
 namespace {
@@ -85,6 +86,7 @@ __global__ __launch_bounds__(threads) void route_kernel(const float* logits, int
                                                         int64_t scores_stride, float* weights,
                                                         int32_t* experts, int64_t tokens, How how) {
   extern __shared__ float shared[];
+  wait_for_earlier_kernels();
   const int lane = static_cast<int>(threadIdx.x) % warp_size;
   const int warp = static_cast<int>(threadIdx.x) / warp_size,
             block_warps = static_cast<int>(blockDim.x) / warp_size;
@@ -404,10 +406,9 @@ void route(View logits, View bias, View token_mask, const Routing& routing, View
     const int64_t floats = 3 * how.experts + how.groups;
     const int block_warps = warps_for(floats, how.experts);
     const size_t bytes = static_cast<size_t>(block_warps * floats) * sizeof(float);
-    route_kernel<<<blocks_for(tokens, block_warps), block_warps * warp_size, bytes, context.stream>>>(
-        logits.as<float>(), logits.stride(0), bias.as_or_null<float>(), scores.as<float>(), scores.stride(0),
-        weights.as<float>(), experts.as<int32_t>(), tokens, how);
-    check_launch("route");
+    launch_early(route_kernel, blocks_for(tokens, block_warps), block_warps * warp_size, bytes, "route",
+                 context, logits.as<float>(), logits.stride(0), bias.as_or_null<float>(), scores.as<float>(),
+                 scores.stride(0), weights.as<float>(), experts.as<int32_t>(), tokens, how);
   }
   if (!load && !balance_loss) return;
   const TokenBlocks blocks(tokens, routing);

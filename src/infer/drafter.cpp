@@ -77,7 +77,6 @@ void Drafter::catch_up(std::span<const Behind> sequences) {
 
 void Drafter::draft(std::span<Sequence* const> sequences, std::span<const int64_t> wanted) {
   for (Sequence* s : sequences) s->drafts.clear();
-  const size_t vocabulary = static_cast<size_t>(runner_->config().vocab_size);
   const int64_t most = wanted.empty() ? 0 : *std::max_element(wanted.begin(), wanted.end());
   const int64_t modules = runner_->modules();
   std::vector<Sequence*> drafting;
@@ -109,22 +108,26 @@ void Drafter::draft(std::span<Sequence* const> sequences, std::span<const int64_
       if (j < modules) s.predicted[static_cast<size_t>(j)] = std::max<int64_t>(s.length() - 1 - j, 0);
     }
     if (drafting.empty()) return;
-    std::span<float> logits =
-        runner_->predict(module, j < modules ? j : modules, rows_, Runner::Form::absorbed);
+    Outcome outcome = runner_->predict(module, j < modules ? j : modules, rows_, Runner::Form::absorbed,
+                                       asked_by(drafting));
     for (Sequence* s : drafting) {
       if (j == 0) s->draft_from_here();
+      const Outcome row = outcome.take(1);
       try {
-        draw(*s, logits.first(vocabulary));
+        draw(*s, row);
       } catch (...) {
         s->fail_with_current();
       }
-      logits = logits.subspan(vocabulary);
     }
   }
 }
 
 // The next draft of a sequence, or none where its constraint cannot follow.
-void Drafter::draw(Sequence& s, std::span<float> logits) {
+void Drafter::draw(Sequence& s, const Outcome& row) {
+  if (!row.likely.empty()) {
+    s.drafts.push_back({row.likely.front(), distribution_of(row.likely.front())});
+    return;
+  }
   sequence_ = s.tokens;
   for (const Sequence::Draft& draft : s.drafts) sequence_.push_back(draft.token);
   std::span<const uint64_t> admitted;
@@ -133,7 +136,7 @@ void Drafter::draw(Sequence& s, std::span<float> logits) {
   } catch (const Error&) {
     return;
   }
-  Distribution distribution = distribution_of(logits, {sequence_, static_cast<size_t>(s.prompt)},
+  Distribution distribution = distribution_of(row.logits, {sequence_, static_cast<size_t>(s.prompt)},
                                               s.request.options.sampling, admitted);
   const int32_t token = sample(distribution, s.random);
   if (!s.may_draft(token)) return;

@@ -47,7 +47,7 @@ class Drafter {
   static constexpr int64_t shortest = 3, longest = 8;
 
  private:
-  void draw(Sequence& sequence, std::span<float> logits);
+  void draw(Sequence& sequence, const Outcome& row);
 
   Runner* runner_;
   std::vector<Row> rows_;

@@ -195,7 +195,7 @@ bool Engine::start(Sequence& s) {
     s.started = Sequence::Clock::now();
     s.stats.waiting_seconds = Sequence::seconds_between(s.submitted, s.started);
   }
-  if (running_.empty()) runner_.prepare(s.depth);
+  if (running_.empty()) runner_.prepare(s.depth, s.asked());
   return true;
 }
 
@@ -247,6 +247,11 @@ bool Engine::cover(Sequence& s, int64_t end) {
 
 // -- A step
 
+Runner::Asked asked_by(std::span<Sequence* const> sequences) {
+  const bool plain = std::all_of(sequences.begin(), sequences.end(), [](Sequence* s) { return s->plain(); });
+  return plain ? Runner::Asked::likely : Runner::Asked::logits;
+}
+
 bool Engine::step() {
   drop();
   admit();
@@ -297,8 +302,10 @@ void Engine::read() {
   if (std::any_of(pieces.begin(), pieces.end(), [](const Piece& p) { return p.sequence->place < 0; })) return;
   if (rows.empty()) return;
 
-  std::span<float> logits = runner_.forward(rows, form);
-  const size_t vocabulary = static_cast<size_t>(config_->vocab_size);
+  std::vector<Sequence*> theirs;
+  for (const Piece& piece : pieces) theirs.push_back(piece.sequence);
+  const bool reports = std::any_of(pieces.begin(), pieces.end(), [](const Piece& p) { return p.reports; });
+  Outcome outcome = runner_.forward(rows, form, reports ? Runner::Asked::logits : asked_by(theirs));
   std::vector<Next> next;
   for (const Piece& piece : pieces) {
     Sequence& s = *piece.sequence;
@@ -306,12 +313,14 @@ void Engine::read() {
     s.processed += piece.stretch.count;
     next.emplace_back();
     const int64_t wanted = piece.reports ? piece.stretch.count : piece.samples ? 1 : 0;
-    const std::span<float> its = logits.first(static_cast<size_t>(wanted) * vocabulary);
-    logits = logits.subspan(its.size());
+    Outcome its = outcome.take(wanted);
     try {
-      for (int64_t i = 0; piece.reports && i < wanted; ++i)
-        report_prompt(s, first + i, its.subspan(static_cast<size_t>(i) * vocabulary, vocabulary));
-      if (piece.samples && s.writes()) next.back() = next_of(s, its.last(vocabulary));
+      Outcome last;
+      for (int64_t i = 0; i < wanted; ++i) {
+        last = its.take(1);
+        if (piece.reports) report_prompt(s, first + i, last.logits);
+      }
+      if (piece.samples && s.writes()) next.back() = next_of(s, last);
     } catch (...) {
       s.fail_with_current();
     }

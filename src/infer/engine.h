@@ -89,13 +89,13 @@ class Engine {
   // Whether modules had much to make up for.
   bool propose(std::span<Sequence* const> sequences);
   // What one sequence makes of its rows of logits. Returns how many drafts were right.
-  int64_t conclude(Sequence& sequence, std::span<float> logits);
+  int64_t conclude(Sequence& sequence, Outcome rows);
   // The distribution of what comes next, and the logits themselves if they are to be reported.
   struct Next {
     Distribution distribution;
     std::vector<float> logits;
   };
-  static Next next_of(Sequence& sequence, std::span<float> logits);
+  static Next next_of(Sequence& sequence, const Outcome& row);
   bool emit(Sequence& sequence, int32_t token, bool drafted, const Next& next);
   static void report_prompt(Sequence& sequence, int64_t position, std::span<const float> logits);
   Sequence* find(uint64_t id);

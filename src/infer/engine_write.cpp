@@ -138,12 +138,11 @@ void Engine::write() {
     for (size_t i = 0; i < s->drafts.size(); ++i)
       add(s->drafts[i].token, s->length() + static_cast<int64_t>(i));
   }
-  std::span<float> logits = runner_.forward(rows, Runner::Form::absorbed);
+  Outcome outcome = runner_.forward(rows, Runner::Form::absorbed, asked_by(sequences));
   std::vector<int64_t> right;
   for (Sequence* s : sequences) {
-    const size_t count = (1 + s->drafts.size()) * static_cast<size_t>(config_->vocab_size);
-    right.push_back(s->ended ? 0 : conclude(*s, logits.first(count)));
-    logits = logits.subspan(count);
+    const Outcome its = outcome.take(1 + static_cast<int64_t>(s->drafts.size()));
+    right.push_back(s->ended ? 0 : conclude(*s, its));
   }
   for (Sequence* s : sequences) {
     if (s->ended) finish(*s);
@@ -180,8 +179,7 @@ void Engine::learn(std::span<Sequence* const> sequences, std::span<const int64_t
   time(lengths.modules, modules, lengths.looked_up, looked_up);
 }
 
-int64_t Engine::conclude(Sequence& s, std::span<float> logits) {
-  const size_t vocabulary = static_cast<size_t>(config_->vocab_size);
+int64_t Engine::conclude(Sequence& s, Outcome outcome) {
   const int64_t rows = 1 + static_cast<int64_t>(s.drafts.size());
   ++s.stats.passes;
   s.stats.drafted += rows - 1;
@@ -189,8 +187,7 @@ int64_t Engine::conclude(Sequence& s, std::span<float> logits) {
   bool rejected = false;
   try {
     for (const Sequence::Draft& draft : s.drafts) {
-      const Next next = next_of(s, logits.first(vocabulary));
-      logits = logits.subspan(vocabulary);
+      const Next next = next_of(s, outcome.take(1));
       const Verdict verdict = verify(next.distribution, draft.distribution, draft.token, s.random);
       rejected = !verdict.accepted;
       right += verdict.accepted ? 1 : 0;
@@ -199,7 +196,7 @@ int64_t Engine::conclude(Sequence& s, std::span<float> logits) {
       if (rejected || s.ended) break;
     }
     if (!rejected && !s.ended) {
-      const Next next = next_of(s, logits.first(vocabulary));
+      const Next next = next_of(s, outcome.take(1));
       s.ended = !emit(s, sample(next.distribution, s.random), false, next);
     }
   } catch (...) {
@@ -209,11 +206,15 @@ int64_t Engine::conclude(Sequence& s, std::span<float> logits) {
   return right;
 }
 
-Engine::Next Engine::next_of(Sequence& s, std::span<float> logits) {
+Engine::Next Engine::next_of(Sequence& s, const Outcome& row) {
   Next next;
-  if (s.request.options.top_logprobs >= 0) next.logits.assign(logits.begin(), logits.end());
+  if (!row.likely.empty()) {
+    next.distribution = distribution_of(row.likely.front());
+    return next;
+  }
+  if (s.request.options.top_logprobs >= 0) next.logits.assign(row.logits.begin(), row.logits.end());
   next.distribution =
-      distribution_of(logits, s.history(), s.request.options.sampling, admitted_by(s.constraint.get()));
+      distribution_of(row.logits, s.history(), s.request.options.sampling, admitted_by(s.constraint.get()));
   return next;
 }
 

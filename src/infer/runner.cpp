@@ -35,6 +35,18 @@ int64_t bytes_a_token(const std::vector<LayerCache>& caches) {
 
 }  // namespace
 
+Outcome Outcome::take(int64_t rows) {
+  Outcome first = *this;
+  if (likely.empty()) {
+    const auto count = static_cast<size_t>(rows * vocabulary);
+    first.logits = logits.first(count), logits = logits.subspan(count);
+  } else {
+    const auto count = static_cast<size_t>(rows);
+    first.likely = likely.first(count), likely = likely.subspan(count);
+  }
+  return first;
+}
+
 DType cache_type_from_name(std::string_view name, const Backend& backend, const Transformer& model) {
   if (name == "auto") return backend.is_host() ? DType::f32 : backend.activation_type(model.weights());
   if (name == "f32" || name == "float32") return DType::f32;
@@ -120,10 +132,11 @@ Runner::Form Runner::form_for(int64_t first, int64_t count) const {
   return expanded < absorbed ? Form::expanded : Form::absorbed;
 }
 
-void Runner::prepare(int64_t drafts) {
+void Runner::prepare(int64_t drafts, Asked asked) {
   for (int64_t tokens = 1; tokens <= drafts + 1; ++tokens) {
-    recorded({-1, 0, tokens, tokens, Form::absorbed});
-    for (int64_t k = 0; k < std::min(drafts, modules()); ++k) recorded({k, k, tokens, 1, Form::absorbed});
+    recorded({-1, 0, tokens, tokens, Form::absorbed, asked});
+    for (int64_t k = 0; k < std::min(drafts, modules()); ++k)
+      recorded({k, k, tokens, 1, Form::absorbed, asked});
   }
 }
 
@@ -203,7 +216,8 @@ Runner::Recorded& Runner::recorded(const Key& key) {
   if (key.wanted > 0) {
     record.logits = model_->logits(
         select_rows(normed, record.inputs.slice(0, Field::count * key.tokens, record.inputs.count())));
-    plan.keep(record.logits);
+    if (key.asked == Asked::likely) record.likely = most_likely(record.logits);
+    plan.keep(key.asked == Asked::likely ? record.likely : record.logits);
   }
   plan.compile();
 
@@ -223,11 +237,11 @@ int32_t Runner::slot_of(const Row& row) const {
                               row.position % options_.page_size);
 }
 
-std::span<float> Runner::run(int64_t module, int64_t level, std::span<const Row> rows, Form form) {
+Outcome Runner::run(int64_t module, int64_t level, std::span<const Row> rows, Form form, Asked asked) {
   const int64_t count = static_cast<int64_t>(rows.size());
   const int64_t wanted = std::count_if(rows.begin(), rows.end(), [](const Row& row) { return row.wanted; });
   LATENTE_ASSERT(count > 0);
-  const Key key{module, level, bucket_of(count), bucket_of(wanted), form};
+  const Key key{module, level, bucket_of(count), bucket_of(wanted), form, asked};
   Recorded& record = recorded(key);
   // All inputs in one copy.
   values_.assign(static_cast<size_t>(record.inputs.count()), 0);
@@ -275,6 +289,11 @@ std::span<float> Runner::run(int64_t module, int64_t level, std::span<const Row>
   if (wanted == 0) return {};
 
   const int64_t vocabulary = record.logits[1];
+  if (asked == Asked::likely) {
+    likely_.resize(static_cast<size_t>(key.wanted));
+    backend_->download(record.likely.view(), likely_.data());
+    return {{}, std::span(likely_).first(static_cast<size_t>(wanted)), vocabulary};
+  }
   logits_.resize(static_cast<size_t>(key.wanted * vocabulary));
   if (record.logits.dtype() == DType::f32) {
     backend_->download(record.logits.view(), logits_.data());
@@ -284,14 +303,16 @@ std::span<float> Runner::run(int64_t module, int64_t level, std::span<const Row>
     std::transform(wide_logits_.begin(), wide_logits_.end(), logits_.begin(),
                    [](double x) { return static_cast<float>(x); });
   }
-  return std::span(logits_).first(static_cast<size_t>(wanted * vocabulary));
+  return {std::span(logits_).first(static_cast<size_t>(wanted * vocabulary)), {}, vocabulary};
 }
 
-std::span<float> Runner::forward(std::span<const Row> rows, Form form) { return run(-1, 0, rows, form); }
+Outcome Runner::forward(std::span<const Row> rows, Form form, Asked asked) {
+  return run(-1, 0, rows, form, asked);
+}
 
-std::span<float> Runner::predict(int64_t k, int64_t level, std::span<const Row> rows, Form form) {
+Outcome Runner::predict(int64_t k, int64_t level, std::span<const Row> rows, Form form, Asked asked) {
   LATENTE_ASSERT(!states_.empty());
-  return run(k, level, rows, form);
+  return run(k, level, rows, form, asked);
 }
 
 }  // namespace latente

@@ -37,6 +37,17 @@ struct Row {
   bool wanted = false;  // its logits are
 };
 
+// What a pass says of its wanted rows, in order, valid until the next pass: their logits [rows, vocabulary],
+// or their most likely tokens alone (Backend::most_likely), which is less to copy.
+struct Outcome {
+  std::span<float> logits;
+  std::span<const int32_t> likely;
+  int64_t vocabulary = 0;
+
+  // The first rows, which are then no longer part of this.
+  Outcome take(int64_t rows);
+};
+
 // f32, bf16, int8 or fp8, or auto: f32 on the CPU, elsewhere the type of the model's activations. Error
 // otherwise.
 DType cache_type_from_name(std::string_view name, const Backend& backend, const Transformer& model);
@@ -61,11 +72,19 @@ class Runner {
   // The main model. What comes before a row's position in its sequence must have been run, or be in the same
   // pass. Hidden states are left at level 0. Returns the logits of the wanted rows, in order, [wanted,
   // vocabulary], valid until the next call. Rows of one sequence lie side by side.
-  std::span<float> forward(std::span<const Row> rows, Form form);
+  std::span<float> forward(std::span<const Row> rows, Form form) {
+    return forward(rows, form, Asked::logits).logits;
+  }
+  // What is asked of the wanted rows.
+  enum class Asked : uint8_t { logits, likely };
+  Outcome forward(std::span<const Row> rows, Form form, Asked asked);
   // MTP module k: a row's token is the one k + 1 places after its position. Reads hidden states of `level`
   // (that of module k is k; the last module reads its own, level k + 1, beyond the number of modules) and
   // leaves its own at level k + 1.
-  std::span<float> predict(int64_t k, int64_t level, std::span<const Row> rows, Form form);
+  std::span<float> predict(int64_t k, int64_t level, std::span<const Row> rows, Form form) {
+    return predict(k, level, rows, form, Asked::logits).logits;
+  }
+  Outcome predict(int64_t k, int64_t level, std::span<const Row> rows, Form form, Asked asked);
 
   // How many tokens each routed expert was chosen for so far, by MoE layer, those of MTP modules last; empty
   // unless options.count_experts. The device counts as it routes; this call fetches what came since the last
@@ -87,7 +106,7 @@ class Runner {
   int64_t modules() const { return static_cast<int64_t>(model_->mtp.size()); }
   const Config& config() const { return model_->config(); }
   // Records ahead of time what decoding one sequence with up to `drafts` tokens a pass runs.
-  void prepare(int64_t drafts);
+  void prepare(int64_t drafts, Asked asked);
   double recording_seconds() const { return recording_seconds_; }  // spent on plans so far
   int64_t cache_bytes_per_token() const;
   // Arena, caches (as if all pages were in use) and hidden states; weights are the model's.
@@ -99,6 +118,7 @@ class Runner {
     int64_t level;   // of the hidden states read
     int64_t tokens, wanted;
     Form form;
+    Asked asked;
     auto operator<=>(const Key&) const = default;
   };
   // What a pass is told of its rows. last: the last entry that a row attends to; slots: where its own goes.
@@ -107,12 +127,12 @@ class Runner {
   };
   struct Recorded {
     std::unique_ptr<Plan> plan;
-    Tensor inputs;  // i32: the fields, [tokens] each, then the wanted rows
-    Tensor mask;    // [tokens]: 0 = padding; null where nobody counts, or there is none
-    Tensor logits;
+    Tensor inputs;          // i32: the fields, [tokens] each, then the wanted rows
+    Tensor mask;            // [tokens]: 0 = padding; null where nobody counts, or there is none
+    Tensor logits, likely;  // what is asked
   };
   Recorded& recorded(const Key& key);
-  std::span<float> run(int64_t module, int64_t level, std::span<const Row> rows, Form form);
+  Outcome run(int64_t module, int64_t level, std::span<const Row> rows, Form form, Asked asked);
   int32_t slot_of(const Row& row) const;
   void count_experts();
 
@@ -135,6 +155,7 @@ class Runner {
   std::map<std::string, double>* seconds_ = nullptr;
   std::vector<int32_t> values_;
   std::vector<float> logits_;
+  std::vector<int32_t> likely_;
   std::vector<double> wide_logits_;
 };
 

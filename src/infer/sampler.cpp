@@ -7,6 +7,7 @@
 #include <unordered_map>
 
 #include "base/error.h"
+#include "tensor/backend.h"
 
 namespace latente {
 namespace {
@@ -174,6 +175,12 @@ Distribution distribution_of(std::span<float> logits, const History& history, co
   if (options.typical_p < 1.0) keep_typical(all, options.typical_p);
   if (!std::is_sorted(all.begin(), all.end(), lower_id)) std::sort(all.begin(), all.end(), lower_id);
   return all;
+}
+
+Distribution distribution_of(int32_t most_likely) {
+  if (most_likely == Backend::not_a_number) fail("the model's logits are not numbers");
+  if (most_likely == Backend::not_finite) fail("the model's logits are not finite");
+  return {{most_likely, 1.0}};
 }
 
 int32_t sample(const Distribution& distribution, Random& random) {

@@ -5,8 +5,13 @@
 #include <chrono>
 
 #include "infer/generation.h"
+#include "infer/runner.h"
 
 namespace latente {
+
+struct Sequence;
+// What has to be asked of a pass that all of these share.
+Runner::Asked asked_by(std::span<Sequence* const> sequences);
 
 struct Sequence {
   uint64_t id = 0;
@@ -68,6 +73,11 @@ struct Sequence {
       return false;
     }
   }
+  // Whether the most likely token of a row is all that is to be known of it.
+  bool plain() const {
+    return request.options.sampling.plain() && !constraint && request.options.top_logprobs < 0;
+  }
+  Runner::Asked asked() const { return plain() ? Runner::Asked::likely : Runner::Asked::logits; }
   bool reports_prompt() const { return request.options.prompt_logprobs; }
   bool writes() const { return request.options.max_tokens > 0; }
   History history() const { return {tokens, static_cast<size_t>(prompt)}; }

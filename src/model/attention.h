@@ -33,9 +33,17 @@ struct Mla {
 
  private:
   Tensor query(const Tensor& x) const;  // [T, heads · (nope + rope)]
+  // Absorbed attention over the cache in fused ops.
+  Tensor fused(const Tensor& x, const Step& at, const LayerCache& cache) const;
   Tensor expanded(const Tensor& q, const Tensor& c, const Tensor& k_rope,
                   const Step& at) const;                                            // [T, heads, v]
   Tensor absorbed(const Tensor& q, const Step& at, const LayerCache& cache) const;  // [T, heads, v]
+  // w_uk and whether it is transposed, w_uv; or their places in kv_b_proj.
+  struct UpProjections {
+    Tensor k, v;
+    bool transposed = false;
+  };
+  UpProjections up_projections() const;
 };
 
 // Grouped-query attention (Ainslie et al. 2023); as many key heads as query heads is MHA, one is MQA.

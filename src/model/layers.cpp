@@ -10,6 +10,8 @@ Tensor Stream::normed(const Norm& norm) {
   return out;
 }
 
-Tensor Mlp::operator()(const Tensor& x, Step&) const { return down_proj(swiglu(gate_proj(x), up_proj(x))); }
+Tensor Mlp::operator()(const Tensor& x, Step&) const {
+  return down_proj(gated_linear(x, gate_proj.weight, up_proj.weight));
+}
 
 }  // namespace latente

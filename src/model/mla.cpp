@@ -30,6 +30,7 @@ Tensor Mla::query(const Tensor& x) const { return q_proj ? q_proj(x) : q_b_proj(
 
 Tensor Mla::operator()(const Tensor& x, Step& at, const LayerCache* cache) const {
   int64_t tokens = x[0];
+  if (cache && !at.starts && !at.expand_cache && x.plan()->fuses()) return fused(x, at, *cache);
   Tensor q =
       rope(query(x).reshape({tokens, heads, nope_dim + rope_dim}), at.positions, at.rope_table, interleaved);
 
@@ -60,16 +61,33 @@ Tensor Mla::expanded(const Tensor& q, const Tensor& c, const Tensor& k_rope, con
   return attention_expanded(q, k, k_rope, v, at.starts, scale);
 }
 
+Mla::UpProjections Mla::up_projections() const {
+  if (w_uk) return {w_uk, w_uv, true};
+  Tensor w = kv_b_proj.weight.reshape({heads, nope_dim + v_dim, kv_rank});
+  return {w.slice(1, 0, nope_dim), w.slice(1, nope_dim, nope_dim + v_dim), false};
+}
+
 Tensor Mla::absorbed(const Tensor& q, const Step& at, const LayerCache& cache) const {
-  Tensor up_k = w_uk, up_v = w_uv;
-  if (!up_k) {
-    Tensor w = kv_b_proj.weight.reshape({heads, nope_dim + v_dim, kv_rank});
-    up_k = w.slice(1, 0, nope_dim);
-    up_v = w.slice(1, nope_dim, nope_dim + v_dim);
-  }
-  Tensor folded = absorb_query(q, up_k, !w_uk);
+  const UpProjections up = up_projections();
+  Tensor folded = absorb_query(q, up.k, !up.transposed);
   Tensor attended = attention_paged(folded, cache.keys, cache.keys.columns(0, kv_rank), at.pages, scale);
-  return head_linear(attended, up_v, false);
+  return head_linear(attended, up.v, false);
+}
+
+Tensor Mla::fused(const Tensor& x, const Step& at, const LayerCache& cache) const {
+  const Linear& first = q_proj ? q_proj : q_a_proj;
+  auto [q, kv_a] = first.bias || kv_a_proj_with_mqa.bias
+                       ? std::pair(first(x), kv_a_proj_with_mqa(x))
+                       : linear_both(x, first.weight, kv_a_proj_with_mqa.weight);
+  q = latent_entries(q, q_a_layernorm.weight, q_a_layernorm.eps, kv_a, kv_a_layernorm.weight,
+                     kv_a_layernorm.eps, at.positions, at.rope_table, interleaved, at.slots,
+                     cache.keys.reshape({cache.keys[0], cache.keys[1], cache.keys[3]}));
+  if (!q_proj) q = q_b_proj(q);
+  const UpProjections up = up_projections();
+  Tensor folded = absorb_rotated(q.reshape({x[0], heads, nope_dim + rope_dim}), up.k, !up.transposed,
+                                 at.positions, at.rope_table, interleaved);
+  Tensor attended = attention_paged(folded, cache.keys, cache.keys.columns(0, kv_rank), at.pages, scale);
+  return o_proj(head_linear(attended, up.v, false).reshape({x[0], heads * v_dim}));
 }
 
 }  // namespace latente

@@ -25,6 +25,12 @@ Tensor Moe::operator()(const Tensor& x, Step& at) const {
       route(logits, gate.e_score_correction_bias, at.token_mask, how, at.count_load ? gate.load : Tensor());
   if (routed.balance_loss) at.balance_losses.push_back(routed.balance_loss);
 
+  if (x.plan()->fuses()) {
+    const Mlp& shared = shared_experts;
+    return expert_layer(x, routed,
+                        {experts.gate_proj, experts.up_proj, experts.down_proj, shared.gate_proj.weight,
+                         shared.up_proj.weight, shared.down_proj.weight});
+  }
   ExpertOrder order = expert_order(routed.experts, count);
   const auto from_shared = [&] { return shared_experts.gate_proj ? shared_experts(x, at) : Tensor(); };
   // Computed first where there is something to wait for.

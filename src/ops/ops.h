@@ -81,6 +81,27 @@ Tensor attention_paged_expanded(const Tensor& q, const Tensor& cache, const Tens
 void cache_store_narrow(const Tensor& latent, const Tensor& rotary, const Tensor& slots, const Tensor& cache);
 void cache_store(const Tensor& x, const Tensor& slots, const Tensor& cache);
 
+// -- sample.cpp: without gradient
+Tensor most_likely(const Tensor& logits);
+
+// -- fused.cpp: without gradients, as one call (Backend's fused.cpp) where plan.fuses(); the first two are
+// otherwise recorded as their parts.
+std::pair<Tensor, Tensor> linear_both(const Tensor& x, const Tensor& w, const Tensor& other_w);
+Tensor gated_linear(const Tensor& x, const Tensor& gate, const Tensor& up);
+// Norms of q, where q_norm is not null, and of the latent in kv [T, rank + rope], which goes to `cache`
+// [pages, page, …] with the rotated key. Returns the query's norm, or q. kv must not be read afterwards.
+Tensor latent_entries(const Tensor& q, const Tensor& q_norm, double q_eps, const Tensor& kv,
+                      const Tensor& kv_norm, double kv_eps, const Tensor& positions, const Tensor& table,
+                      bool interleaved, const Tensor& slots, const Tensor& cache);
+// rope and absorb_query; q must not be read afterwards.
+Tensor absorb_rotated(const Tensor& q, const Tensor& w_uk, bool transpose, const Tensor& positions,
+                      const Tensor& table, bool interleaved);
+struct ExpertWeights {
+  Tensor gate, up, down;                       // stacked
+  Tensor shared_gate, shared_up, shared_down;  // or null
+};
+Tensor expert_layer(const Tensor& x, const Routed& routed, const ExpertWeights& weights);
+
 // -- loss.cpp
 struct CrossEntropy {
   Tensor loss;       // [1]: sum over tokens of token_weights · nll

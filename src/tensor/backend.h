@@ -71,6 +71,28 @@ struct Pages {
   View position;     // [T] i32: the query attends to cache positions 0..position
 };
 
+// What a decoding layer leaves in its latent cache, see Backend::latent_entries.
+struct LatentEntries {
+  View q, q_norm, q_out;  // [T, q rank], its norm's weight, the result; null without compression
+  View latent, latent_norm, latent_out;  // [T, rank], the same
+  View rotary, positions, table;         // the shared key [T, 1, rope], rotated in place or left as it is
+  double q_eps = 0, latent_eps = 0;
+  bool interleaved = false;
+  View slots, cache;  // [T] i32; [pages, page, rank + rope], or narrow
+};
+
+// The experts of a layer, see Backend::expert_layer. K choices a token.
+struct ExpertLayer {
+  View x, experts, weights;                  // [T, D]; [T, K] i32; [T, K]
+  View gate, up, down;                       // [E, F, D], [E, F, D], [E, D, F]
+  View shared_gate, shared_up, shared_down;  // [S, D], [S, D], [D, S]; or null
+  View out;                                  // [T, D]
+  // Scratch.
+  View offsets, rows, slots;                      // as in expert_order
+  View gated, risen, inner, results;              // [T·K, F], [T·K, F], [T·K, F], [T·K, D]
+  View shared_gated, shared_risen, shared_inner;  // [T, S]
+};
+
 // float64 for float64, else float32: what must be exact whatever activations are.
 inline DType exact_type(DType type) { return type == DType::f64 ? DType::f64 : DType::f32; }
 
@@ -248,6 +270,30 @@ class Backend {
   // cache[slots[t] / page, slots[t] % page] = x[t]; x [T, D] (rows may be strided), cache [pages, page, D']
   // with D <= D' (a view of some columns); negative slots are skipped.
   virtual void cache_store(View x, View slots, View cache) = 0;
+
+  // -- fused.cpp: what decoding does in a row, in one call. The defaults make the calls that it stands for,
+  // and an implementation's results have their bits. --
+  // Whether plans without gradients are to be recorded so.
+  virtual bool fuses() const { return false; }
+  // Two linear() of x, without bias.
+  virtual void linear_both(View x, View w, View other_w, View out, View other_out);
+  // swiglu(linear(x, gate_weight), linear(x, up_weight)); gated and risen are scratch of out's shape.
+  virtual void gated_linear(View x, View gate_weight, View up_weight, View gated, View risen, View out);
+  // q_out = rms_norm(q), latent_out = rms_norm(latent); latent_out and the rotated key to the cache.
+  virtual void latent_entries(const LatentEntries& entries);
+  // out [T, H, R + rope]: head_linear of q's first columns [T, H, N], and beside it the rotary rest of q,
+  // rotated (in q, too, or not). w as head_linear takes it.
+  virtual void absorb_rotated(View q, View w, bool transpose, View positions, View table, bool interleaved,
+                              View out);
+  // out[t] = the sum over the token's choices of weight · down(silu(gate(x)) · up(x)), added onto the same of
+  // the shared expert, in that order.
+  virtual void expert_layer(const ExpertLayer& layer);
+
+  // -- sample.cpp --
+  // out [T] i32: where the largest of logits [T, V] of the exact type stands, the first among equals; or
+  // not_a_number where one is NaN, not_finite where the largest is infinite.
+  virtual void most_likely(View logits, View out) = 0;
+  static constexpr int32_t not_a_number = -1, not_finite = -2;
 
   // -- loss.cpp --
   // logits = h · wᵀ, a chunk of rows at a time in scratch [chunk, V] of the exact type;

@@ -86,6 +86,8 @@ class Plan {
 
   Backend& backend() const { return *backend_; }
   bool training() const { return options_.training; }
+  // Whether ops are recorded as the backend's fused calls where there are such.
+  bool fuses() const { return !options_.training && backend_->fuses(); }
   int64_t arena_bytes() const { return arena_bytes_; }
   // The sum over intermediates: what one buffer per value would need.
   int64_t unplanned_bytes() const { return unplanned_bytes_; }

@@ -30,6 +30,18 @@ std::array<int64_t, max_rank> contiguous_strides(const Shape& shape) {
   return strides;
 }
 
+View columns_of(const View& x, int64_t first, int64_t last) {
+  LATENTE_ASSERT(0 <= first && first <= last && last <= x[-1] && x.layout == Layout::rows && !x.residency);
+  std::array<int64_t, max_rank> extents{};
+  const int rank = x.shape.rank();
+  for (int i = 0; i < rank; ++i) extents[static_cast<size_t>(i)] = x[i];
+  extents[static_cast<size_t>(rank - 1)] = last - first;
+  View columns = x;
+  columns.shape = Shape(std::span<const int64_t>(extents.data(), static_cast<size_t>(rank)));
+  columns.data = static_cast<char*>(x.data) + first * size_of(x.dtype);
+  return columns;
+}
+
 View::View(void* pointer, Shape extents, DType type)
     : data(pointer), shape(extents), strides(contiguous_strides(extents)), dtype(type) {}
 

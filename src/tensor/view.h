@@ -82,5 +82,7 @@ struct View {
 };
 
 std::array<int64_t, max_rank> contiguous_strides(const Shape& shape);
+// Columns [first, last) of the last axis; of rows.
+View columns_of(const View& x, int64_t first, int64_t last);
 
 }  // namespace latente

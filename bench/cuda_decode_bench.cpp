@@ -1,0 +1,163 @@
+// Decoding passes on a GPU: one token of each of --batch sequences with --context entries in their caches,
+// random bfloat16 weights of a config.json's shape. Microseconds a pass, tokens a second, and the share of
+// the bytes' bound: weights (of experts, as many as so many uniform choices reach on average) and latents,
+// over what a copy of 1 GB moves in the same run.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <cmath>
+#include <numeric>
+
+#include "base/random.h"
+#include "cuda/backend.h"
+#include "infer/runner.h"
+#include "model/moe.h"
+#include "model/run_weights.h"
+#include "tensor/device.h"
+
+namespace latente {
+namespace {
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+template <class F>
+double median_seconds(Backend& device, int count, int calls, const F& f) {
+  f(), f(), f();  // sets up, records, replays
+  std::vector<double> times;
+  for (int i = 0; i < count; ++i) {
+    device.synchronize();
+    const double begin = now();
+    for (int c = 0; c < calls; ++c) f();
+    device.synchronize();
+    times.push_back((now() - begin) / calls);
+  }
+  std::sort(times.begin(), times.end());
+  return times[times.size() / 2];
+}
+
+class Bench {
+ public:
+  Bench(const std::string& path, double copy_rate, cuda::CudaBackend& device)
+      : device_(device), rate_(copy_rate) {
+    model_ = load_for_running(ModelSource{Config::from_file(path), nullptr}, {}, device_);
+  }
+
+  void run(int64_t batch, int64_t context, bool profile) {
+    RunnerOptions options;
+    options.context = context + 64;
+    options.sequences = batch;
+    options.cache_type = DType::bf16;
+    Runner runner(device_, *model_, options);
+    const int64_t pages = (options.context + options.page_size - 1) / options.page_size;
+    for (int64_t s = 0; s < batch; ++s) {
+      for (int64_t i = 0; i < pages; ++i) runner.set_page(s, i, static_cast<int32_t>(s * pages + i));
+    }
+    fill(runner);
+    std::vector<Row> rows;
+    auto pass = [&] {
+      rows.clear();
+      for (int64_t s = 0; s < batch; ++s) {
+        const auto token =
+            static_cast<int32_t>(random_.below(static_cast<uint64_t>(runner.config().vocab_size)));
+        rows.push_back({token, static_cast<int32_t>(context), static_cast<int32_t>(s), 0, -1, true});
+      }
+      runner.forward(rows, Runner::Form::absorbed, Runner::Asked::likely);
+    };
+    const double seconds = median_seconds(device_, 7, 20, pass);
+    const double bound = bytes(batch, context) / rate_;
+    fmt::print("batch {:>3}, context {:>6}: {:9.1f} us a pass, {:9.1f} tok/s, bound {:8.1f} us, {:5.1f} %\n",
+               batch, context, seconds * 1e6, static_cast<double>(batch) / seconds, bound * 1e6,
+               100 * bound / seconds);
+    std::fflush(stdout);
+    if (!profile) return;
+    std::map<std::string, double> times;
+    runner.profile_into(&times);
+    for (int i = 0; i < 20; ++i) pass();
+    for (const auto& [name, time] : times)
+      fmt::print("    {:<40} {:8.1f} us a pass\n", name, time / 20 * 1e6);
+  }
+
+ private:
+  // Random entries, one page's everywhere.
+  void fill(Runner& runner) {
+    for (const LayerCache& cache : runner.caches()) {
+      const Tensor& keys = cache.keys;
+      const Tensor page = keys.rows(0, 1);
+      std::vector<float> values(static_cast<size_t>(page.count()));
+      for (float& x : values) x = static_cast<float>(random_.normal());
+      HostWriter writer(device_, page.view());
+      convert(DType::f32, values.data(), DType::bf16, writer.view().data, page.count());
+      writer.finish();
+      for (int64_t done = 1; done < keys[0]; done *= 2) {
+        const int64_t count = std::min(done, keys[0] - done);
+        device_.copy(keys.rows(0, count).view(), {keys.rows(done, done + count).view(), false});
+      }
+    }
+  }
+
+  double bytes(int64_t batch, int64_t context) {
+    const Config& config = model_->config();
+    const double experts = static_cast<double>(config.n_routed_experts);
+    const double reached = experts > 0
+                               ? 1 - std::pow(1 - static_cast<double>(config.num_experts_per_tok) / experts,
+                                              static_cast<double>(batch))
+                               : 0;
+    double sum = 0;
+    model_->for_each([&](const std::string& path, Tensor& tensor) {
+      for (int64_t k = 0; k < config.num_mtp_layers; ++k) {
+        if (path.starts_with(model_->mtp_path(k) + ".")) return;
+      }
+      if (path == "model.embed_tokens.weight" && model_->lm_head) return;
+      sum += static_cast<double>(tensor.view().bytes()) * (is_expert_stack(path) ? reached : 1);
+    });
+    return sum + static_cast<double>(batch * context * 2 * (config.kv_lora_rank + config.qk_rope_head_dim) *
+                                     config.num_hidden_layers);
+  }
+
+  cuda::CudaBackend& device_;
+  double rate_;
+  std::unique_ptr<Transformer> model_;
+  Random random_{1};
+};
+
+void run(int argc, char** argv) {
+  CLI::App app;
+  std::string config;
+  std::vector<int64_t> batches = {1}, contexts = {64};
+  bool profile = false;
+  app.add_option("config", config)->required();
+  app.add_option("--batch", batches)->delimiter(',');
+  app.add_option("--context", contexts)->delimiter(',');
+  app.add_flag("--profile", profile);
+  app.parse(argc, argv);
+  cuda::CudaBackend device;
+  double rate = 0;
+  {
+    const int64_t count = int64_t{1} << 28;
+    const Tensor from = buffer(device, {count}, DType::f32), to = buffer(device, {count}, DType::f32);
+    device.fill(from.view(), 1.5);
+    rate = 8.0 * static_cast<double>(count) / median_seconds(device, 7, 10, [&] {
+             device.copy(from.view(), {to.view(), false});
+           });
+  }
+  fmt::print("{}: a copy of 1 GB moves {:.2f} TB/s; {}\n", device.name(), rate / 1e12, config);
+  Bench bench(config, rate, device);
+  for (const int64_t context : contexts) {
+    for (const int64_t batch : batches) bench.run(batch, context, profile);
+  }
+}
+
+}  // namespace
+}  // namespace latente
+
+int main(int argc, char** argv) {
+  try {
+    latente::run(argc, argv);
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "{}\n", error.what());
+    return 1;
+  }
+}

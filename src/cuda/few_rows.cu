@@ -1,0 +1,251 @@
+#include "cuda/few_rows.cuh"
+
+namespace latente::cuda {
+namespace {
+
+constexpr int ring_stages = 12, down_stages = 8;
+constexpr int most_warps = 4;
+
+// Rows of x to shared memory, zeros from the depth to the next whole step. row_of(i) points to row i.
+template <class RowOf>
+__device__ void load_rows(char* to, int rows, int depth, int thread, int threads, const RowOf& row_of) {
+  const int pitch = row_pitch(depth), chunks = pitch / 16 - 1, whole = depth / mma::chunk;
+#pragma unroll 4
+  for (int i = thread; i < rows * chunks; i += threads) {
+    const int row = i / chunks, at = i - row * chunks;
+    const uint4 x = at < whole ? *(reinterpret_cast<const uint4*>(row_of(row)) + at) : uint4{};
+    *reinterpret_cast<uint4*>(to + row * pitch + at * 16) = x;
+  }
+}
+
+__device__ void rotate_pair(const Rotary& p, int index) {
+  const int i = index % p.half, head = index / p.half % p.heads, token = index / p.half / p.heads;
+  const float* angles = p.table + p.positions[token] * p.table_row;
+  const int first = p.interleaved ? 2 * i : i, second = p.interleaved ? 2 * i + 1 : p.half + i;
+  const bf16* x = p.x + token * p.x_row + head * p.x_head;
+  bf16* out = p.out + token * p.out_row + head * p.out_head;
+  float a = widen(x[first]), b = widen(x[second]);
+  rotate(a, b, angles[i], angles[p.half + i]);
+  out[first] = narrow<bf16>(a), out[second] = narrow<bf16>(b);
+}
+
+template <bool by_columns, bool gated, class Out>
+__global__ __launch_bounds__(most_warps* warp_size) void few_rows_kernel(
+    const __grid_constant__ RowsLaunch p) {
+  using Stream = WeightStream<by_columns, ring_stages>;
+  extern __shared__ __align__(128) char memory[];
+  const int lane = static_cast<int>(threadIdx.x) % warp_size,
+            warp = static_cast<int>(threadIdx.x) / warp_size,
+            warps = static_cast<int>(blockDim.x) / warp_size, block = static_cast<int>(blockIdx.x);
+  if constexpr (by_columns) {
+    const RowsProduct& last = p.products[p.count - 1];
+    const int after = block - last.first_block - last.column_blocks * last.row_tiles * last.batches;
+    if (after >= 0) {
+      wait_for_earlier_kernels();
+      const int index = after * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x);
+      if (index < p.rotary.count) rotate_pair(p.rotary, index);
+      return;
+    }
+  }
+  const RowsProduct& product = p.products[p.count > 1 && block >= p.products[1].first_block ? 1 : 0];
+  const int local = block - product.first_block, tile = local / product.column_blocks;
+  const int column =
+      (local % product.column_blocks * warps + warp) * (gated ? warp_columns / 2 : warp_columns);
+
+  Stream stream;
+  stream.ring = mma::shared_address(memory) + static_cast<unsigned>(warp * Stream::bytes);
+  stream.line = product.w_line;
+  stream.depth = p.depth;
+  auto begin = [&](int64_t batch) {
+    if (column >= product.columns) return;
+    const bf16* w = product.w + batch * product.w_batch + column * (by_columns ? 1 : product.w_line);
+    stream.half[0] = w;
+    if constexpr (gated) {
+      stream.half[1] = product.up + batch * product.w_batch + column * product.w_line;
+    } else if (column + 8 < product.columns) {
+      stream.half[1] = w + 8 * (by_columns ? 1 : product.w_line);
+    }
+    stream.begin();
+  };
+
+  int first = 0, end = product.rows;
+  int64_t batch = 0;
+  if (!product.offsets && !product.choices) {
+    batch = tile / product.row_tiles;
+    first = tile % product.row_tiles * tile_rows;
+    begin(batch);
+    wait_for_earlier_kernels();
+  } else {
+    wait_for_earlier_kernels();
+    if (product.choices) {
+      first = tile, end = tile + 1;
+      begin(product.choices[tile]);
+    } else {
+      const ExpertTile found = find_tile(product.offsets, product.experts, tile_rows, tile);
+      first = found.begin, end = found.end;
+      if (first >= end) return;  // the whole block
+      begin(found.expert);
+    }
+  }
+  const int rows = min(end - first, tile_rows);
+  char* x = memory + warps * Stream::bytes;
+  load_rows(x, rows, p.depth, static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x), [&](int i) {
+    int64_t row = first + i;
+    if (product.choices) row /= product.top_k;
+    if (product.gather) row = product.gather[row];
+    return product.x + batch * product.x_batch + row * product.x_row;
+  });
+  __syncthreads();
+  if (column >= product.columns) return;
+
+  float sums[4] = {};
+  stream.multiply(mma::shared_address(x), row_pitch(p.depth), rows, sums);
+
+#pragma unroll
+  for (int j = 0; j < 2; ++j) {
+    const int row = lane % 4 * 2 + j;
+    if (row >= rows) continue;
+    Out* out = static_cast<Out*>(product.out) + batch * product.out_batch + (first + row) * product.out_row +
+               column + lane / 4;
+    if constexpr (gated) {
+      *out = narrow<Out>(swiglu_of(widen(narrow<bf16>(sums[j])), widen(narrow<bf16>(sums[2 + j]))));
+    } else {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int own = column + half * 8 + lane / 4;
+        if (column + half * 8 >= product.columns) continue;
+        float one[1] = {sums[half * 2 + j]};
+        if (product.bias) {
+          one[0] += product.exact_bias ? static_cast<const float*>(product.bias)[own]
+                                       : widen(static_cast<const bf16*>(product.bias)[own]);
+        }
+        put<1>(p.accumulate, one, out + half * 8);
+      }
+    }
+  }
+}
+
+// A block has 16 columns of a token, a warp one of its experts; the last warp the shared one.
+__global__ __launch_bounds__(1024) void experts_down_kernel(const __grid_constant__ ExpertsDown p) {
+  using Stream = WeightStream<false, down_stages>;
+  extern __shared__ __align__(128) char memory[];
+  __shared__ float results[warp_size][warp_columns];
+  const int lane = static_cast<int>(threadIdx.x) % warp_size,
+            warp = static_cast<int>(threadIdx.x) / warp_size,
+            warps = static_cast<int>(blockDim.x) / warp_size;
+  const int column = static_cast<int>(blockIdx.x) * warp_columns, token = static_cast<int>(blockIdx.y);
+  const int choice = token * p.top_k + warp;
+  const bool shared = warp == p.top_k;
+
+  Stream stream;
+  stream.ring = mma::shared_address(memory) + static_cast<unsigned>(warp * Stream::bytes);
+  stream.line = shared ? p.shared_line : p.w_line;
+  stream.depth = shared ? p.shared_depth : p.depth;
+  // The experts were chosen before the kernel in front began; only the first level of caches may not know.
+  const bf16* w = shared ? p.shared_w : p.w + __ldcg(p.experts + choice) * p.w_batch;
+  stream.half[0] = w + column * stream.line;
+  stream.half[1] = column + 8 < p.columns ? stream.half[0] + 8 * stream.line : nullptr;
+  stream.begin();
+  wait_for_earlier_kernels();
+
+  char* x = memory + warps * Stream::bytes + warp * row_pitch(p.depth);
+  load_rows(x, 1, stream.depth, lane, warp_size, [&](int) {
+    return shared ? p.shared_inner + token * p.shared_row : p.inner + choice * p.inner_row;
+  });
+  __syncwarp();
+  float sums[4] = {};
+  stream.multiply(mma::shared_address(x), 0, 1, sums);
+  if (lane % 4 == 0) {
+    results[warp][lane / 4] = widen(narrow<bf16>(sums[0]));
+    results[warp][lane / 4 + 8] = widen(narrow<bf16>(sums[2]));
+  }
+  __syncthreads();
+  const int i = static_cast<int>(threadIdx.x);
+  if (i >= warp_columns || column + i >= p.columns) return;
+  float sum = p.shared_w ? results[p.top_k][i] : 0;
+  for (int k = 0; k < p.top_k; ++k) sum = fmaf(p.weights[token * p.top_k + k], results[k][i], sum);
+  p.out[token * p.out_row + column + i] = narrow<bf16>(sum);
+}
+
+template <bool by_columns, bool gated, class Out>
+bool run(RowsLaunch p, const char* name, const Context& context) {
+  constexpr int each = gated ? warp_columns / 2 : warp_columns;
+  // Few warps a block where there are few, so that every multiprocessor has some.
+  int64_t columns_in_all = 0;
+  int most_rows = 0;
+  for (int i = 0; i < p.count; ++i) {
+    RowsProduct& one = p.products[i];
+    one.row_tiles = one.choices   ? one.rows
+                    : one.offsets ? static_cast<int>(most_tiles(one.rows, one.experts, tile_rows))
+                                  : (one.rows + tile_rows - 1) / tile_rows;
+    columns_in_all += int64_t{one.row_tiles} * one.batches * ((one.columns + each - 1) / each);
+    most_rows = std::max(most_rows, one.choices ? 1 : std::min(one.rows, tile_rows));
+  }
+  int warps = most_warps;
+  while (warps > 1 && columns_in_all < int64_t{warps} * 2 * context.multiprocessors) warps /= 2;
+  const size_t x_bytes = static_cast<size_t>(most_rows * row_pitch(p.depth));
+  constexpr size_t ring = WeightStream<by_columns, ring_stages>::bytes;
+  const auto limit = static_cast<size_t>(context.shared_bytes);
+  while (warps > 1 && static_cast<size_t>(warps) * ring + x_bytes > limit) warps /= 2;
+  const size_t bytes = static_cast<size_t>(warps) * ring + x_bytes;
+  if (bytes > limit) return false;
+
+  int blocks = 0;
+  for (int i = 0; i < p.count; ++i) {
+    RowsProduct& one = p.products[i];
+    one.first_block = blocks;
+    one.column_blocks = (one.columns + each * warps - 1) / (each * warps);
+    blocks += one.column_blocks * one.row_tiles * one.batches;
+  }
+  const int threads = warps * warp_size;
+  blocks += (p.rotary.count + threads - 1) / threads;
+  launch_early(few_rows_kernel<by_columns, gated, Out>, static_cast<unsigned>(blocks), threads, bytes, name,
+               context, p);
+  return true;
+}
+
+}  // namespace
+
+bool few_rows(const RowsLaunch& p, bool by_columns, bool exact_out, const char* name,
+              const Context& context) {
+  if (by_columns)
+    return exact_out ? run<true, false, float>(p, name, context) : run<true, false, bf16>(p, name, context);
+  if (p.products[0].up) return run<false, true, bf16>(p, name, context);
+  return exact_out ? run<false, false, float>(p, name, context) : run<false, false, bf16>(p, name, context);
+}
+
+bool experts_down(const ExpertsDown& p, const Context& context) {
+  const int warps = p.top_k + (p.shared_w ? 1 : 0);
+  const size_t bytes =
+      static_cast<size_t>(warps * WeightStream<false, down_stages>::bytes + p.top_k * row_pitch(p.depth) +
+                          (p.shared_w ? row_pitch(p.shared_depth) : 0));
+  if (warps > warp_size || bytes > static_cast<size_t>(context.shared_bytes)) return false;
+  launch_early(experts_down_kernel,
+               dim3(blocks_for(p.columns, warp_columns), static_cast<unsigned>(p.tokens)), warps * warp_size,
+               bytes, "experts_down", context, p);
+  return true;
+}
+
+template <class C>
+bool few_rows(const Product<bf16, bf16, C>& p, int64_t rows, int64_t batches, const char* name,
+              const Context& context) {
+  if (p.by_depth || p.part_depth > 0 || p.a_depth != 1 || (p.b_depth != 1 && p.b_row != 1)) return false;
+  if (rows > tile_rows * (p.offsets ? p.experts : 1)) return false;
+  RowsLaunch launch;
+  launch.depth = static_cast<int>(p.depth);
+  launch.accumulate = p.accumulate;
+  RowsProduct& one = launch.products[0];
+  const bool by_columns = p.b_depth != 1;
+  one.x = p.a, one.x_row = p.a_row, one.x_batch = p.a_batch;
+  one.w = p.b, one.w_line = by_columns ? p.b_depth : p.b_row, one.w_batch = p.b_batch;
+  one.out = p.c, one.out_row = p.c_row, one.out_batch = p.c_batch;
+  one.bias = p.bias, one.exact_bias = p.exact_bias;
+  one.offsets = p.offsets, one.gather = p.gather, one.experts = p.experts;
+  one.rows = static_cast<int>(rows), one.columns = static_cast<int>(p.columns);
+  one.batches = static_cast<int>(batches);
+  return few_rows(launch, by_columns, std::is_same_v<C, float>, name, context);
+}
+template bool few_rows(const Product<bf16, bf16, float>&, int64_t, int64_t, const char*, const Context&);
+template bool few_rows(const Product<bf16, bf16, bf16>&, int64_t, int64_t, const char*, const Context&);
+
+}  // namespace latente::cuda

@@ -1,0 +1,158 @@
+// Products of few rows, bound by the reading of their weights. A warp has 16 columns of the result (or eight
+// of a gate and the same eight of what it gates), streams their weights through a ring of its own in shared
+// memory, and multiplies them by tiles of eight rows that the block shares. Weights are the m16n8k16
+// instruction's first operand here and its second in product_mma.cuh; an element is the same chain of steps
+// in rising depth, so it has the same bits in either.
+#pragma once
+
+#include "cuda/launch.cuh"
+#include "cuda/product_mma.cuh"
+
+namespace latente::cuda {
+
+constexpr int warp_columns = 16, tile_rows = 8;  // of a warp, of an instruction
+
+// The weights of a warp's columns: lines are columns, or with by_columns depths.
+template <bool by_columns, int stages>
+struct WeightStream {
+  static constexpr int stage_bytes = warp_columns * mma::step * 2, bytes = stages * stage_bytes;
+
+  unsigned ring = 0;         // in shared memory
+  const bf16* half[2] = {};  // columns 0-7 and 8-15; null = zeros
+  int64_t line = 0;          // from one line to the next
+  int depth = 0;
+
+  __device__ int steps() const { return (depth + mma::step - 1) / mma::step; }
+
+  // Eight rows of a matrix lie in different banks.
+  __device__ static unsigned offset(int line, int at) {
+    if constexpr (by_columns) return static_cast<unsigned>((line * 2 + (at ^ (line >> 2 & 1))) * 16);
+    return static_cast<unsigned>((line * 8 + (at ^ (line & 7))) * 16);
+  }
+
+  __device__ void load(int step) const {
+    const int lane = static_cast<int>(threadIdx.x) % warp_size, base = step * mma::step;
+    const unsigned stage = ring + static_cast<unsigned>(step % stages * stage_bytes);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int i = j * warp_size + lane;
+      const int l = by_columns ? i / 2 : i / 8, at = by_columns ? i % 2 : i % 8;
+      const bf16* columns = half[by_columns ? at : l / 8];
+      const int k = base + (by_columns ? l : at * mma::chunk);
+      const bool inside = columns && k < depth;
+      const bf16* from = by_columns ? columns + k * line : columns + l % 8 * line + k;
+      mma::copy_async(stage + offset(l, at), inside ? from : half[0], inside);
+    }
+    mma::commit();
+  }
+  __device__ void begin() const {
+#pragma unroll 1
+    for (int step = 0; step < stages; ++step) step < steps() ? load(step) : mma::commit();
+  }
+
+  // sums: columns lane / 4 and 8 more, of rows lane % 4 · 2 and the next. `x` is the shared address of rows
+  // of `pitch` bytes, zeros from the depth to the next whole step.
+  __device__ void multiply(unsigned x, int pitch, int rows, float (&sums)[4]) const {
+    const int lane = static_cast<int>(threadIdx.x) % warp_size, matrix = lane / 8, r = lane % 8;
+    const unsigned x_row = x + static_cast<unsigned>(min(r, rows - 1) * pitch + matrix * 16);
+    for (int step = 0; step < steps(); ++step) {
+      mma::wait<stages - 1>();
+      __syncwarp();
+      const unsigned stage = ring + static_cast<unsigned>(step % stages * stage_bytes);
+#pragma unroll
+      for (int pair = 0; pair < 2; ++pair) {  // two k16 at a time
+        unsigned w[2][4], b[4];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {  // matrices: columns 0-7 and 8-15, then the next 8 of the depth
+          const int k = pair * 2 + i;
+          const int l = by_columns ? k * 16 + matrix / 2 * 8 + r : matrix % 2 * 8 + r;
+          const int at = by_columns ? matrix % 2 : k * 2 + matrix / 2;
+          mma::load_matrices<by_columns>(w[i], stage + offset(l, at));
+        }
+        mma::load_matrices<false>(b, x_row + static_cast<unsigned>(step * mma::step * 2 + pair * 64));
+        mma::multiply(sums, w[0], b[0], b[1]);
+        mma::multiply(sums, w[1], b[2], b[3]);
+      }
+      __syncwarp();
+      step + stages < steps() ? load(step + stages) : mma::commit();
+    }
+  }
+};
+
+// Bytes of a row in shared memory: whole steps, and 16 more so that rows begin in different banks.
+__host__ __device__ constexpr int row_pitch(int depth) {
+  return (depth + mma::step - 1) / mma::step * mma::step * 2 + 16;
+}
+
+// A product that shares a launch with others of the same depth.
+struct RowsProduct {
+  const bf16* x = nullptr;
+  int64_t x_row = 0, x_batch = 0;
+  const bf16* w = nullptr;
+  const bf16* up = nullptr;         // gated: silu(x · w) · (x · up)
+  int64_t w_line = 0, w_batch = 0;  // a batch or an expert
+  void* out = nullptr;
+  int64_t out_row = 0, out_batch = 0;
+  const void* bias = nullptr;  // f32, or as w
+  bool exact_bias = false;
+  // Grouped by expert: as in Product. With `choices` instead, row r of out is x[r / top_k] times the weight
+  // of expert choices[r].
+  const int32_t *offsets = nullptr, *gather = nullptr, *choices = nullptr;
+  int experts = 0, top_k = 1;
+  int rows = 0, columns = 0, batches = 1;  // rows of out
+  // The launch's.
+  int first_block = 0, column_blocks = 0, row_tiles = 0;
+};
+
+// Rotates and copies heads' rotary columns beside a product over the others (absorbed queries).
+struct Rotary {
+  const bf16* x = nullptr;
+  int64_t x_row = 0, x_head = 0;
+  bf16* out = nullptr;
+  int64_t out_row = 0, out_head = 0;
+  const int32_t* positions = nullptr;
+  const float* table = nullptr;
+  int64_t table_row = 0;
+  int heads = 0, half = 0, count = 0;  // count: pairs in all
+  bool interleaved = false;
+};
+
+struct RowsLaunch {
+  RowsProduct products[2];
+  int count = 1, depth = 0;
+  bool accumulate = false;
+  Rotary rotary;
+};
+
+// A token's chosen experts' last products, weighed and added onto the shared expert's, if there is one.
+struct ExpertsDown {
+  const bf16* inner = nullptr;  // [T · K, depth], by choice
+  int64_t inner_row = 0;
+  const int32_t* experts = nullptr;
+  const float* weights = nullptr;  // [T, K]
+  const bf16* w = nullptr;
+  int64_t w_line = 0, w_batch = 0;
+  int depth = 0, top_k = 0;
+  const bf16* shared_inner = nullptr;  // [T, shared_depth]
+  int64_t shared_row = 0;
+  const bf16* shared_w = nullptr;
+  int64_t shared_line = 0;
+  int shared_depth = 0;
+  bf16* out = nullptr;
+  int64_t out_row = 0;
+  int tokens = 0, columns = 0;
+};
+
+// Each returns false, having done nothing, for what takes more shared memory than there is. Pointers and
+// strides are multiples of 16 bytes, depths and columns of 8. More than tile_rows rows (of an expert) cost
+// more than in tiles made for them.
+bool few_rows(const RowsLaunch& launch, bool by_columns, bool exact_out, const char* name,
+              const Context& context);
+bool experts_down(const ExpertsDown& down, const Context& context);
+
+// The same for any product that product_mma.cuh takes; false for many rows, too.
+template <class C>
+bool few_rows(const Product<bf16, bf16, C>& p, int64_t rows, int64_t batches, const char* name,
+              const Context& context);
+
+}  // namespace latente::cuda

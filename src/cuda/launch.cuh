@@ -1,0 +1,43 @@
+// Launches of kernels that may begin before the one in front of them on the stream has ended (compute
+// capability 9.0; earlier devices run them one after the other). Their start then costs nothing, and weights
+// are on their way before what they are multiplied by is there.
+#pragma once
+
+#include "cuda/context.h"
+#include "cuda/runtime.h"
+
+namespace latente::cuda {
+
+// Every block of such a kernel calls this before it reads what earlier kernels wrote, or writes anything: it
+// waits for the end of the kernel in front, and lets the next one begin. So whatever ran before the kernel in
+// front is done when a block begins; only that is safe to read before the call, and weights are (who changes
+// them, an optimizer or a copy, is never just in front of a product).
+__device__ inline void wait_for_earlier_kernels() {
+#if __CUDA_ARCH__ >= 900
+  cudaGridDependencySynchronize();
+  cudaTriggerProgrammaticLaunchCompletion();
+#endif
+}
+
+template <class... Parameters, class... Arguments>
+void launch_early(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes,
+                  const char* name, const Context& context, const Arguments&... arguments) {
+  if (shared_bytes > 48 * 1024) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shared_bytes)),
+          name);
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = static_cast<unsigned>(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = context.stream;
+  cudaLaunchAttribute early;
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &early;
+  config.numAttrs = context.compute_capability >= 90 ? 1 : 0;
+  check(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), name);
+}
+
+}  // namespace latente::cuda

@@ -1,0 +1,51 @@
+// What each fused call of a backend stands for.
+#include "tensor/backend.h"
+
+namespace latente {
+
+void Backend::linear_both(View x, View w, View other_w, View out, View other_out) {
+  linear(x, w, {}, {out, false});
+  linear(x, other_w, {}, {other_out, false});
+}
+
+void Backend::gated_linear(View x, View gate_weight, View up_weight, View gated, View risen, View out) {
+  linear_both(x, gate_weight, up_weight, gated, risen);
+  swiglu(gated, risen, out);
+}
+
+void Backend::latent_entries(const LatentEntries& e) {
+  if (e.q) rms_norm(e.q, e.q_norm, e.q_eps, e.q_out, {});
+  rms_norm(e.latent, e.latent_norm, e.latent_eps, e.latent_out, {});
+  rope(e.rotary, e.positions, e.table, e.interleaved, false);
+  View rotary = e.rotary;  // [T, rope]
+  rotary.shape = {e.rotary[0], e.rotary[2]};
+  rotary.strides = {e.rotary.stride(0), 1};
+  const int64_t rank = e.latent[1];
+  if (is_narrow_cache(e.cache.dtype)) return cache_store_narrow(e.latent_out, rotary, e.slots, e.cache);
+  cache_store(e.latent_out, e.slots, columns_of(e.cache, 0, rank));
+  cache_store(rotary, e.slots, columns_of(e.cache, rank, e.cache[2]));
+}
+
+void Backend::absorb_rotated(View q, View w, bool transpose, View positions, View table, bool interleaved,
+                             View out) {
+  const int64_t nope = w[transpose ? 1 : 2], rank = w[transpose ? 2 : 1];
+  const View rotary = columns_of(q, nope, q[2]);
+  rope(rotary, positions, table, interleaved, false);
+  head_linear(columns_of(q, 0, nope), w, transpose, columns_of(out, 0, rank));
+  copy(rotary, {columns_of(out, rank, out[2]), false});
+}
+
+void Backend::expert_layer(const ExpertLayer& at) {
+  expert_order(at.experts, at.offsets, at.rows, at.slots);
+  grouped_linear(at.x, at.rows, at.offsets, at.gate, at.gated);
+  grouped_linear(at.x, at.rows, at.offsets, at.up, at.risen);
+  swiglu(at.gated, at.risen, at.inner);
+  grouped_linear(at.inner, {}, at.offsets, at.down, at.results);
+  if (at.shared_gate) {
+    gated_linear(at.x, at.shared_gate, at.shared_up, at.shared_gated, at.shared_risen, at.shared_inner);
+    linear(at.shared_inner, at.shared_down, {}, {at.out, false});
+  }
+  combine(at.results, at.weights, at.slots, {at.out, static_cast<bool>(at.shared_gate)});
+}
+
+}  // namespace latente

@@ -1,0 +1,210 @@
+// Fused calls have the bits of the calls that they stand for, with few rows and with many.
+#include <gtest/gtest.h>
+
+#include "base/random.h"
+#include "cuda/backend.h"
+#include "tensor/device.h"
+#include "tensor/tensor.h"
+
+namespace latente {
+namespace {
+
+class CudaFused : public testing::Test {
+ protected:
+  Tensor normals(Shape shape, DType type = DType::bf16, double scale = 1) {
+    std::vector<double> values(static_cast<size_t>(shape.count()));
+    for (double& x : values) x = scale * random_.normal();
+    Tensor tensor = buffer(device_, shape, type);
+    HostWriter writer(device_, tensor.view());
+    convert(DType::f64, values.data(), type, writer.view().data, shape.count());
+    writer.finish();
+    return tensor;
+  }
+  Tensor indices(Shape shape, int64_t below) {
+    std::vector<int32_t> values(static_cast<size_t>(shape.count()));
+    for (int32_t& x : values) x = static_cast<int32_t>(random_.below(static_cast<uint64_t>(below)));
+    Tensor tensor = buffer(device_, shape, DType::i32);
+    device_.upload(values.data(), tensor.view());
+    return tensor;
+  }
+  Tensor empty(Shape shape, DType type = DType::bf16) { return normals(shape, type, 1e6); }  // poison
+  std::vector<double> read(const Tensor& tensor) {
+    std::vector<double> values(static_cast<size_t>(tensor.count()));
+    convert(tensor.dtype(), on_host(device_, tensor.view()).view.data, DType::f64, values.data(),
+            tensor.count());
+    return values;
+  }
+  void expect_same(const Tensor& a, const Tensor& b, int64_t rows) {
+    EXPECT_EQ(read(a), read(b)) << rows << " rows";
+  }
+
+  cuda::CudaBackend device_;
+  Backend& base_ = device_;
+  Random random_{3};
+};
+
+// Everything about the parts of a call goes by these numbers of rows.
+constexpr int64_t counts[] = {1, 2, 3, 4, 5, 8, 9, 17, 31, 32, 33, 64, 65, 100};
+
+TEST_F(CudaFused, ProductsThatShareALaunch) {
+  for (const int64_t depth : {72, 768, 2048}) {
+    const Tensor w = normals({200, depth}), other = normals({72, depth});
+    for (const int64_t rows : counts) {
+      const Tensor x = normals({rows, depth});
+      const Tensor a = empty({rows, 200}), b = empty({rows, 72}), c = empty({rows, 200}),
+                   d = empty({rows, 72});
+      device_.linear_both(x.view(), w.view(), other.view(), a.view(), b.view());
+      device_.Backend::linear_both(x.view(), w.view(), other.view(), c.view(), d.view());
+      expect_same(a, c, rows), expect_same(b, d, rows);
+    }
+  }
+}
+
+TEST_F(CudaFused, Gated) {
+  const int64_t depth = 264, width = 136;
+  const Tensor gate = normals({width, depth}), up = normals({width, depth});
+  for (const int64_t rows : counts) {
+    const Tensor x = normals({rows, depth}, DType::bf16, 0.1);
+    const Tensor s = empty({rows, width}), t = empty({rows, width}), a = empty({rows, width}),
+                 b = empty({rows, width});
+    device_.gated_linear(x.view(), gate.view(), up.view(), s.view(), t.view(), a.view());
+    device_.Backend::gated_linear(x.view(), gate.view(), up.view(), s.view(), t.view(), b.view());
+    expect_same(a, b, rows);
+  }
+}
+
+TEST_F(CudaFused, EntriesOfTheCache) {
+  const int64_t rank = 192, rope = 32, page = 8;
+  const Tensor table = normals({64, rope}, DType::f32);
+  for (const bool compressed : {true, false}) {
+    for (const int64_t q_rank : {64, 1536}) {
+      for (const int64_t rows : {1, 3, 40}) {
+        const Tensor q = normals({rows, q_rank}), q_norm = normals({q_rank}),
+                     kv = normals({rows, rank + rope}), norm = normals({rank});
+        std::vector<int32_t> slots(static_cast<size_t>(rows));
+        for (size_t i = 0; i < slots.size(); ++i) slots[i] = i == 1 ? -1 : static_cast<int32_t>(3 * i + 2);
+        const Tensor slot = indices({rows}, 1), positions = indices({rows}, 64);
+        device_.upload(slots.data(), slot.view());
+        Tensor caches[2], outs[2], queries[2];
+        for (int fused = 1; fused >= 0; --fused) {  // the parts rotate kv in place
+          caches[fused] = buffer(device_, {20, page, rank + rope}, DType::bf16);
+          outs[fused] = empty({rows, rank}), queries[fused] = empty({rows, q_rank});
+          LatentEntries e;
+          if (compressed) e.q = q.view(), e.q_norm = q_norm.view(), e.q_out = queries[fused].view();
+          e.latent = columns_of(kv.view(), 0, rank);
+          e.latent_norm = norm.view(), e.latent_out = outs[fused].view();
+          const Tensor rotary = kv.columns(rank, rank + rope).reshape({rows, 1, rope});
+          e.rotary = rotary.view(), e.positions = positions.view(), e.table = table.view();
+          e.q_eps = 1e-5, e.latent_eps = 1e-6, e.interleaved = rows != 3;
+          e.slots = slot.view(), e.cache = caches[fused].view();
+          fused ? device_.latent_entries(e) : device_.Backend::latent_entries(e);
+        }
+        expect_same(caches[0], caches[1], rows), expect_same(outs[0], outs[1], rows);
+        if (compressed) expect_same(queries[0], queries[1], rows);
+      }
+    }
+  }
+}
+
+TEST_F(CudaFused, AbsorbedQueries) {
+  const int64_t heads = 5, rank = 72, rope = 16;
+  const Tensor table = normals({64, rope}, DType::f32);
+  for (const int64_t nope : {64, 136}) {
+    const Tensor kv_b = normals({heads, nope + 24, rank});
+    const Tensor w = kv_b.slice(1, 0, nope);
+    for (const int64_t rows : counts) {
+      const Tensor q = normals({rows, heads, nope + rope}), positions = indices({rows}, 64);
+      const Tensor a = empty({rows, heads, rank + rope}), b = empty({rows, heads, rank + rope});
+      const Tensor other_q = buffer(device_, q.shape(), DType::bf16);  // it may be rotated in place
+      device_.copy(q.view(), {other_q.view(), false});
+      const bool interleaved = rows % 2 == 0;
+      device_.absorb_rotated(q.view(), w.view(), true, positions.view(), table.view(), interleaved, a.view());
+      device_.Backend::absorb_rotated(other_q.view(), w.view(), true, positions.view(), table.view(),
+                                      interleaved, b.view());
+      expect_same(a, b, rows);
+    }
+  }
+}
+
+TEST_F(CudaFused, Experts) {
+  const int64_t width = 136, inner = 72, top_k = 3;
+  for (const int64_t experts : {4, 40}) {
+    for (const int64_t shared : {0, 152}) {
+      const Tensor gate = normals({experts, inner, width}), up = normals({experts, inner, width}),
+                   down = normals({experts, width, inner});
+      Tensor weights[3];
+      if (shared > 0) {
+        weights[0] = normals({shared, width}), weights[1] = normals({shared, width});
+        weights[2] = normals({width, shared});
+      }
+      for (const int64_t rows : counts) {
+        ExpertLayer at;
+        std::vector<Tensor> kept;
+        auto keep = [&](Tensor tensor) { return kept.emplace_back(std::move(tensor)).view(); };
+        at.x = keep(normals({rows, width}, DType::bf16, 0.1));
+        std::vector<int32_t> chosen;
+        for (int64_t t = 0; t < rows; ++t) {
+          const auto first = static_cast<int64_t>(random_.below(static_cast<uint64_t>(experts)));
+          for (int64_t k = 0; k < top_k; ++k)
+            chosen.push_back(static_cast<int32_t>((first + k) % experts));  // all different
+        }
+        at.experts = keep(buffer(device_, {rows, top_k}, DType::i32));
+        device_.upload(chosen.data(), at.experts);
+        at.weights = keep(normals({rows, top_k}, DType::f32));
+        at.gate = gate.view(), at.up = up.view(), at.down = down.view();
+        if (shared > 0) {
+          at.shared_gate = weights[0].view(), at.shared_up = weights[1].view();
+          at.shared_down = weights[2].view();
+          at.shared_gated = keep(empty({rows, shared})), at.shared_risen = keep(empty({rows, shared}));
+          at.shared_inner = keep(empty({rows, shared}));
+        }
+        at.offsets = keep(indices({experts + 1}, 1)), at.rows = keep(indices({rows * top_k}, 1));
+        at.slots = keep(indices({rows, top_k}, 1));
+        at.gated = keep(empty({rows * top_k, inner})), at.risen = keep(empty({rows * top_k, inner}));
+        at.inner = keep(empty({rows * top_k, inner})), at.results = keep(empty({rows * top_k, width}));
+        const Tensor a = empty({rows, width}), b = empty({rows, width});
+        at.out = a.view();
+        device_.expert_layer(at);
+        at.out = b.view();
+        device_.Backend::expert_layer(at);
+        expect_same(a, b, rows);
+      }
+    }
+  }
+}
+
+// Recorded and replayed, a chain of launches that may begin early keeps its order.
+TEST_F(CudaFused, ChainsKeepTheirOrder) {
+  const int64_t width = 256;
+  const Tensor w = normals({width, width}, DType::bf16, 1.0 / 16), norm = normals({width});
+  const Tensor first = normals({1, width});
+  const Tensor a = empty({1, width}), b = empty({1, width}), sum = empty({1, width}),
+               rstd = empty({1}, DType::f32);
+  auto chain = [&] {
+    base_.copy(first.view(), {a.view(), false});
+    for (int i = 0; i < 40; ++i) {
+      base_.linear(a.view(), w.view(), {}, {b.view(), false});
+      base_.rms_norm_add(a.view(), b.view(), norm.view(), 1e-6, sum.view(), a.view(), rstd.view());
+    }
+  };
+  chain();
+  std::vector<double> want;
+  {  // with a wait after each
+    base_.copy(first.view(), {a.view(), false});
+    for (int i = 0; i < 40; ++i) {
+      base_.linear(a.view(), w.view(), {}, {b.view(), false});
+      base_.synchronize();
+      base_.rms_norm_add(a.view(), b.view(), norm.view(), 1e-6, sum.view(), a.view(), rstd.view());
+      base_.synchronize();
+    }
+    want = read(a);
+  }
+  chain();
+  EXPECT_EQ(read(a), want);
+  const auto replay = base_.record(chain);
+  for (int i = 0; i < 200; ++i) replay->launch();
+  EXPECT_EQ(read(a), want);
+}
+
+}  // namespace
+}  // namespace latente
