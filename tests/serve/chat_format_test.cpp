@@ -69,7 +69,8 @@ TEST(ReplyGrammar, RequiredCallsParseAsCalls) {
     EXPECT_TRUE(admits(*rules, text)) << text;
     EXPECT_FALSE(admits(*rules, "Hello"));
     ReplyParser parser({.tools = &format->tools(), .known = chat.tool_list});
-    ReplyParser::Parts parts = parser.push(text);
+    ReplyParser::Parts parts;
+    parts.add(parser.push(text));
     parts.add(parser.finish());
     ASSERT_EQ(parts.calls.size(), 1U) << text;
     EXPECT_EQ(parts.calls[0].name, "f");

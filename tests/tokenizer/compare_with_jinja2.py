@@ -76,7 +76,7 @@ def main():
     options = parser.parse_args()
     rng = random.Random(options.seed)
     if options.templates:
-        requests = list(published_requests(rng, options.templates, 100))
+        requests = list(published_requests(rng, options.templates, 12))
     else:
         requests = list(fixed_requests(rng, 8 if options.record else 200))
         fixed = len(requests)
