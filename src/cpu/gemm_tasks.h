@@ -68,9 +68,9 @@ class Tasks {
     int64_t n = 0;
     int64_t first_task = 0, across = 1, down = 1;
   };
-  static constexpr Extent comfortable = {96, 192};   // repays packing
-  static constexpr Extent smallest = {24, 1};        // where there would be fewer tasks than threads
-  static constexpr int64_t tasks_a_thread = 2;       // more would pack more
+  static constexpr Extent comfortable = {96, 192};  // repays packing
+  static constexpr Extent smallest = {24, 1};       // where there would be fewer tasks than threads
+  static constexpr int64_t tasks_a_thread = 2;      // more would pack more
   static constexpr double least_work = 384 * 1024;  // multiply-adds that repay waking a thread
 
   static std::vector<Division>& reused_divisions() {

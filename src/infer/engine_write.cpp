@@ -8,7 +8,7 @@ namespace {
 
 constexpr int64_t most_looked_up = 4;
 constexpr int64_t usually_behind = 4;  // modules are so when drafts alternate with none, or are refused
-constexpr size_t all_try = 8;  // of more sequences a part tries what may not pay
+constexpr size_t all_try = 8;          // of more sequences a part tries what may not pay
 
 // Those that have least to make up for.
 void keep_nearest(std::vector<Sequence*>& sequences, size_t count) {
