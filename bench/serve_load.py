@@ -25,6 +25,7 @@ class Client:
         self.port, self.socket = port, None
 
     def send(self, body, key):
+        self.body, self.reused = body, self.socket is not None
         if self.socket is None:
             self.socket = socket.create_connection(("127.0.0.1", self.port), timeout=60)
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -90,13 +91,14 @@ def main():
     resident, next_look = [], start
     server_cpu = cpu_seconds(args.pid) if args.pid else 0
 
-    def ask(client):
+    def ask(client, body=None):
         nonlocal asked
-        if (asked >= args.requests if args.requests else time.perf_counter() >= end):
+        if body is None and (asked >= args.requests if args.requests else time.perf_counter() >= end):
             client.close()
             return
-        body = bodies[asked % len(bodies)]
-        asked += 1
+        if body is None:
+            body = bodies[asked % len(bodies)]
+            asked += 1
         try:
             new = client.socket is None
             client.send(body, args.key.encode())
@@ -125,6 +127,10 @@ def main():
             now = time.perf_counter()
             if not data:
                 del clients[number]
+                if client.head and client.reused:  # the server does not keep connections: on a new one
+                    client.close()
+                    ask(client, client.body)
+                    continue
                 fail(client, "closed before the end")
                 continue
             if client.head and not data.startswith(b"HTTP/1.1 200 "):
