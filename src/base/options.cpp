@@ -29,7 +29,7 @@ using Nodes = std::vector<OptionNode>;
 
 constexpr int64_t max_file_bytes = 64 << 20;
 
-std::string quoted(std::string_view text) {
+std::string in_quotes(std::string_view text) {
   std::string out = "\"";
   for (const char c : text) {
     switch (c) {
@@ -62,10 +62,10 @@ std::string quoted(std::string_view text) {
 // Text of the user's in a message: one line, of bounded length, cut between characters.
 std::string shown(std::string_view text) {
   constexpr size_t most = 60;
-  if (text.size() <= most) return quoted(text);
+  if (text.size() <= most) return in_quotes(text);
   size_t end = most;
   while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;
-  std::string cut = quoted(text.substr(0, end));
+  std::string cut = in_quotes(text.substr(0, end));
   cut.insert(cut.size() - 1, "...");
   return cut;
 }
@@ -325,19 +325,19 @@ std::string as_toml(const OptionNode& option, std::string_view text) {
     while (!text.empty()) {
       const size_t comma = std::min(text.find(','), text.size());
       const std::string_view item = trimmed(text.substr(0, comma));
-      out += (option.kind == Kind::texts ? quoted(item) : std::string(item)) + ", ";
+      out += (option.kind == Kind::texts ? in_quotes(item) : std::string(item)) + ", ";
       text.remove_prefix(std::min(comma + 1, text.size()));
     }
     return out + "]";
   }
   const bool has_quotes = text.starts_with('"') || text.starts_with('\'');
-  return option.kind == Kind::text && !has_quotes ? quoted(text) : std::string(text);
+  return option.kind == Kind::text && !has_quotes ? in_quotes(text) : std::string(text);
 }
 
 void write_value(std::string& out, const OptionValue& value) {
   const auto put = [&out]<class T>(const T& item) {
     if constexpr (std::is_same_v<T, std::string>) {
-      out += quoted(item);
+      out += in_quotes(item);
     } else if constexpr (std::is_same_v<T, double>) {
       if (!std::isfinite(item)) fail("expected options to be finite numbers, found {}", item);
       std::string digits = fmt::format("{}", item);

@@ -6,7 +6,7 @@ namespace latente {
 
 namespace {
 
-constexpr int max_depth = 8;
+constexpr int most_nested = 8;
 
 // The fewest bytes an element takes: a string its length, an array its type and count.
 uint64_t least_bytes(GgufType type) {
@@ -33,7 +33,7 @@ GgufValue GgufCursor::value(GgufType type, int depth) {
   }
   bool array = type == GgufType::array;
   if (array) {
-    if (depth == max_depth) refuse("expected at most {} nested arrays, found more", max_depth);
+    if (depth == most_nested) refuse("expected at most {} nested arrays, found more", most_nested);
     value.element = this->type();
     value.count = count(least_bytes(value.element), "elements");
   }

@@ -20,7 +20,7 @@ namespace {
 // Enumerations beside keywords that choose among their values: a grammar is made of each.
 constexpr int most_filtered = 1000;
 constexpr size_t most_bytes = size_t{4} << 20, most_rules = 50'000;
-constexpr int most_nesting = 128;
+constexpr int most_schema_nesting = 128;
 
 // nlohmann's parser and its values are fine with any depth; what walks them here is not.
 void check_nesting(std::string_view text, const std::string& name) {
@@ -36,7 +36,7 @@ void check_nesting(std::string_view text, const std::string& name) {
     if (c == '"') in_string = true;
     if (c == '{' || c == '[') ++depth;
     if (c == '}' || c == ']') --depth;
-    if (depth > most_nesting) fail("{}: nests deeper than {}", name, most_nesting);
+    if (depth > most_schema_nesting) fail("{}: nests deeper than {}", name, most_schema_nesting);
   }
 }
 

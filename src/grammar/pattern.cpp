@@ -10,7 +10,7 @@
 namespace latente::grammar {
 namespace {
 
-constexpr int most_nesting = 50;
+constexpr int most_group_nesting = 50;
 constexpr uint32_t most_turns = 1'000'000;
 
 const CharSet& digit_set() {
@@ -58,7 +58,7 @@ class Parser : Scanner {
   }
 
   Expression alternatives(int nesting) {
-    if (nesting > most_nesting) broken(fmt::format("groups nest deeper than {}", most_nesting));
+    if (nesting > most_group_nesting) broken(fmt::format("groups nest deeper than {}", most_group_nesting));
     std::vector<Expression> all;
     do all.push_back(terms(nesting, nullptr));
     while (take("|"));

@@ -10,7 +10,7 @@ namespace latente {
 
 namespace {
 
-using Kind = PreTokenizerStep::Kind;
+using StepKind = PreTokenizerStep::Kind;
 using NodeKind = RegexNode::Kind;
 
 RegexNode one_of(unicode::CodeSet set) { return {.kind = NodeKind::set, .set = std::move(set)}; }
@@ -22,7 +22,7 @@ RegexNode some_of(unicode::CodeSet set) {
 }
 
 PreTokenizerStep split_step(Regex pattern, SplitBehavior behavior, bool invert = false) {
-  PreTokenizerStep out{.kind = Kind::split};
+  PreTokenizerStep out{.kind = StepKind::split};
   out.pattern = std::move(pattern);
   out.behavior = behavior;
   out.invert = invert;
@@ -85,7 +85,7 @@ PreTokenizerStep PreTokenizerStep::delimiter(char32_t character) {
 }
 
 PreTokenizerStep PreTokenizerStep::byte_level(bool add_prefix_space, bool use_regex) {
-  PreTokenizerStep out{.kind = Kind::byte_level};
+  PreTokenizerStep out{.kind = StepKind::byte_level};
   out.add_prefix_space = add_prefix_space;
   if (use_regex) {
     out.pattern = Regex("'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+",
@@ -95,7 +95,7 @@ PreTokenizerStep PreTokenizerStep::byte_level(bool add_prefix_space, bool use_re
 }
 
 PreTokenizerStep PreTokenizerStep::metaspace(std::string replacement, Prepend prepend, bool split) {
-  PreTokenizerStep out{.kind = Kind::metaspace};
+  PreTokenizerStep out{.kind = StepKind::metaspace};
   out.pattern = Regex::literal(replacement, "Metaspace");
   out.replacement = std::move(replacement);
   out.prepend = prepend;
@@ -111,9 +111,9 @@ void PreTokenizer::run(std::size_t index, std::string_view text, bool first, con
   }
   const PreTokenizerStep& step = steps[index];
   switch (step.kind) {
-    case Kind::split:
+    case StepKind::split:
       return split_by(index, *step.pattern, step.behavior, step.invert, text, first, sink);
-    case Kind::byte_level: {
+    case StepKind::byte_level: {
       std::string prefixed;
       if (step.add_prefix_space && !text.starts_with(' ')) {
         prefixed = ' ';
@@ -125,7 +125,7 @@ void PreTokenizer::run(std::size_t index, std::string_view text, bool first, con
       if (index + 1 == steps.size()) return sink(text);
       return run(index + 1, spell_bytes(text), first, sink);
     }
-    case Kind::metaspace: {
+    case StepKind::metaspace: {
       std::string out;
       const bool prepend = step.prepend == PreTokenizerStep::Prepend::always ||
                            (step.prepend == PreTokenizerStep::Prepend::first && first);
@@ -145,7 +145,7 @@ void PreTokenizer::run(std::size_t index, std::string_view text, bool first, con
 
 void PreTokenizer::split_by(std::size_t index, const Regex& pattern, SplitBehavior behavior, bool invert,
                             std::string_view text, bool first, const Sink& sink) const {
-  const bool spell = steps[index].kind == Kind::byte_level && index + 1 < steps.size();
+  const bool spell = steps[index].kind == StepKind::byte_level && index + 1 < steps.size();
   const auto emit = [&](std::size_t begin, std::size_t end) {
     if (begin == end) return;
     const std::string_view part = text.substr(begin, end - begin);

@@ -10,7 +10,7 @@ namespace latente {
 
 namespace {
 
-using Kind = RegexNode::Kind;
+using NodeKind = RegexNode::Kind;
 using Op = RegexInstruction::Op;
 using Mode = RegexInstruction::Mode;
 using unicode::CodeSet;
@@ -32,7 +32,7 @@ class Parser : RegexClassParser {
   RegexNode alternation(Flags flags, int depth) {
     if (depth > max_depth) fail("{}: expected at most {} nested groups", where_, max_depth);
     while (flag_setting(flags)) continue;
-    RegexNode out{.kind = Kind::alternation};
+    RegexNode out{.kind = NodeKind::alternation};
     out.children.push_back(sequence(flags, depth));
     while (take("|")) out.children.push_back(sequence(flags, depth));
     if (out.children.size() == 1) {
@@ -43,7 +43,7 @@ class Parser : RegexClassParser {
   }
 
   RegexNode sequence(const Flags& flags, int depth) {
-    RegexNode out{.kind = Kind::sequence};
+    RegexNode out{.kind = NodeKind::sequence};
     char32_t previous_literal = 0;
     while (!done() && peek() != '|' && peek() != ')') {
       if (Flags ignored = flags; flag_setting(ignored)) unsupported("an option in the middle of a group");
@@ -95,30 +95,30 @@ class Parser : RegexClassParser {
     if (!take("?")) return closed(alternation(flags, depth + 1));
     if (take(":")) return closed(alternation(flags, depth + 1));
     if (take(">")) {
-      RegexNode out{.kind = Kind::atomic};
+      RegexNode out{.kind = NodeKind::atomic};
       out.children.push_back(alternation(flags, depth + 1));
       return closed(std::move(out));
     }
     if (looking_at("=") || looking_at("!")) {
-      RegexNode out{.kind = Kind::look};
+      RegexNode out{.kind = NodeKind::look};
       out.negative = next() == '!';
       out.children.push_back(alternation(flags, depth + 1));
       return closed(std::move(out));
     }
     if (looking_at("<=") || looking_at("<!")) {
       ++at_;
-      RegexNode out{.kind = Kind::look_behind};
+      RegexNode out{.kind = NodeKind::look_behind};
       out.negative = next() == '!';
       const RegexNode body = alternation(flags, depth + 1);
       const RegexNode* only = &body;
-      while (only->kind == Kind::sequence && only->children.size() == 1) only = &only->children[0];
-      if (only->kind != Kind::set) unsupported("lookbehind over more than one character");
+      while (only->kind == NodeKind::sequence && only->children.size() == 1) only = &only->children[0];
+      if (only->kind != NodeKind::set) unsupported("lookbehind over more than one character");
       out.set = only->set;
       return closed(std::move(out));
     }
     if (peek() == '#') {
       at_ = std::min(pattern_.find(')', at_), pattern_.size());
-      return closed(RegexNode{.kind = Kind::sequence});
+      return closed(RegexNode{.kind = NodeKind::sequence});
     }
     if (std::string_view("imx-").find(peek()) != std::string_view::npos && !done()) {
       const Flags inner = read_flags(flags);
@@ -132,33 +132,33 @@ class Parser : RegexClassParser {
     if (take("(")) return group(flags, depth);
     if (take("[")) return set_node(char_class(flags, depth));
     if (take(".")) {
-      return {.kind = Kind::set,
+      return {.kind = NodeKind::set,
               .set = flags.dot_all ? unicode::complement({}) : unicode::complement({{'\n', '\n'}})};
     }
-    if (take("^")) return {.kind = Kind::assertion, .assertion = Op::line_begin};
-    if (take("$")) return {.kind = Kind::assertion, .assertion = Op::line_end};
+    if (take("^")) return {.kind = NodeKind::assertion, .assertion = Op::line_begin};
+    if (take("$")) return {.kind = NodeKind::assertion, .assertion = Op::line_end};
     if (looking_at("*") || looking_at("+") || looking_at("?")) broken("a repetition of nothing");
     if (take("\\")) {
       switch (peek()) {
         case 'A':
           ++at_;
-          return {.kind = Kind::assertion, .assertion = Op::text_begin};
+          return {.kind = NodeKind::assertion, .assertion = Op::text_begin};
         case 'z':
           ++at_;
-          return {.kind = Kind::assertion, .assertion = Op::text_end};
+          return {.kind = NodeKind::assertion, .assertion = Op::text_end};
         case 'Z':
           ++at_;
-          return {.kind = Kind::assertion, .assertion = Op::text_end_line};
+          return {.kind = NodeKind::assertion, .assertion = Op::text_end_line};
         case 'b':
           ++at_;
-          return {.kind = Kind::assertion, .assertion = Op::word_boundary};
+          return {.kind = NodeKind::assertion, .assertion = Op::word_boundary};
         case 'B':
           ++at_;
-          return {.kind = Kind::assertion, .assertion = Op::not_word_boundary};
+          return {.kind = NodeKind::assertion, .assertion = Op::not_word_boundary};
         default:
           break;
       }
-      if (const auto named = escaped_class(flags, false)) return {.kind = Kind::set, .set = *named};
+      if (const auto named = escaped_class(flags, false)) return {.kind = NodeKind::set, .set = *named};
       literal = escaped_character(false);
     } else {
       literal = next();
@@ -166,7 +166,7 @@ class Parser : RegexClassParser {
     return set_node(fold(flags, literal, literal));
   }
 
-  static RegexNode set_node(CodeSet set) { return {.kind = Kind::set, .set = std::move(set)}; }
+  static RegexNode set_node(CodeSet set) { return {.kind = NodeKind::set, .set = std::move(set)}; }
 
   RegexNode quantified(RegexNode node) {
     while (true) {
@@ -196,11 +196,12 @@ class Parser : RegexClassParser {
       const bool again = interval && mode == Mode::greedy && looking_at("+");
       if (!again && (looking_at("*") || looking_at("+") || looking_at("?")))
         unsupported("a repetition of a repetition");
-      if (node.kind != Kind::set && node.kind != Kind::sequence && node.kind != Kind::alternation &&
-          node.kind != Kind::atomic && node.kind != Kind::repeat) {
+      if (node.kind != NodeKind::set && node.kind != NodeKind::sequence &&
+          node.kind != NodeKind::alternation && node.kind != NodeKind::atomic &&
+          node.kind != NodeKind::repeat) {
         unsupported("a repetition of an assertion");
       }
-      RegexNode out{.kind = Kind::repeat, .min = min, .max = max, .mode = mode};
+      RegexNode out{.kind = NodeKind::repeat, .min = min, .max = max, .mode = mode};
       out.children.push_back(std::move(node));
       node = std::move(out);
       std::uint32_t unused;
