@@ -1,0 +1,165 @@
+// Operands of Hopper's products on their way into shared memory: by the copy engine, or where rows are
+// gathered by the threads of a warpgroup.
+#pragma once
+
+#include "cuda/product_sm90_tiles.cuh"
+
+namespace latente::cuda::sm90 {
+
+// 16 bytes, or zeros.
+__device__ inline void copy_piece(uint32_t to, const void* from, bool inside) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(inside ? 16 : 0)
+               : "memory");
+}
+template <int pending>
+__device__ void wait_pieces() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
+}
+
+// Rows that are gathered: threads thread / 8 take every sixteenth, eight of them 128 bytes of a row. Which
+// rows come next is read ahead.
+template <int count>
+struct GatheredRows {
+  const HopperProduct& p;
+  int thread;
+  int index[count], next[count];  // below 0: none
+
+  __device__ void read(int first, int end) {
+#pragma unroll
+    for (int i = 0; i < count; ++i) {
+      const int row = first + i * 16 + thread / 8;
+      next[i] = row < end ? p.gather[row] : -1;
+    }
+  }
+  __device__ void advance() {
+#pragma unroll
+    for (int i = 0; i < count; ++i) index[i] = next[i];
+  }
+  // Columns column .. column + 64 of x, whose rows lie `line` apart and have `columns`.
+  __device__ void copy(const void* x, int64_t line, int column, int64_t columns, uint32_t to) const {
+    const int at = column + thread % 8 * 8;
+#pragma unroll
+    for (int i = 0; i < count; ++i) {
+      const int row = i * 16 + thread / 8;
+      const bool inside = index[i] >= 0 && at < columns;
+      const bf16* from = static_cast<const bf16*>(x) + (inside ? index[i] * line + at : 0);
+      copy_piece(to + row * 128 + ((thread % 8 ^ row % 8) << 4), from, inside);
+    }
+  }
+};
+
+template <class K>
+__device__ void copy_a(const HopperProduct& p, const Maps& maps, const Tiles& t, char* a, Barrier& full,
+                       int depth) {
+  if (K::a_by_depth) {
+    copy_tile(a, &maps.a, full, depth, t.row, p.offsets ? 0 : t.outer());
+  } else {
+    for (int i = 0; i < 2; ++i) copy_tile(a + i * square_bytes, &maps.a, full, t.row + i * 64, depth, 0);
+  }
+}
+template <class K>
+__device__ void copy_b(const Maps& maps, const Tiles& t, char* b, Barrier& full, int depth) {
+  if (K::b_by_depth) {
+    copy_tile(b, &maps.b, full, depth, t.column, t.outer());
+  } else {
+    for (int i = 0; i < K::columns / 64; ++i) {
+      copy_tile(b + i * square_bytes, &maps.b, full, t.column + i * 64, depth, t.outer());
+    }
+  }
+}
+
+template <class K>
+__device__ void copy_tiles(const HopperProduct& p, const Maps& maps, Shared& s, char* memory) {
+  Tiles t(p, s, K::columns);
+  Stage<K::stages> stage;
+  for (int index = static_cast<int>(blockIdx.x); index < t.count; index += static_cast<int>(gridDim.x)) {
+    t.find(index, K::columns);
+    for (int depth = t.first_depth; depth < t.end_depth; depth += step) {
+      s.empty[stage.index].wait(stage.phase ^ 1);
+      char* a = memory + stage.index * K::stage_bytes;
+      s.full[stage.index].expect(K::stage_bytes);
+      copy_a<K>(p, maps, t, a, s.full[stage.index], depth);
+      copy_b<K>(maps, t, a + K::a_bytes, s.full[stage.index], depth);
+      stage.next();
+    }
+  }
+}
+
+// The same by all threads of the warpgroup, where rows of a, or by depth of b, are gathered.
+template <class K>
+__device__ void copy_gathered_tiles(const HopperProduct& p, const Maps& maps, Shared& s, char* memory) {
+  constexpr bool by_depth = !K::a_by_depth;
+  const int thread = static_cast<int>(threadIdx.x) % 128;
+  Tiles t(p, s, K::columns);
+  Stage<K::stages> stage, landed;
+  GatheredRows<by_depth ? 4 : 8> rows{p, thread};
+  int in_flight = 0;
+  auto land = [&] {
+    fence_shared_writes();
+    s.full[landed.index].arrive();
+    landed.next();
+    --in_flight;
+  };
+  const int first = static_cast<int>(blockIdx.x), apart = static_cast<int>(gridDim.x);
+  if (first < t.count) t.find(first, K::columns);
+  if (!by_depth) rows.read(t.row, t.end_row);
+  for (int index = first; index < t.count; index += apart) {
+    const Tiles here = t;
+    if (index + apart < t.count) t.find(index + apart, K::columns);
+    if (by_depth) {
+      rows.read(here.first_depth, here.end_depth);
+    } else {
+      rows.advance();
+      rows.read(t.row, t.end_row);
+    }
+    for (int depth = here.first_depth; depth < here.end_depth; depth += step) {
+      if (by_depth) {
+        rows.advance();
+        rows.read(depth + step, here.end_depth);
+      }
+      s.empty[stage.index].wait(stage.phase ^ 1);
+      char* a = memory + stage.index * K::stage_bytes;
+      char* b = a + K::a_bytes;
+      Barrier& full = s.full[stage.index];
+      if (thread == 0) {
+        full.expect(by_depth ? K::a_bytes : K::b_bytes);
+        if (by_depth) {
+          copy_a<K>(p, maps, here, a, full, depth);
+        } else {
+          copy_b<K>(maps, here, b, full, depth);
+        }
+      }
+      if (by_depth) {
+        for (int i = 0; i < K::columns / 64; ++i) {
+          rows.copy(p.b, p.b_line, here.column + i * 64, p.columns, shared_address(b) + i * square_bytes);
+        }
+      } else {
+        rows.copy(p.a, p.a_line, depth, p.depth, shared_address(a));
+      }
+      asm volatile("cp.async.commit_group;" ::: "memory");
+      if (++in_flight == 3) {
+        wait_pieces<2>();
+        land();
+      }
+      stage.next();
+    }
+  }
+  wait_pieces<0>();
+  while (in_flight > 0) land();
+}
+
+// Rows of the depth from `first` on become zeros: they are another expert's.
+template <class K>
+__device__ void clear_depth(char* a, int first, int group, int thread) {
+  const int4 zeros{};
+  for (int i = first * 8 + thread; i < 64 * 8; i += 128) {
+    reinterpret_cast<int4*>(a + group * square_bytes)[i] = zeros;
+    for (int tile = group; tile < K::columns / 64; tile += 2) {
+      reinterpret_cast<int4*>(a + K::a_bytes + tile * square_bytes)[i] = zeros;
+    }
+  }
+  fence_shared_writes();
+  sync_threads(1, 256);
+}
+
+}  // namespace latente::cuda::sm90

@@ -1,0 +1,130 @@
+// Results of Hopper's products on their way out.
+#pragma once
+
+#include "cuda/product_sm90_tiles.cuh"
+
+namespace latente::cuda::sm90 {
+
+__device__ inline float bias_of(const HopperProduct& p, int column) {
+  return p.exact_bias ? static_cast<const float*>(p.bias)[column]
+                      : widen(static_cast<const bf16*>(p.bias)[column]);
+}
+
+// Lanes that differ in a bit exchange: the lower one's high for the higher one's low.
+template <class T>
+__device__ void exchange(T& low, T& high, int lane, int bit) {
+  const T got = __shfl_xor_sync(whole_warp, lane & bit ? low : high, bit);
+  (lane & bit ? low : high) = got;
+}
+
+__device__ inline void store_matrices(uint32_t to, const uint32_t (&x)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x[0]),
+               "r"(x[1]), "r"(x[2]), "r"(x[3])
+               : "memory");
+}
+
+// One warpgroup's rows of a tile on their way out, some columns at a time: through tiles of 64 rows in shared
+// memory, which the copy engine writes while the next products run.
+template <class K>
+struct Output {
+  const HopperProduct& p;
+  const CUtensorMap* map;
+  char* out;
+  int group, thread, lane = thread % warp_size, q = lane % 4;
+  int warp_row = thread / warp_size * 16;  // of the warpgroup's 64
+
+  // Columns first .. first + 16 of the warp's rows to a tile: as bfloat16. plain: without bias, and nothing
+  // to add to.
+  template <bool plain>
+  __device__ void narrow(const Tiles& t, const float* sum, int first, char* tile, int at) const {
+    uint32_t words[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {  // rows 0-7 and 8-15, then the next eight columns
+      const int column = t.column + first + i / 2 * 8 + q * 2;
+      float two[2] = {sum[i * 2], sum[i * 2 + 1]};
+      if (!plain && p.bias && column < p.columns) {
+        two[0] += bias_of(p, column), two[1] += bias_of(p, column + 1);
+      }
+      const int row = t.row + group * 64 + warp_row + i % 2 * 8 + lane / 4;
+      if (!plain && p.accumulate && row < t.end_row && column < p.columns) {
+        float before[2];
+        load<2>(static_cast<const bf16*>(p.c) + t.result() + row * p.c_row + column, before);
+        two[0] += before[0], two[1] += before[1];
+      }
+      words[i] = pack_bf16(two[0], two[1]);
+    }
+    const int row = warp_row + lane % 16, piece = at / 8 + lane / 16;
+    store_matrices(shared_address(tile) + row * 128 + ((piece ^ row % 8) << 4), words);
+  }
+  // As float32: four lanes have two neighbouring columns of every eight each, and trade for four.
+  template <bool plain>
+  __device__ void wide(const Tiles& t, const float* sum, int first, char* tile, int at) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float four[4] = {sum[half * 2], sum[half * 2 + 1], sum[4 + half * 2], sum[4 + half * 2 + 1]};
+      exchange(four[0], four[2], q, 1), exchange(four[1], four[3], q, 1);
+      const int own = q % 2 * 8 + q / 2 * 4, column = t.column + first + own;
+      if (!plain && p.bias && column < p.columns) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) four[i] += bias_of(p, column + i);
+      }
+      const int row = warp_row + half * 8 + lane / 4, piece = (at + own) / 4;
+      store<4>(four, reinterpret_cast<float*>(tile + row * 128 + ((piece ^ row % 8) << 4)));
+    }
+  }
+
+  template <int tile_width, bool plain, int count>
+  __device__ void put(const Tiles& t, const float (&sum)[count]) const {
+    const bool grouped_rows = p.offsets && !p.by_depth;
+    const int rows = min(64, t.end_row - t.row - group * 64), outer = static_cast<int>(t.batch);
+#pragma unroll
+    for (int first = 0; first < K::columns; first += K::out_tiles * tile_width) {
+      if (thread < warp_size) stores_wait();
+      sync_threads(2 + group, 128);
+#pragma unroll
+      for (int i = 0; i < K::out_tiles * tile_width && first + i < K::columns; i += 16) {
+        char* tile = out + i / tile_width * square_bytes;
+        if (tile_width == 64) {
+          narrow<plain>(t, sum + (first + i) / 2, first + i, tile, i % tile_width);
+        } else {
+          wide<plain>(t, sum + (first + i) / 2, first + i, tile, i % tile_width);
+        }
+      }
+      fence_shared_writes();
+      sync_threads(2 + group, 128);
+      // Of an expert's last rows whole eights are copied.
+      const int boxes = grouped_rows ? rows / 8 : 1;
+      for (int i = lane; thread < warp_size && i < K::out_tiles * boxes; i += warp_size) {
+        const int tile = i / boxes, box = i % boxes, column = first + tile * tile_width;
+        if (column >= K::columns || t.column + column >= p.columns || rows <= 0) continue;
+        const char* from = out + tile * square_bytes + box * 1024;
+        const int row = t.row + group * 64 + box * 8;
+        if (p.accumulate && tile_width == 32) {
+          add_tile(map, from, t.column + column, row, grouped_rows ? 0 : outer);
+        } else {
+          store_tile(map, from, t.column + column, row, grouped_rows ? 0 : outer);
+        }
+      }
+      stores_commit();
+      if (grouped_rows && rows > 0) {
+        for (int i = thread; i < rows % 8 * 8 * K::out_tiles; i += 128) {
+          const int tile = i / (rows % 8 * 8), row = rows / 8 * 8 + i / 8 % (rows % 8), piece = i % 8;
+          const int column = first + tile * tile_width + piece * tile_width / 8;
+          if (column >= K::columns || t.column + column >= p.columns) continue;
+          const int4 x = *reinterpret_cast<const int4*>(out + tile * square_bytes + row * 128 +
+                                                        ((piece ^ row % 8) << 4));
+          const int64_t to = (t.row + group * 64 + row) * p.c_row + t.column + column;
+          if (tile_width == 64) {
+            *reinterpret_cast<int4*>(static_cast<bf16*>(p.c) + to) = x;
+          } else {
+            float four[4] = {__int_as_float(x.x), __int_as_float(x.y), __int_as_float(x.z),
+                             __int_as_float(x.w)};
+            latente::cuda::put<4>(p.accumulate, four, static_cast<float*>(p.c) + to);
+          }
+        }
+      }
+    }
+  }
+};
+
+}  // namespace latente::cuda::sm90

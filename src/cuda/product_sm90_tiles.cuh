@@ -1,0 +1,112 @@
+// What the parts of Hopper's products share: sizes of tiles and stages, and which tile a block takes next.
+#pragma once
+
+#include "cuda/hopper.cuh"
+#include "cuda/product.cuh"
+#include "cuda/product_sm90.h"
+
+namespace latente::cuda::sm90 {
+
+constexpr int tile_rows = 128, step = 64, threads = 384, row_tiles_together = 16;
+constexpr int square_bytes = 64 * 128;  // a tile of 64 rows
+constexpr int most_stages = 8, most_experts = 512;
+
+// Columns of a tile, stages, and tiles of 64 rows that each warpgroup's results leave through.
+template <int Columns, bool AByDepth, bool BByDepth, bool Fp8 = false>
+struct Config {
+  static constexpr int columns = Columns;
+  static constexpr int stages = Columns >= 192 ? 4 : Columns == 128 ? 6 : 8;
+  static constexpr int out_tiles = Columns == 256 ? 2 : Columns / 64;
+  static constexpr bool a_by_depth = AByDepth, b_by_depth = BByDepth, fp8 = Fp8;
+  static constexpr int a_bytes = tile_rows * 128, b_bytes = Columns * 128, stage_bytes = a_bytes + b_bytes;
+  static constexpr int out = stages * stage_bytes, shared = out + 2 * out_tiles * square_bytes;
+};
+
+struct Maps {
+  CUtensorMap a, b, c;
+};
+struct Shared {
+  Barrier full[most_stages], empty[most_stages];
+  int tiles_before[most_experts + 1];  // grouped rows: tiles of rows of the experts before each, and of all
+};
+template <int stages>
+struct Stage {
+  int index = 0, phase = 0;
+  __device__ void next() {
+    if (++index == stages) index = 0, phase ^= 1;
+  }
+};
+
+// One warp.
+__device__ inline void count_tiles(const HopperProduct& p, int* before) {
+  const int lane = static_cast<int>(threadIdx.x) % warp_size;
+  int sum = 0;
+  for (int base = 0; base < p.experts; base += warp_size) {
+    const int expert = base + lane;
+    const int rows = expert < p.experts ? p.offsets[expert + 1] - p.offsets[expert] : 0;
+    const int tiles = (rows + tile_rows - 1) / tile_rows;
+    int through = tiles;
+    for (int distance = 1; distance < warp_size; distance *= 2) {
+      const int lower = __shfl_up_sync(whole_warp, through, distance);
+      if (lane >= distance) through += lower;
+    }
+    if (expert < p.experts) before[expert] = sum + through - tiles;
+    sum += __shfl_sync(whole_warp, through, warp_size - 1);
+  }
+  if (lane == 0) before[p.experts] = sum;
+}
+
+// The tiles of a product in the order in which blocks take them: batch after batch, of each some tiles of
+// rows with all columns, then the next ones, so that what is read together stays in the L2 cache.
+struct Tiles {
+  const HopperProduct& p;
+  const int* before;
+  int row_tiles, column_tiles, count;
+  int row = 0, end_row = 0, column = 0, batch = 0, first_depth = 0, end_depth = 0;
+
+  __device__ Tiles(const HopperProduct& product, const Shared& s, int width)
+      : p(product), before(s.tiles_before) {
+    column_tiles = static_cast<int>((p.columns + width - 1) / width);
+    row_tiles =
+        p.offsets && !p.by_depth ? before[p.experts] : static_cast<int>((p.rows + tile_rows - 1) / tile_rows);
+    const int batches = p.offsets      ? (p.by_depth ? p.experts : 1)
+                        : p.part_depth ? static_cast<int>((p.depth + p.part_depth - 1) / p.part_depth)
+                                       : p.batches;
+    count = batches * row_tiles * column_tiles;
+    end_row = static_cast<int>(p.rows), end_depth = static_cast<int>(p.depth);
+  }
+  __device__ void find(int index, int width) {
+    const int tiles = row_tiles * column_tiles;
+    batch = index / tiles, index -= batch * tiles;
+    const int together = row_tiles_together * column_tiles, in = index % together;
+    const int first = index / together * row_tiles_together;
+    const int here = min(row_tiles_together, row_tiles - first), tile = first + in % here;
+    column = in / here * width;
+    if (p.offsets && !p.by_depth) {
+      int low = 0, high = p.experts - 1;
+      while (low < high) {
+        const int middle = (low + high + 1) / 2;
+        if (before[middle] <= tile) {
+          low = middle;
+        } else {
+          high = middle - 1;
+        }
+      }
+      batch = low;
+      row = p.offsets[low] + (tile - before[low]) * tile_rows, end_row = p.offsets[low + 1];
+      return;
+    }
+    row = tile * tile_rows;
+    if (p.offsets) {
+      first_depth = p.offsets[batch], end_depth = p.offsets[batch + 1];
+    } else if (p.part_depth) {
+      first_depth = static_cast<int>(batch * p.part_depth);
+      end_depth = static_cast<int>(min(p.depth, first_depth + p.part_depth));
+    }
+  }
+  // Where the tile is along the outer axes of operands and results.
+  __device__ int outer() const { return (p.offsets && p.by_depth) || p.part_depth ? 0 : batch; }
+  __device__ int64_t result() const { return p.offsets && !p.by_depth ? 0 : batch * p.c_batch; }
+};
+
+}  // namespace latente::cuda::sm90
