@@ -2,19 +2,10 @@
 // gathered by the threads of a warpgroup.
 #pragma once
 
+#include "cuda/mma.cuh"
 #include "cuda/product_sm90_tiles.cuh"
 
 namespace latente::cuda::sm90 {
-
-// 16 bytes, or zeros.
-__device__ inline void copy_piece(uint32_t to, const void* from, bool inside) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(inside ? 16 : 0)
-               : "memory");
-}
-template <int pending>
-__device__ void wait_pieces() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
-}
 
 // Rows that are gathered: threads thread / 8 take every sixteenth, eight of them 128 bytes of a row. Which
 // rows come next is read ahead.
@@ -43,7 +34,7 @@ struct GatheredRows {
       const int row = i * 16 + thread / 8;
       const bool inside = index[i] >= 0 && at < columns;
       const bf16* from = static_cast<const bf16*>(x) + (inside ? index[i] * line + at : 0);
-      copy_piece(to + row * 128 + ((thread % 8 ^ row % 8) << 4), from, inside);
+      mma::copy_async(to + row * 128 + ((thread % 8 ^ row % 8) << 4), from, inside);
     }
   }
 };
@@ -138,13 +129,13 @@ __device__ void copy_gathered_tiles(const HopperProduct& p, const Maps& maps, Sh
       }
       asm volatile("cp.async.commit_group;" ::: "memory");
       if (++in_flight == 3) {
-        wait_pieces<2>();
+        mma::wait<2>();
         land();
       }
       stage.next();
     }
   }
-  wait_pieces<0>();
+  mma::wait<0>();
   while (in_flight > 0) land();
 }
 
