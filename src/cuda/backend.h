@@ -1,5 +1,6 @@
 // The CUDA backend: every kernel of the contract on one device, in float32 and bfloat16, on one stream.
-// Weights of 8 and 4 bits and experts read on demand are not there yet: Errors say so.
+// Weights of 8 and 4 bits and of FP8 (coded.h) meet activations in bfloat16. Experts read on demand are not
+// there yet: Errors say so.
 #pragma once
 
 #include <memory>
@@ -49,6 +50,7 @@ class CudaBackend final : public Backend {
                       int64_t rows) override;
   bool quantise(const float* values, const float* importance, View to, int64_t index, int64_t row,
                 int64_t rows) override;
+  std::shared_ptr<void> take_panels(const void* panels, View& view) override;
   void head_linear(View x, View w, bool transpose, View out) override;
   void route(View logits, View bias, View token_mask, const Routing& routing, View scores, View weights,
              View experts, View load, View balance_loss) override;

@@ -5,6 +5,7 @@
 // in rising depth, so it has the same bits in either.
 #pragma once
 
+#include "cuda/coded.h"
 #include "cuda/launch.cuh"
 #include "cuda/product_mma.cuh"
 
@@ -12,9 +13,19 @@ namespace latente::cuda {
 
 constexpr int warp_columns = 16, tile_rows = 8;  // of a warp, of an instruction
 
+// A matrix of weights, or a batch of them (of experts): lines of bfloat16 (columns, or depths); coded ones
+// (coded.h) with bytes from one to the next, and to their codes.
+struct RowsWeights {
+  const void* at = nullptr;
+  int64_t line = 0, batch = 0, codes = 0;
+  int groups = 0, group_inverse = 0;  // of a line; 2^16 / (a group's length / scale_depth), rounded up
+};
+
 // The weights of a warp's columns: lines are columns, or with by_columns depths.
-template <bool by_columns, int stages>
+template <bool ByColumns, int stages>
 struct WeightStream {
+  static constexpr bool by_columns = ByColumns, rotates = ByColumns;
+  static constexpr int step_depth = mma::step;
   static constexpr int stage_bytes = warp_columns * mma::step * 2, bytes = stages * stage_bytes;
 
   unsigned ring = 0;         // in shared memory
@@ -23,6 +34,12 @@ struct WeightStream {
   int depth = 0;
 
   __device__ int steps() const { return (depth + mma::step - 1) / mma::step; }
+
+  // `which` half of the warp's columns are `column` and the next 7.
+  __device__ void point(int which, const RowsWeights& w, int64_t batch, int column) {
+    line = w.line;
+    half[which] = static_cast<const bf16*>(w.at) + batch * w.batch + column * (by_columns ? 1 : line);
+  }
 
   // Eight rows of a matrix lie in different banks.
   __device__ static unsigned offset(int line, int at) {
@@ -80,17 +97,16 @@ struct WeightStream {
 };
 
 // Bytes of a row in shared memory: whole steps, and 16 more so that rows begin in different banks.
-__host__ __device__ constexpr int row_pitch(int depth) {
-  return (depth + mma::step - 1) / mma::step * mma::step * 2 + 16;
+__host__ __device__ constexpr int row_pitch(int depth, int step) {
+  return (depth + step - 1) / step * step * 2 + 16;
 }
 
 // A product that shares a launch with others of the same depth.
 struct RowsProduct {
   const bf16* x = nullptr;
   int64_t x_row = 0, x_batch = 0;
-  const bf16* w = nullptr;
-  const bf16* up = nullptr;         // gated: silu(x · w) · (x · up)
-  int64_t w_line = 0, w_batch = 0;  // a batch or an expert
+  RowsWeights w;
+  RowsWeights up;  // gated: silu(x · w) · (x · up)
   void* out = nullptr;
   int64_t out_row = 0, out_batch = 0;
   const void* bias = nullptr;  // f32, or as w
@@ -121,6 +137,7 @@ struct RowsLaunch {
   RowsProduct products[2];
   int count = 1, depth = 0;
   bool accumulate = false;
+  std::optional<Code> code;  // of all weights
   Rotary rotary;
 };
 
@@ -130,14 +147,13 @@ struct ExpertsDown {
   int64_t inner_row = 0;
   const int32_t* experts = nullptr;
   const float* weights = nullptr;  // [T, K]
-  const bf16* w = nullptr;
-  int64_t w_line = 0, w_batch = 0;
+  RowsWeights w;
   int depth = 0, top_k = 0;
   const bf16* shared_inner = nullptr;  // [T, shared_depth]
   int64_t shared_row = 0;
-  const bf16* shared_w = nullptr;
-  int64_t shared_line = 0;
+  RowsWeights shared_w;
   int shared_depth = 0;
+  std::optional<Code> code;  // of all weights
   bf16* out = nullptr;
   int64_t out_row = 0;
   int tokens = 0, columns = 0;
@@ -154,5 +170,9 @@ bool experts_down(const ExpertsDown& down, const Context& context);
 template <class C>
 bool few_rows(const Product<bf16, bf16, C>& p, int64_t rows, int64_t batches, const char* name,
               const Context& context);
+
+// A matrix, or a stack, coded or of bfloat16 in rows.
+RowsWeights rows_weights(const View& w);
+std::optional<Code> code_of(const View& w);
 
 }  // namespace latente::cuda

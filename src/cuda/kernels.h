@@ -56,7 +56,7 @@ void adamw(View parameter, View master, View gradient, View m, View v, View scal
            const Context& context);
 void update_routing_bias(View load, View bias, double rate, const Context& context);
 
-// linear.cu
+// linear.cu; w may be coded (coded.h) where nothing is transposed
 void linear(View x, View w, View bias, Grad out, const Context& context);
 void linear_backward_input(View d_out, View w, Grad d_x, const Context& context);
 void linear_backward_weight(View d_out, View x, Grad d_w, const Context& context);
@@ -96,7 +96,7 @@ void attention_expanded_backward(View d_out, View q, View k, View k_rope, View v
                                  View out, View lse, View delta, Grad d_q, Grad d_k, Grad d_k_rope, Grad d_v,
                                  const Context& context);
 // attention_paged.cu, attention_paged_expanded.cu: q and out in float32 or bfloat16; caches in either or
-// narrow; kv_b in either, as rows.
+// narrow; kv_b in either, as rows, or coded.
 void attention_paged(View q, View keys, View values, const Pages& pages, double scale, View out,
                      const Context& context);
 void attention_paged_expanded(View q, View cache, View kv_b, const Pages& pages, double scale, View out,

@@ -1,6 +1,7 @@
 // Products. On tensor cores (product_sm90.cu, product_mma.cuh) where operands are bfloat16 in rows of whole
 // packs; else of any sizes, strides and types, in float32. Either way an element's sum runs over the depth in
 // order, whatever tile it falls in.
+#include "cuda/coded.h"
 #include "cuda/few_rows.cuh"
 #include "cuda/kernels.h"
 #include "cuda/product.cuh"
@@ -239,10 +240,79 @@ __global__ __launch_bounds__(256) void sum_rows_kernel(const void* x, bool narro
   out[column] = accumulate ? out[column] + sum : sum;
 }
 
+// -- coded weights: a few rows read codes, for many rows they are widened first --
+
+constexpr int64_t most_coded_rows = 32;  // beyond, reading them again and again costs more than widening
+
+bool few_coded_rows(const View& x, const View& w, RowsProduct p, bool accumulate, const char* name,
+                    const View& out, const Context& context) {
+  if (x.dtype != DType::bf16 || w[-1] % mma::chunk != 0 || w[-2] % mma::chunk != 0 ||
+      !in_packs(mma::chunk, {x})) {
+    return false;
+  }
+  RowsLaunch launch;
+  launch.depth = static_cast<int>(w[-1]);
+  launch.accumulate = accumulate;
+  launch.code = code_of(w);
+  p.x = x.as<bf16>(), p.x_row = x.stride(0);
+  p.w = rows_weights(w);
+  p.out = out.data, p.out_row = out.stride(0);
+  p.rows = static_cast<int>(out[0]), p.columns = static_cast<int>(w[-2]);
+  launch.products[0] = p;
+  return few_rows(launch, false, out.dtype == DType::f32, name, context);
+}
+
+void coded_linear(const View& x, const View& w, const View& bias, const Grad& out, const Context& context) {
+  if (x[0] == 0) return;
+  RowsProduct p;
+  p.bias = bias.data, p.exact_bias = bias.dtype == DType::f32;
+  if (x[0] <= most_coded_rows && few_coded_rows(x, w, p, out.accumulate, "linear", out.view, context)) return;
+  const int64_t at_once = widened_rows(w, context);
+  for (int64_t first = 0; first < w[0]; first += at_once) {
+    const int64_t count = std::min(at_once, w[0] - first);
+    Context rest;
+    const View rows = widened(w, first, count, nullptr, context, rest);
+    linear(x, rows, bias ? columns_of(bias, first, first + count) : View(),
+           {columns_of(out.view, first, first + count), out.accumulate}, rest);
+  }
+}
+
+void coded_head_linear(const View& x, const View& w, const View& out, const Context& context) {
+  if (x[0] == 0) return;
+  RowsProduct p;
+  p.x_batch = x.stride(1), p.out_batch = out.stride(1), p.batches = static_cast<int>(x[1]);
+  if (x[0] <= most_coded_rows && few_coded_rows(x, w, p, false, "head_linear", out, context)) return;
+  Context rest;
+  const View rows = widened(w, context, rest);
+  head_linear(x, rows, false, out, rest);
+}
+
+void coded_grouped_linear(const View& x, const View& rows, const View& offsets, const View& w,
+                          const View& out, const Context& context) {
+  if (out[0] == 0) return;
+  RowsProduct p;
+  p.offsets = offsets.as<int32_t>(), p.gather = rows.as_or_null<int32_t>();
+  p.experts = static_cast<int>(w[0]);
+  if (out[0] <= tile_rows * w[0] && few_coded_rows(x, w, p, false, "grouped_linear", out, context)) return;
+  const int64_t at_once = widened_matrices(w, context);
+  if (at_once == 0)
+    fail("grouped_linear: workspace: expected room for a matrix {}, found {} bytes", w.shape.str(),
+         context.workspace_bytes);
+  for (int64_t first = 0; first < w[0]; first += at_once) {
+    const int64_t count = std::min(at_once, w[0] - first);
+    int32_t* own = offsets.as<int32_t>() + first;
+    Context rest;
+    const View part = matrices_of(w, first, count);
+    const View wide = widened(part, 0, w[1], own, context, rest);
+    grouped_linear(x, rows, View(own, {count + 1}, DType::i32), wide, out, rest);
+  }
+}
+
 }  // namespace
 
 void linear(View x, View w, View bias, Grad out, const Context& context) {
   LATENTE_ASSERT(x[1] == w[1] && out.view[0] == x[0] && out.view[1] == w[0]);
+  if (is_coded(w)) return coded_linear(x, w, bias, out, context);
   with_types(x, w, out.view, "linear", [&](auto& p) {
     p.a_row = x.stride(0), p.b_row = w.stride(0), p.c_row = out.view.stride(0);
     p.rows = x[0], p.columns = w[0], p.depth = x[1];
@@ -282,6 +352,8 @@ void linear_backward_bias(View d_out, Grad d_bias, const Context& context) {
 }
 
 void head_linear(View x, View w, bool transpose, View out, const Context& context) {
+  LATENTE_ASSERT(!(transpose && is_coded(w)));
+  if (is_coded(w)) return coded_head_linear(x, w, out, context);
   with_types(x, w, out, "head_linear", [&](auto& p) {
     p.a_row = x.stride(0), p.c_row = out.stride(0);
     p.b_row = transpose ? 1 : w.stride(1), p.b_depth = transpose ? w.stride(1) : 1;
@@ -294,6 +366,7 @@ void head_linear(View x, View w, bool transpose, View out, const Context& contex
 void grouped_linear(View x, View rows, View offsets, View w, View out, const Context& context) {
   LATENTE_ASSERT(offsets.count() == w[0] + 1 && x[1] == w[2] && out[1] == w[1]);
   LATENTE_ASSERT((rows ? rows.count() : x[0]) == out[0]);
+  if (is_coded(w)) return coded_grouped_linear(x, rows, offsets, w, out, context);
   with_types(x, w, out, "grouped_linear", [&](auto& p) {
     p.a_row = x.stride(0), p.b_row = w.stride(1), p.b_batch = w.stride(0), p.c_row = out.stride(0);
     p.columns = w[1], p.depth = w[2], p.experts = static_cast<int>(w[0]);

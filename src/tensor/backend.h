@@ -185,8 +185,9 @@ class Backend {
   virtual std::optional<Packed> packed(View w) const = 0;
   virtual void pack(View w, View to) = 0;
   // The form of a weight of this shape in 8 or 4 bits (DType::q8, q4, q4m) with a scale for each `group`
-  // elements of a row (tensor/quantise.h), if this device has one. What such a weight meets is rounded to 8
-  // bits, row by row and group by group.
+  // elements of a row (tensor/quantise.h), or in FP8 (f8e4m3, with squares of 128: tensor/panels.h), if this
+  // device has one. It is the form in the host's memory: another device lays panels out for itself. On a CPU
+  // what such a weight meets is rounded to 8 bits, row by row and group by group.
   virtual std::optional<Packed> quantised(Shape shape, DType type, int64_t group) const = 0;
   // Packs the rows [row, row + rows) of a matrix, the `index`-th of a stack, given as codes [rows, K] and
   // scales [rows, groups], of q4m followed by offsets [rows, groups]; row is a multiple of 16.
@@ -197,6 +198,9 @@ class Backend {
   // at once.
   virtual bool quantise(const float* values, const float* importance, View to, int64_t index, int64_t row,
                         int64_t rows) = 0;
+  // Not where the device is the host: lays out what the host's memory holds in the form of `view`, and gives
+  // `view` its place. Returns the memory's owner.
+  virtual std::shared_ptr<void> take_panels(const void* panels, View& view) = 0;
   // A matrix a head: out[t, h] = w[h] · x[t, h] (transpose false: w [H, N, K], x [T, H, K], out [T, H, N]),
   // or w[h]ᵀ · x[t, h] (transpose true: w [H, K, N]; not for packed weights). All may be strided on leading
   // axes.
