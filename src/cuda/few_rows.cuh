@@ -25,6 +25,7 @@ struct RowsWeights {
 template <bool ByColumns, int stages>
 struct WeightStream {
   static constexpr bool by_columns = ByColumns, rotates = ByColumns;
+  static constexpr int columns = warp_columns, gated_warps = 1;
   static constexpr int step_depth = mma::step;
   static constexpr int stage_bytes = warp_columns * mma::step * 2, bytes = stages * stage_bytes;
 
@@ -54,7 +55,7 @@ struct WeightStream {
     for (int j = 0; j < 4; ++j) {
       const int i = j * warp_size + lane;
       const int l = by_columns ? i / 2 : i / 8, at = by_columns ? i % 2 : i % 8;
-      const bf16* columns = half[by_columns ? at : l / 8];
+      const bf16* columns = (by_columns ? at : j / 2) ? half[1] : half[0];
       const int k = base + (by_columns ? l : at * mma::chunk);
       const bool inside = columns && k < depth;
       const bf16* from = by_columns ? columns + k * line : columns + l % 8 * line + k;
