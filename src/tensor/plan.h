@@ -28,6 +28,8 @@ class Gradients;
 
 struct PlanOptions {
   bool training = false;  // record what gradients need
+  // Gradients of parameters are written over what is there, instead of added to it.
+  bool fresh_gradients = false;
   // Bytes that intermediates should fit in, if not 0: results of the forward pass are then dropped and made
   // again for the backward pass, cheapest a byte first, until they do, or as far as it helps.
   int64_t memory = 0;
@@ -218,6 +220,7 @@ class Gradients {
   Entry& entry_of(const Value* root);
   void fill(const Tensor& tensor, double value);
   void complete(const Value* root, Entry& entry);
+  void complete_parameters();
   void make_private(const Value* root, Entry& entry);
 
   Plan& plan_;

@@ -169,6 +169,11 @@ void fill_from_batch(Objective& objective, const Batch& batch, std::span<const d
   to.finish();
 }
 
+View GradientMemory::all() const {
+  const DType type = gradients.at(0).dtype();
+  return {memory.get(), {bytes / size_of(type)}, type};
+}
+
 GradientMemory allocate_gradients(Backend& backend, Transformer& model) {
   GradientMemory block;
   std::vector<int64_t> offsets;
