@@ -21,22 +21,6 @@ bool fits_rows(const Product<A, float, float>& p) {
          p.b_row % 4 == 0 && aligned(p.a, 4 * sizeof(A)) && aligned(p.b, 16);
 }
 
-template <class C>
-HopperProduct for_hopper(const Product<bf16, bf16, C>& p, int64_t rows, int64_t batches) {
-  HopperProduct h;
-  h.a = p.a, h.b = p.b, h.c = p.c;
-  h.a_by_depth = p.a_depth == 1, h.b_by_depth = p.b_depth == 1;
-  h.a_line = h.a_by_depth ? p.a_row : p.a_depth, h.b_line = h.b_by_depth ? p.b_row : p.b_depth;
-  h.a_batch = p.a_batch, h.b_batch = p.b_batch, h.c_batch = p.c_batch, h.c_row = p.c_row;
-  h.narrow = std::is_same_v<C, bf16>;
-  h.rows = rows, h.columns = p.columns, h.depth = p.depth;
-  h.batches = p.offsets || p.part_depth ? 1 : static_cast<int>(batches);
-  h.accumulate = p.accumulate, h.bias = p.bias, h.exact_bias = p.exact_bias;
-  h.offsets = p.offsets, h.gather = p.gather, h.by_depth = p.by_depth, h.experts = p.experts;
-  h.part_depth = p.part_depth;
-  return h;
-}
-
 // `rows` of a and c in all, also where they are grouped.
 template <class A, class B, class C>
 void launch(const Product<A, B, C>& p, int64_t rows, int64_t batches, const char* name,
@@ -82,7 +66,7 @@ void launch(const Product<A, B, C>& p, int64_t rows, int64_t batches, const char
   }
 }
 
-// out [rows, columns] (+)= the sum of parts [count, rows, columns], in order; `width` elements a thread.
+// `width` elements a thread.
 template <int width>
 __global__ __launch_bounds__(256) void sum_parts_kernel(const float* parts, int count, int64_t rows,
                                                         int64_t columns, float* out, int64_t out_stride,
@@ -99,6 +83,19 @@ __global__ __launch_bounds__(256) void sum_parts_kernel(const float* parts, int 
   }
   put<width>(accumulate, sum, out + i / columns * out_stride + i % columns);
 }
+
+}  // namespace
+
+void sum_parts(const float* parts, int count, int64_t rows, int64_t columns, float* out, int64_t out_row,
+               bool accumulate, const char* name, const Context& context) {
+  const bool packs = columns % 4 == 0 && out_row % 4 == 0 && reinterpret_cast<uintptr_t>(out) % 16 == 0;
+  const auto kernel = packs ? sum_parts_kernel<4> : sum_parts_kernel<1>;
+  kernel<<<blocks_for(rows * columns, packs ? 1024 : 256), 256, 0, context.stream>>>(
+      parts, count, rows, columns, out, out_row, accumulate);
+  check_launch(name);
+}
+
+namespace {
 
 // How many parts the depth of a product of few tiles is cut into, so that every multiprocessor has something
 // to do; it follows from the shapes.
@@ -127,11 +124,7 @@ void launch_deep(const Product<A, B, C>& p, const char* name, const Context& con
       cut.c_row = p.columns, cut.c_batch = p.rows * p.columns;
       cut.accumulate = false;
       launch(cut, p.rows, count, name, context);
-      const bool packs = p.columns % 4 == 0 && p.c_row % 4 == 0 && reinterpret_cast<uintptr_t>(p.c) % 16 == 0;
-      const auto sum = packs ? sum_parts_kernel<4> : sum_parts_kernel<1>;
-      sum<<<blocks_for(p.rows * p.columns, packs ? 1024 : 256), 256, 0, context.stream>>>(
-          cut.c, count, p.rows, p.columns, p.c, p.c_row, p.accumulate);
-      return check_launch(name);
+      return sum_parts(cut.c, count, p.rows, p.columns, p.c, p.c_row, p.accumulate, name, context);
     }
   }
   launch(p, p.rows, 1, name, context);

@@ -131,8 +131,7 @@ Gradients::Slot Gradients::slot(const Tensor& x) {
   Entry& entry = entry_of(&root.value());
   Region region = region_of(x);
   if (!entry.buffer) {
-    entry.buffer =
-        is_parameter ? Tensor(root.value().grad) : plan_.intermediate(root.shape(), root.dtype());
+    entry.buffer = is_parameter ? Tensor(root.value().grad) : plan_.intermediate(root.shape(), root.dtype());
   } else if (!is_parameter) {
     make_private(&root.value(), entry);
   }

@@ -90,6 +90,9 @@ class Plan {
   bool training() const { return options_.training; }
   // Whether ops are recorded as the backend's fused calls where there are such.
   bool fuses() const { return !options_.training && backend_->fuses(); }
+  // Whether gates and what they gate are recorded as one node: not where parts of it may have to be made
+  // again for want of memory.
+  bool fuses_gates() const { return options_.training ? options_.memory == 0 : fuses(); }
   int64_t arena_bytes() const { return arena_bytes_; }
   // The sum over intermediates: what one buffer per value would need.
   int64_t unplanned_bytes() const { return unplanned_bytes_; }
