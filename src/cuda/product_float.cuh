@@ -23,27 +23,47 @@ __global__ __launch_bounds__(K::threads) void product_kernel(Product<A, B, C> p)
   const int thread = static_cast<int>(threadIdx.x), x = thread % K::across, y = thread / K::across;
   const int64_t first_column = static_cast<int64_t>(blockIdx.y) * K::columns;
   float sums[8][K::groups][4] = {};
-  for (int64_t base = first_depth; base < end_depth; base += K::depth) {
-    // Neighbouring threads read along the axis that is contiguous.
+  // The next step's elements arrive in registers while this one's are multiplied: read wherever the nearest
+  // one is, so that no branch stands between the reads. Neighbouring threads read along the contiguous axis.
+  float a_next[K::depth * K::rows / K::threads], b_next[K::depth * K::columns / K::threads];
+  const bool a_along = p.a_depth == 1, b_along = p.b_depth == 1;
+  const auto a_place = [&](int at) { return a_along ? at / K::depth : at % K::rows; };
+  const auto a_step = [&](int at) { return a_along ? at % K::depth : at / K::rows; };
+  const auto b_place = [&](int at) { return b_along ? at / K::depth : at % K::columns; };
+  const auto b_step = [&](int at) { return b_along ? at % K::depth : at / K::columns; };
+  const auto read = [&](int64_t base) {
 #pragma unroll
-    for (int at = thread; at < K::depth * K::rows; at += K::threads) {
-      const int i = p.a_depth == 1 ? at / K::depth : at % K::rows;
-      const int k = p.a_depth == 1 ? at % K::depth : at / K::rows;
-      const int64_t row = first_row + i;
-      const bool inside = row < end_row && base + k < end_depth;
-      const int64_t from = p.gather && !p.by_depth && inside ? p.gather[row] : row;
-      a_tile[k][i] = inside ? widen(p.a[from * p.a_row + (base + k) * p.a_depth]) : 0.0f;
+    for (int i = 0; i < K::depth * K::rows / K::threads; ++i) {
+      const int at = i * K::threads + thread;
+      const int64_t row = min(first_row + a_place(at), end_row - 1), k = base + a_step(at);
+      const int64_t from = p.gather && !p.by_depth ? p.gather[row] : row;
+      const float value = widen(p.a[from * p.a_row + min(k, end_depth - 1) * p.a_depth]);
+      a_next[i] = k < end_depth ? value : 0;
     }
 #pragma unroll
-    for (int at = thread; at < K::depth * K::columns; at += K::threads) {
-      const int i = p.b_depth == 1 ? at / K::depth : at % K::columns;
-      const int k = p.b_depth == 1 ? at % K::depth : at / K::columns;
-      const int64_t column = first_column + i;
-      const bool inside = column < p.columns && base + k < end_depth;
-      const int64_t from = p.gather && p.by_depth && inside ? p.gather[base + k] : base + k;
-      b_tile[k][i] = inside ? widen(p.b[column * p.b_row + from * p.b_depth]) : 0.0f;
+    for (int i = 0; i < K::depth * K::columns / K::threads; ++i) {
+      const int at = i * K::threads + thread;
+      const int64_t column = min(first_column + b_place(at), p.columns - 1), k = base + b_step(at);
+      const int64_t inside = min(k, end_depth - 1);
+      const int64_t from = p.gather && p.by_depth ? p.gather[inside] : inside;
+      const float value = widen(p.b[column * p.b_row + from * p.b_depth]);
+      b_next[i] = k < end_depth ? value : 0;
+    }
+  };
+  if (first_depth < end_depth) read(first_depth);
+  for (int64_t base = first_depth; base < end_depth; base += K::depth) {
+#pragma unroll
+    for (int i = 0; i < K::depth * K::rows / K::threads; ++i) {
+      const int at = i * K::threads + thread;
+      a_tile[a_step(at)][a_place(at)] = a_next[i];
+    }
+#pragma unroll
+    for (int i = 0; i < K::depth * K::columns / K::threads; ++i) {
+      const int at = i * K::threads + thread;
+      b_tile[b_step(at)][b_place(at)] = b_next[i];
     }
     __syncthreads();
+    if (base + K::depth < end_depth) read(base + K::depth);
 #pragma unroll
     for (int k = 0; k < K::depth; ++k) {
       float a[2][4], b[K::groups][4];
@@ -67,13 +87,19 @@ __global__ __launch_bounds__(K::threads) void product_kernel(Product<A, B, C> p)
       const int64_t column = first_column + (g * K::across + x) * 4;
       const int count = static_cast<int>(min(int64_t{4}, p.columns - column));
       float(&four)[4] = sums[i][g];
-      for (int j = 0; p.bias && j < count; ++j) four[j] += bias_at(p, column + j);
       C* to = p.c + row * p.c_row + column;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (p.bias && j < count) four[j] += bias_at(p, column + j);
+      }
       if (packs && count == 4) {
         put<4>(p.accumulate, four, to);
         continue;
       }
-      for (int j = 0; j < count; ++j) to[j] = narrow<C>(p.accumulate ? widen(to[j]) + four[j] : four[j]);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (j < count) to[j] = narrow<C>(p.accumulate ? widen(to[j]) + four[j] : four[j]);
+      }
     }
   }
 }
@@ -114,6 +140,19 @@ __global__ __launch_bounds__(row_threads) void row_kernel(Product<A, float, floa
   }
 }
 
+// Lanes trade halves of what they have until each has its share of the sums whole, in the order of
+// warp_sum().
+template <int half, int distance, int count>
+__device__ void trade_halves(float (&sums)[count], int lane) {
+  const bool high = lane & distance;
+#pragma unroll
+  for (int i = 0; i < half; ++i) {
+    const float other = __shfl_xor_sync(whole_warp, high ? sums[i] : sums[i + half], distance);
+    sums[i] = (high ? sums[i + half] : sums[i]) + other;
+  }
+  if constexpr (distance > 1) trade_halves<half / 2, distance / 2>(sums, lane);
+}
+
 // The same sums in the same order for many rows: a warp has 4 rows and 16 columns at once, whose weights the
 // block keeps in shared memory, some of the depth at a time.
 constexpr int warp_rows = 4, column_tile = 16, row_tile = warp_rows * row_warps, row_chunk = 512;
@@ -141,12 +180,13 @@ __global__ __launch_bounds__(row_threads, 2) void many_rows_kernel(Product<A, fl
       store<4>(four, w[column] + k);
     }
     __syncthreads();
-#pragma unroll
+#pragma unroll 1
     for (int k = lane * 4; k < row_chunk; k += warp_size * 4) {
-      if (base + k >= depth) continue;
+      // Beyond the depth weights are zeros.
+      const int at = min(base + k, depth - 4);
       float x[warp_rows][4];
 #pragma unroll
-      for (int r = 0; r < warp_rows; ++r) load<4>(rows[r] + base + k, x[r]);
+      for (int r = 0; r < warp_rows; ++r) load<4>(rows[r] + at, x[r]);
 #pragma unroll
       for (int column = 0; column < column_tile; ++column) {
         float four[4];
@@ -159,21 +199,12 @@ __global__ __launch_bounds__(row_threads, 2) void many_rows_kernel(Product<A, fl
       }
     }
   }
-  // Lanes trade halves of what they have until each has its sums whole, in the order of warp_sum().
-  int count = warp_rows * column_tile / 2;
-#pragma unroll
-  for (int distance = warp_size / 2; distance > 0; distance /= 2, count /= 2) {
-    const bool high = lane & distance;
-#pragma unroll
-    for (int i = 0; i < count; ++i) {
-      const float other = __shfl_xor_sync(whole_warp, high ? sums[i] : sums[i + count], distance);
-      sums[i] = (high ? sums[i + count] : sums[i]) + other;
-    }
-  }
+  trade_halves<warp_rows * column_tile / 2, warp_size / 2>(sums, lane);
   const int64_t row = first_row + lane * 2 / column_tile;
   const int column = first_column + lane * 2 % column_tile;
   if (row >= p.rows) return;
-  for (int i = 0; i < 2 && column + i < columns; ++i) p.c[row * p.c_row + column + i] = sums[i];
+  if (column < columns) p.c[row * p.c_row + column] = sums[0];
+  if (column + 1 < columns) p.c[row * p.c_row + column + 1] = sums[1];
 }
 
 }  // namespace latente::cuda
