@@ -304,9 +304,38 @@ void CudaBackend::linear_both(View x, View w, View other_w, View out, View other
     Backend::linear_both(x, w, other_w, out, other_out);
 }
 
-void CudaBackend::gated_linear(View x, View gate_weight, View up_weight, View gated, View risen, View out) {
-  if (!cuda::gated_linear(x, gate_weight, up_weight, out, context_))
-    Backend::gated_linear(x, gate_weight, up_weight, gated, risen, out);
+void CudaBackend::gated_linear(View x, View gate, View up, View gated, View risen, View out, bool kept) {
+  if (!(!kept && cuda::gated_few_rows(x, gate, up, out, context_)) &&
+      !cuda::gated_linear(x, {}, {}, gate, up, gated, risen, out, context_))
+    Backend::gated_linear(x, gate, up, gated, risen, out, kept);
+}
+
+void CudaBackend::grouped_gated_linear(View x, View rows, View offsets, View gate, View up, View gated,
+                                       View risen, View out) {
+  if (!cuda::gated_linear(x, rows, offsets, gate, up, gated, risen, out, context_))
+    Backend::grouped_gated_linear(x, rows, offsets, gate, up, gated, risen, out);
+}
+
+void CudaBackend::gated_linear_backward_input(View d_gated, View d_risen, View gate, View up, Grad d_x) {
+  if (!cuda::gated_linear_backward_input(d_gated, d_risen, {}, gate, up, d_x, context_))
+    Backend::gated_linear_backward_input(d_gated, d_risen, gate, up, d_x);
+}
+
+void CudaBackend::grouped_gated_linear_backward_input(View d_gated, View d_risen, View offsets, View gate,
+                                                      View up, Grad d_x) {
+  if (!cuda::gated_linear_backward_input(d_gated, d_risen, offsets, gate, up, d_x, context_))
+    Backend::grouped_gated_linear_backward_input(d_gated, d_risen, offsets, gate, up, d_x);
+}
+
+void CudaBackend::gated_linear_backward_weight(View d_gated, View d_risen, View x, Grad d_gate, Grad d_up) {
+  if (!cuda::gated_linear_backward_weight(d_gated, d_risen, x, {}, {}, d_gate, d_up, context_))
+    Backend::gated_linear_backward_weight(d_gated, d_risen, x, d_gate, d_up);
+}
+
+void CudaBackend::grouped_gated_linear_backward_weight(View d_gated, View d_risen, View x, View rows,
+                                                       View offsets, Grad d_gate, Grad d_up) {
+  if (!cuda::gated_linear_backward_weight(d_gated, d_risen, x, rows, offsets, d_gate, d_up, context_))
+    Backend::grouped_gated_linear_backward_weight(d_gated, d_risen, x, rows, offsets, d_gate, d_up);
 }
 
 void CudaBackend::latent_entries(const LatentEntries& entries) {

@@ -76,7 +76,15 @@ class CudaBackend final : public Backend {
   void most_likely(View logits, View out) override;
   bool fuses() const override { return true; }
   void linear_both(View x, View w, View other_w, View out, View other_out) override;
-  void gated_linear(View x, View gate_weight, View up_weight, View gated, View risen, View out) override;
+  void gated_linear(View x, View gate, View up, View gated, View risen, View out, bool kept) override;
+  void grouped_gated_linear(View x, View rows, View offsets, View gate, View up, View gated, View risen,
+                            View out) override;
+  void gated_linear_backward_input(View d_gated, View d_risen, View gate, View up, Grad d_x) override;
+  void grouped_gated_linear_backward_input(View d_gated, View d_risen, View offsets, View gate, View up,
+                                           Grad d_x) override;
+  void gated_linear_backward_weight(View d_gated, View d_risen, View x, Grad d_gate, Grad d_up) override;
+  void grouped_gated_linear_backward_weight(View d_gated, View d_risen, View x, View rows, View offsets,
+                                            Grad d_gate, Grad d_up) override;
   void latent_entries(const LatentEntries& entries) override;
   void absorb_rotated(View q, View w, bool transpose, View positions, View table, bool interleaved,
                       View out) override;

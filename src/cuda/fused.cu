@@ -71,7 +71,7 @@ bool linear_both(View x, View w, View other_w, View out, View other_out, const C
   return few_rows(launch, false, false, "linear_both", context);
 }
 
-bool gated_linear(View x, View gate_weight, View up_weight, View out, const Context& context) {
+bool gated_few_rows(View x, View gate_weight, View up_weight, View out, const Context& context) {
   if (x[0] > most_rows || !whole({x, gate_weight, up_weight, out}) || !alike({gate_weight, up_weight}))
     return false;
   RowsLaunch launch;

@@ -69,6 +69,15 @@ void grouped_linear_backward_input(View d_out, View offsets, View w, Grad d_x, c
 void grouped_linear_backward_weight(View d_out, View x, View rows, View offsets, Grad d_w,
                                     const Context& context);
 
+// gated_linear.cu: of all rows, or with offsets of experts. Each returns false, having done nothing, for what
+// it has no kernel for.
+bool gated_linear(View x, View rows, View offsets, View gate, View up, View gated, View risen, View inner,
+                  const Context& context);
+bool gated_linear_backward_input(View d_gated, View d_risen, View offsets, View gate, View up, Grad d_x,
+                                 const Context& context);
+bool gated_linear_backward_weight(View d_gated, View d_risen, View x, View rows, View offsets, Grad d_gate,
+                                  Grad d_up, const Context& context);
+
 // fp8.cu, for Hopper. Codes of a matrix [R, C] (f8e4m3) with a float32 scale for 128 of a row, [C / 128, R],
 // or for squares of 128 × 128, [R / 128, C / 128] (numbers of blocks rounded up). A scale is the largest
 // magnitude over 448.
@@ -112,7 +121,7 @@ void most_likely(View logits, View out, const Context& context);
 // kernel for: other types than bfloat16, many rows.
 bool latent_entries(const LatentEntries& entries, const Context& context);
 bool linear_both(View x, View w, View other_w, View out, View other_out, const Context& context);
-bool gated_linear(View x, View gate_weight, View up_weight, View out, const Context& context);
+bool gated_few_rows(View x, View gate_weight, View up_weight, View out, const Context& context);
 bool absorb_rotated(View q, View w, bool transpose, View positions, View table, bool interleaved, View out,
                     const Context& context);
 bool expert_layer(const ExpertLayer& layer, const Context& context);

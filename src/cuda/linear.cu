@@ -5,100 +5,12 @@
 #include "cuda/few_rows.cuh"
 #include "cuda/kernels.h"
 #include "cuda/product.cuh"
+#include "cuda/product_float.cuh"
 #include "cuda/product_mma.cuh"
 #include "cuda/product_sm90.h"
 
 namespace latente::cuda {
 namespace {
-
-constexpr int side = 16, each = 4;  // threads: side × side, each with each × each elements, `side` apart
-constexpr int tile = side * each, depth_step = side;
-constexpr int pitch = tile + 2;  // of a tile in shared memory
-
-template <class A, class B, class C>
-__global__ __launch_bounds__(side* side) void product_kernel(Product<A, B, C> p) {
-  __shared__ float a_tile[depth_step][pitch], b_tile[depth_step][pitch];
-  const auto [first_row, end_row, first_depth, end_depth] = part_of<tile>(p);
-  if (first_row >= end_row) return;
-  const int thread = static_cast<int>(threadIdx.x), x = thread % side, y = thread / side;
-  const int64_t first_column = static_cast<int64_t>(blockIdx.y) * tile;
-  float sums[each][each] = {};
-  for (int64_t base = first_depth; base < end_depth; base += depth_step) {
-    // Neighbouring threads read along the axis that is contiguous.
-    for (int i = 0; i < each; ++i) {
-      const int at = i * side * side + thread;
-      const int a_i = p.a_depth == 1 ? at / depth_step : at % tile;
-      const int a_k = p.a_depth == 1 ? at % depth_step : at / tile;
-      const int64_t row = first_row + a_i;
-      const bool a_inside = row < end_row && base + a_k < end_depth;
-      const int64_t from = p.gather && !p.by_depth && a_inside ? p.gather[row] : row;
-      a_tile[a_k][a_i] = a_inside ? widen(p.a[from * p.a_row + (base + a_k) * p.a_depth]) : 0.0f;
-      const int b_i = p.b_depth == 1 ? at / depth_step : at % tile;
-      const int b_k = p.b_depth == 1 ? at % depth_step : at / tile;
-      const int64_t column = first_column + b_i;
-      const bool b_inside = column < p.columns && base + b_k < end_depth;
-      const int64_t k = p.gather && p.by_depth && b_inside ? p.gather[base + b_k] : base + b_k;
-      b_tile[b_k][b_i] = b_inside ? widen(p.b[column * p.b_row + k * p.b_depth]) : 0.0f;
-    }
-    __syncthreads();
-#pragma unroll
-    for (int d = 0; d < depth_step; ++d) {
-      for (int i = 0; i < each; ++i) {
-        for (int j = 0; j < each; ++j)
-          sums[i][j] = fmaf(a_tile[d][y + i * side], b_tile[d][x + j * side], sums[i][j]);
-      }
-    }
-    __syncthreads();
-  }
-  for (int i = 0; i < each; ++i) {
-    const int64_t row = first_row + y + i * side;
-    if (row >= end_row) break;
-    for (int j = 0; j < each; ++j) {
-      const int64_t column = first_column + x + j * side;
-      if (column >= p.columns) continue;
-      float sum = sums[i][j];
-      if (p.bias) sum += bias_at(p, column);
-      C& to = p.c[row * p.c_row + column];
-      to = narrow<C>(p.accumulate ? widen(to) + sum : sum);
-    }
-  }
-}
-
-// A block a row, or some columns of one: its warps take the columns in turn, lanes share the depth. For few
-// columns of float32, as of routers, whatever the number of rows.
-constexpr int row_threads = 256, row_warps = row_threads / warp_size;
-constexpr int64_t most_row_columns = 256, most_row_depth = 8192;
-template <class A>
-__global__ __launch_bounds__(row_threads) void row_kernel(Product<A, float, float> p) {
-  extern __shared__ __align__(16) float row[];
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % warp_size,
-            depth = static_cast<int>(p.depth);
-  const int64_t first = static_cast<int64_t>(blockIdx.y) * row_warps + thread / warp_size;
-  if (first < p.columns) {
-    for (int k = lane * 32; k < depth; k += warp_size * 32)
-      asm volatile("prefetch.global.L2 [%0];" ::"l"(p.b + first * p.b_row + k));
-  }
-  wait_for_earlier_kernels();
-  for (int k = thread * 4; k < depth; k += row_threads * 4) {
-    float x[4];
-    load<4>(p.a + blockIdx.x * p.a_row + k, x);
-    store<4>(x, row + k);
-  }
-  __syncthreads();
-#pragma unroll 4
-  for (int64_t column = first; column < p.columns; column += static_cast<int64_t>(gridDim.y) * row_warps) {
-    float sum = 0;
-    for (int k = lane * 4; k < depth; k += warp_size * 4) {
-      float x[4], w[4];
-      load<4>(row + k, x);
-      load<4>(p.b + column * p.b_row + k, w);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) sum = fmaf(x[j], w[j], sum);
-    }
-    sum = warp_sum(sum);
-    if (lane == 0) p.c[blockIdx.x * p.c_row + column] = sum;
-  }
-}
 
 template <class A>
 bool fits_rows(const Product<A, float, float>& p) {
@@ -108,22 +20,6 @@ bool fits_rows(const Product<A, float, float>& p) {
   return p.columns <= most_row_columns && p.depth <= most_row_depth && p.depth % 4 == 0 && !p.offsets &&
          !p.bias && !p.accumulate && p.a_depth == 1 && p.b_depth == 1 && p.a_row % 4 == 0 &&
          p.b_row % 4 == 0 && aligned(p.a, 4 * sizeof(A)) && aligned(p.b, 16);
-}
-
-template <class C>
-HopperProduct for_hopper(const Product<bf16, bf16, C>& p, int64_t rows, int64_t batches) {
-  HopperProduct h;
-  h.a = p.a, h.b = p.b, h.c = p.c;
-  h.a_by_depth = p.a_depth == 1, h.b_by_depth = p.b_depth == 1;
-  h.a_line = h.a_by_depth ? p.a_row : p.a_depth, h.b_line = h.b_by_depth ? p.b_row : p.b_depth;
-  h.a_batch = p.a_batch, h.b_batch = p.b_batch, h.c_batch = p.c_batch, h.c_row = p.c_row;
-  h.narrow = std::is_same_v<C, bf16>;
-  h.rows = rows, h.columns = p.columns, h.depth = p.depth;
-  h.batches = p.offsets || p.part_depth ? 1 : static_cast<int>(batches);
-  h.accumulate = p.accumulate, h.bias = p.bias, h.exact_bias = p.exact_bias;
-  h.offsets = p.offsets, h.gather = p.gather, h.by_depth = p.by_depth, h.experts = p.experts;
-  h.part_depth = p.part_depth;
-  return h;
 }
 
 // `rows` of a and c in all, also where they are grouped.
@@ -149,17 +45,29 @@ void launch(const Product<A, B, C>& p, int64_t rows, int64_t batches, const char
   }
   if constexpr (std::is_same_v<B, float> && std::is_same_v<C, float>) {
     if (batches == 1 && p.part_depth == 0 && fits_rows(p)) {
+      if (rows >= enough_row_tiles * row_tile) {
+        const dim3 grid(blocks_for(rows, row_tile), blocks_for(p.columns, column_tile));
+        return launch_early(many_rows_kernel<A>, grid, row_threads, 0, name, context, p);
+      }
       constexpr int64_t few = 128;  // rows alone would leave multiprocessors idle
       const dim3 grid(static_cast<unsigned>(rows), rows <= few ? blocks_for(p.columns, row_warps) : 1);
       return launch_early(row_kernel<A>, grid, row_threads, static_cast<size_t>(p.depth) * sizeof(float),
                           name, context, p);
     }
   }
-  product_kernel<<<grid_of(tile, tile), side * side, 0, context.stream>>>(p);
-  check_launch(name);
+  const auto in_tiles_of = [&]<class K>(K) {
+    product_kernel<K><<<grid_of(K::rows, K::columns), K::threads, 0, context.stream>>>(p);
+    check_launch(name);
+  };
+  // Tiles of few rows where those of many would be mostly empty.
+  if ((grouped ? rows / p.experts : rows) <= 64) {
+    in_tiles_of(FloatTile<32, 1>{});
+  } else {
+    in_tiles_of(FloatTile<128, 2>{});
+  }
 }
 
-// out [rows, columns] (+)= the sum of parts [count, rows, columns], in order; `width` elements a thread.
+// `width` elements a thread.
 template <int width>
 __global__ __launch_bounds__(256) void sum_parts_kernel(const float* parts, int count, int64_t rows,
                                                         int64_t columns, float* out, int64_t out_stride,
@@ -176,6 +84,19 @@ __global__ __launch_bounds__(256) void sum_parts_kernel(const float* parts, int 
   }
   put<width>(accumulate, sum, out + i / columns * out_stride + i % columns);
 }
+
+}  // namespace
+
+void sum_parts(const float* parts, int count, int64_t rows, int64_t columns, float* out, int64_t out_row,
+               bool accumulate, const char* name, const Context& context) {
+  const bool packs = columns % 4 == 0 && out_row % 4 == 0 && reinterpret_cast<uintptr_t>(out) % 16 == 0;
+  const auto kernel = packs ? sum_parts_kernel<4> : sum_parts_kernel<1>;
+  kernel<<<blocks_for(rows * columns, packs ? 1024 : 256), 256, 0, context.stream>>>(
+      parts, count, rows, columns, out, out_row, accumulate);
+  check_launch(name);
+}
+
+namespace {
 
 // How many parts the depth of a product of few tiles is cut into, so that every multiprocessor has something
 // to do; it follows from the shapes.
@@ -204,11 +125,7 @@ void launch_deep(const Product<A, B, C>& p, const char* name, const Context& con
       cut.c_row = p.columns, cut.c_batch = p.rows * p.columns;
       cut.accumulate = false;
       launch(cut, p.rows, count, name, context);
-      const bool packs = p.columns % 4 == 0 && p.c_row % 4 == 0 && reinterpret_cast<uintptr_t>(p.c) % 16 == 0;
-      const auto sum = packs ? sum_parts_kernel<4> : sum_parts_kernel<1>;
-      sum<<<blocks_for(p.rows * p.columns, packs ? 1024 : 256), 256, 0, context.stream>>>(
-          cut.c, count, p.rows, p.columns, p.c, p.c_row, p.accumulate);
-      return check_launch(name);
+      return sum_parts(cut.c, count, p.rows, p.columns, p.c, p.c_row, p.accumulate, name, context);
     }
   }
   launch(p, p.rows, 1, name, context);

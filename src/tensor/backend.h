@@ -275,14 +275,28 @@ class Backend {
   // with D <= D' (a view of some columns); negative slots are skipped.
   virtual void cache_store(View x, View slots, View cache) = 0;
 
+  // -- gated.cpp: a gate and what it gates, of all rows or (grouped_) of experts' rows. The defaults make the
+  // calls that it stands for. --
+  // gated = x · gateᵀ, risen = x · upᵀ, out = swiglu(gated, risen), in the bits of those calls. Where they
+  // are not kept, gated and risen are scratch.
+  virtual void gated_linear(View x, View gate, View up, View gated, View risen, View out, bool kept);
+  virtual void grouped_gated_linear(View x, View rows, View offsets, View gate, View up, View gated,
+                                    View risen, View out);
+  // d_x (+)= d_gated · gate + d_risen · up
+  virtual void gated_linear_backward_input(View d_gated, View d_risen, View gate, View up, Grad d_x);
+  virtual void grouped_gated_linear_backward_input(View d_gated, View d_risen, View offsets, View gate,
+                                                   View up, Grad d_x);
+  // Both may add to one gradient.
+  virtual void gated_linear_backward_weight(View d_gated, View d_risen, View x, Grad d_gate, Grad d_up);
+  virtual void grouped_gated_linear_backward_weight(View d_gated, View d_risen, View x, View rows,
+                                                    View offsets, Grad d_gate, Grad d_up);
+
   // -- fused.cpp: what decoding does in a row, in one call. The defaults make the calls that it stands for,
   // and an implementation's results have their bits. --
   // Whether plans without gradients are to be recorded so.
   virtual bool fuses() const { return false; }
   // Two linear() of x, without bias.
   virtual void linear_both(View x, View w, View other_w, View out, View other_out);
-  // swiglu(linear(x, gate_weight), linear(x, up_weight)); gated and risen are scratch of out's shape.
-  virtual void gated_linear(View x, View gate_weight, View up_weight, View gated, View risen, View out);
   // q_out = rms_norm(q), latent_out = rms_norm(latent); latent_out and the rotated key to the cache.
   virtual void latent_entries(const LatentEntries& entries);
   // out [T, H, R + rope]: head_linear of q's first columns [T, H, N], and beside it the rotary rest of q,

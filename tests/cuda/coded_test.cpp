@@ -138,9 +138,10 @@ TEST_P(CudaCoded, ProductsThatShareALaunch) {
     base_.Backend::linear_both(x.view(), w.wide.view(), other.wide.view(), c.view(), d.view());
     expect_same(a, c, rows), expect_same(b, d, rows);
     const Tensor gated = empty({rows, 200}), risen = empty({rows, 200});
-    device_.gated_linear(x.view(), w.coded.view(), third.coded.view(), gated.view(), risen.view(), a.view());
+    device_.gated_linear(x.view(), w.coded.view(), third.coded.view(), gated.view(), risen.view(), a.view(),
+                         false);
     base_.Backend::gated_linear(x.view(), w.wide.view(), third.wide.view(), gated.view(), risen.view(),
-                                c.view());
+                                c.view(), false);
     expect_same(a, c, rows);
   }
 }
