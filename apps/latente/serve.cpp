@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cmath>
+#include <csignal>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
@@ -91,6 +92,8 @@ std::string name_of(const std::string& path) {
 }
 
 void serve(const ServeOptions& options) {
+  // Who reads the log may end before the server does.
+  std::signal(SIGPIPE, SIG_IGN);
   Metrics metrics;
   const AccessLog log(options.access_log);
   HttpOptions http = options.http;
@@ -195,7 +198,12 @@ void add_serve(CLI::App& app) {
   seconds("--receive-seconds", http.receive_seconds, "For a request's body to arrive");
   seconds("--send-seconds", http.send_seconds, "For a client to take a piece of a reply");
   seconds("--drain-seconds", http.drain_seconds, "For replies under way to end when the server is to stop");
-  command->add_option("--io-threads", http.threads, "That read requests and write replies")
+  command->add_option("--io-threads", http.threads, "That read from and write to clients")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 64));
+  command
+      ->add_option("--request-threads", http.handlers,
+                   "That read prompts, templates and grammars of requests that came")
       ->capture_default_str()
       ->check(CLI::Range(1, 64));
   command->add_option("--cors", http.cors,
