@@ -1,6 +1,7 @@
 // latente serve: answers OpenAI's protocol over HTTP.
 #include <fcntl.h>
 #include <fmt/chrono.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <cmath>
@@ -91,9 +92,18 @@ std::string name_of(const std::string& path) {
   return clean.extension() == ".gguf" ? clean.stem().string() : clean.filename().string();
 }
 
+// A connection is an open file, of which there may be 1,024 unless more are asked for.
+void allow_connections() {
+  rlimit files{};
+  if (getrlimit(RLIMIT_NOFILE, &files) != 0) return;
+  files.rlim_cur = files.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &files);  // as far as the system lets it
+}
+
 void serve(const ServeOptions& options) {
   // Who reads the log may end before the server does.
   std::signal(SIGPIPE, SIG_IGN);
+  allow_connections();
   Metrics metrics;
   const AccessLog log(options.access_log);
   HttpOptions http = options.http;

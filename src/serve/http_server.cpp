@@ -33,6 +33,8 @@ using tcp = asio::ip::tcp;
 using Clock = std::chrono::steady_clock;
 using boost::system::error_code;
 
+constexpr int64_t most_turned_away = 64;  // at a time
+
 // How soon a client that went away is noticed while nothing is sent to it.
 constexpr auto look_out = std::chrono::milliseconds(250);
 
@@ -129,7 +131,7 @@ struct HttpServer::Impl {
   std::vector<std::thread> threads;
   std::unique_ptr<asio::thread_pool> handlers;
   std::atomic<bool> draining = false;
-  std::atomic<int64_t> open = 0;
+  std::atomic<int64_t> open = 0, turned_away = 0;
 
   bool secure() const { return !options.tls_certificate.empty(); }
 
@@ -170,7 +172,11 @@ struct HttpServer::Impl {
       socket.set_option(tcp::no_delay(true), error);
       beast::tcp_stream stream(std::move(socket));
       if (open >= options.connections) {
-        asio::co_spawn(strand, turn_away(std::move(stream)), asio::detached);
+        // Of very many not even that is said: they cost a descriptor each until they have heard it.
+        if (turned_away >= most_turned_away) continue;
+        ++turned_away;
+        asio::co_spawn(strand, turn_away(std::move(stream)),
+                       [this](const std::exception_ptr&) { --turned_away; });
         continue;
       }
       ++open;
