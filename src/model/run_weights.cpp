@@ -9,6 +9,7 @@
 #include "model/gguf.h"
 #include "model/quantised.h"
 #include "model/quantised_places.h"
+#include "model/square_weights.h"
 #include "model/weights.h"
 #include "tensor/quantise.h"
 
@@ -39,9 +40,10 @@ DType base_type(const ModelSource& source, const RunWeights& weights) {
   // Activations that meet quantised weights are float32.
   if (quantised_type(source, weights)) return stored == DType::f64 ? DType::f32 : stored;
   if (weights.type == "auto") return stored;
+  if (weights.type == "fp8") return DType::bf16;
   const std::optional<DType> type = dtype_from_name(weights.type);
   if (type != DType::f32 && type != DType::bf16 && type != DType::f64)
-    fail("weights: expected auto, f32, bf16, f64, int8 or int4, found {}", weights.type);
+    fail("weights: expected auto, f32, bf16, f64, fp8, int8 or int4, found {}", weights.type);
   return *type;
 }
 
@@ -53,7 +55,10 @@ std::string type_text(Transformer& model) {
         path.ends_with("eh_proj.weight"))
       return;
     const DType type = tensor.dtype();
-    const std::string_view name = type == DType::q8 ? "int8" : is_quantised(type) ? "int4" : name_of(type);
+    const std::string_view name = type == DType::q8       ? "int8"
+                                  : is_quantised(type)    ? "int4"
+                                  : type == DType::f8e4m3 ? "fp8"
+                                                          : name_of(type);
     elements[std::string(name)] += tensor.count();
   });
   std::vector<std::pair<int64_t, std::string>> sorted;
@@ -134,16 +139,16 @@ void load_floating(Transformer& model, const TensorSource& checkpoint, const Run
 std::unique_ptr<Transformer> load_for_running(const ModelSource& source, const RunWeights& weights,
                                               Backend& backend) {
   constexpr uint64_t seed = 1;
-  if (!backend.is_host()) {
-    if (quantised_type(source, weights))
-      fail("weights of 8 and 4 bits: only the CPU has kernels for them (--device cpu)");
-    if (runs_as_stored(source, weights)) {
-      RunWeights decoded = weights;
-      decoded.type = "bf16";
-      return load_for_running(source, decoded, backend);
-    }
+  if (!backend.is_host() && runs_as_stored(source, weights)) {
+    RunWeights decoded = weights;
+    decoded.type = "bf16";
+    return load_for_running(source, decoded, backend);
   }
-  auto model = std::make_unique<Transformer>(source.config, base_type(source, weights));
+  if (weights.type == "fp8" && !keeps_squares(backend))
+    fail("weights: fp8 is for GPUs (--device cuda): {} has no kernels for it", backend.name());
+  const bool narrow = quantised_type(source, weights).has_value();
+  const DType type = narrow && !backend.is_host() ? DType::bf16 : base_type(source, weights);
+  auto model = std::make_unique<Transformer>(source.config, type);
   if (source.config.converted && source.tensors) {
     ConvertedOptions how;
     how.memory = weights.memory > 0 ? weights.memory : default_memory(backend);
@@ -156,15 +161,27 @@ std::unique_ptr<Transformer> load_for_running(const ModelSource& source, const R
     load_as_stored(*model, *source.tensors, backend, available_memory() / 2);
     return model;
   }
-  if (const auto type = quantised_type(source, weights)) {
+  if (const auto codes = quantised_type(source, weights)) {
     const QuantisedOptions how{
-        .type = *type, .group = weights.group > 0 ? weights.group : default_group, .progress = {}};
+        .type = *codes, .group = weights.group > 0 ? weights.group : default_group, .progress = {}};
     if (weights.memory > 0) check_whole(weights, quantised_places(*model, backend, how).bytes());
     if (source.tensors) {
       load_quantised(*model, *source.tensors, backend, how);
     } else {
       initialise_quantised(*model, seed, backend, how);
     }
+    return model;
+  }
+  const bool fp8 = weights.type == "fp8";
+  if (fp8 && !source.tensors) {
+    initialise_with_squares(*model, seed, backend);
+    return model;
+  }
+  if (source.tensors && (fp8 || (weights.type == "auto" && type == DType::bf16 && keeps_squares(backend)))) {
+    SquareOptions how;
+    how.quantise = fp8;
+    how.memory = weights.memory > 0 ? weights.memory : default_memory(backend);
+    load_with_squares(*model, *source.tensors, backend, how);
     return model;
   }
   if (source.tensors) {
