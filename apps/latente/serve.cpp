@@ -1,9 +1,11 @@
 // latente serve: answers OpenAI's protocol over HTTP.
 #include <fcntl.h>
 #include <fmt/chrono.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <cmath>
+#include <csignal>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
@@ -90,7 +92,18 @@ std::string name_of(const std::string& path) {
   return clean.extension() == ".gguf" ? clean.stem().string() : clean.filename().string();
 }
 
+// A connection is an open file, of which there may be 1,024 unless more are asked for.
+void allow_connections() {
+  rlimit files{};
+  if (getrlimit(RLIMIT_NOFILE, &files) != 0) return;
+  files.rlim_cur = files.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &files);  // as far as the system lets it
+}
+
 void serve(const ServeOptions& options) {
+  // Who reads the log may end before the server does.
+  std::signal(SIGPIPE, SIG_IGN);
+  allow_connections();
   Metrics metrics;
   const AccessLog log(options.access_log);
   HttpOptions http = options.http;
@@ -195,7 +208,12 @@ void add_serve(CLI::App& app) {
   seconds("--receive-seconds", http.receive_seconds, "For a request's body to arrive");
   seconds("--send-seconds", http.send_seconds, "For a client to take a piece of a reply");
   seconds("--drain-seconds", http.drain_seconds, "For replies under way to end when the server is to stop");
-  command->add_option("--io-threads", http.threads, "That read requests and write replies")
+  command->add_option("--io-threads", http.threads, "That read from and write to clients")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 64));
+  command
+      ->add_option("--request-threads", http.handlers,
+                   "That read prompts, templates and grammars of requests that came")
       ->capture_default_str()
       ->check(CLI::Range(1, 64));
   command->add_option("--cors", http.cors,

@@ -4,7 +4,7 @@ namespace latente::cuda {
 namespace {
 
 constexpr int ring_stages = 12, down_stages = 8, coded_stages = 8;
-constexpr int most_warps = 4;
+constexpr int most_warps = 4, most_down_warps = 16;
 
 // Rows of x to shared memory, zeros from the depth to the next whole step. row_of(i) points to row i. Warps
 // share the rows, or the chunks of a row where there are more of them.
@@ -143,9 +143,10 @@ __global__ __launch_bounds__(most_warps* warp_size) void few_rows_kernel(
 
 // A block has 16 columns (or 8, coded) of a token, a warp one of its experts; the last warp the shared one.
 template <class Stream>
-__global__ __launch_bounds__(1024) void experts_down_kernel(const __grid_constant__ ExpertsDown p) {
+__global__ __launch_bounds__(most_down_warps* warp_size) void experts_down_kernel(
+    const __grid_constant__ ExpertsDown p) {
   extern __shared__ __align__(128) char memory[];
-  __shared__ float results[warp_size][warp_columns];
+  __shared__ float results[most_down_warps][warp_columns];
   const int lane = static_cast<int>(threadIdx.x) % warp_size,
             warp = static_cast<int>(threadIdx.x) / warp_size,
             warps = static_cast<int>(blockDim.x) / warp_size;
@@ -241,7 +242,7 @@ bool run_down(const ExpertsDown& p, const Context& context) {
   const size_t bytes =
       static_cast<size_t>(warps * Stream::bytes + p.top_k * row_pitch(p.depth, Stream::step_depth) +
                           (shared ? row_pitch(p.shared_depth, Stream::step_depth) : 0));
-  if (warps > warp_size || bytes > static_cast<size_t>(context.shared_bytes)) return false;
+  if (warps > most_down_warps || bytes > static_cast<size_t>(context.shared_bytes)) return false;
   launch_early(experts_down_kernel<Stream>,
                dim3(blocks_for(p.columns, Stream::columns), static_cast<unsigned>(p.tokens)),
                warps * warp_size, bytes, "experts_down", context, p);

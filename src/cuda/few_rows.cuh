@@ -5,6 +5,8 @@
 // in rising depth, so it has the same bits in either.
 #pragma once
 
+#include <climits>
+
 #include "cuda/coded.h"
 #include "cuda/launch.cuh"
 #include "cuda/product_mma.cuh"
@@ -48,53 +50,109 @@ struct WeightStream {
     return static_cast<unsigned>((line * 8 + (at ^ (line & 7))) * 16);
   }
 
-  __device__ void load(int step) const {
-    const int lane = static_cast<int>(threadIdx.x) % warp_size, base = step * mma::step;
-    const unsigned stage = ring + static_cast<unsigned>(step % stages * stage_bytes);
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int i = j * warp_size + lane;
+  // The j-th of the four pieces of 16 bytes that a lane copies in a step.
+  struct Piece {
+    int half, line, k;  // whose columns; which line of them; from which depth of the step
+    unsigned to;        // in a stage
+
+    __device__ explicit Piece(int j) {
+      const int i = j * warp_size + static_cast<int>(threadIdx.x) % warp_size;
       const int l = by_columns ? i / 2 : i / 8, at = by_columns ? i % 2 : i % 8;
-      const bf16* columns = (by_columns ? at : j / 2) ? half[1] : half[0];
-      const int k = base + (by_columns ? l : at * mma::chunk);
-      const bool inside = columns && k < depth;
-      const bf16* from = by_columns ? columns + k * line : columns + l % 8 * line + k;
-      mma::copy_async(stage + offset(l, at), inside ? from : half[0], inside);
+      half = by_columns ? at : j / 2;
+      line = by_columns ? l : l % 8;
+      k = by_columns ? l : at * mma::chunk;
+      to = offset(l, at);
     }
-    mma::commit();
-  }
+  };
   __device__ void begin() const {
+    Copies copies(*this, 0);
 #pragma unroll 1
-    for (int step = 0; step < stages; ++step) step < steps() ? load(step) : mma::commit();
+    for (int step = 0; step < stages; ++step) {
+      if (step < steps()) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) copies.start(*this, j, ring + static_cast<unsigned>(step * stage_bytes));
+        copies.advance(*this);
+      }
+      mma::commit();
+    }
   }
 
   // sums: columns lane / 4 and 8 more, of rows lane % 4 · 2 and the next. `x` is the shared address of rows
-  // of `pitch` bytes, zeros from the depth to the next whole step.
+  // of `pitch` bytes, zeros from the depth to the next whole step. Each product waits for the one before;
+  // what fills the time between is the reading of the next step's operands and the copying of later ones.
   __device__ void multiply(unsigned x, int pitch, int rows, float (&sums)[4]) const {
-    const int lane = static_cast<int>(threadIdx.x) % warp_size, matrix = lane / 8, r = lane % 8;
-    const unsigned x_row = x + static_cast<unsigned>(min(r, rows - 1) * pitch + matrix * 16);
-    for (int step = 0; step < steps(); ++step) {
-      mma::wait<stages - 1>();
-      __syncwarp();
-      const unsigned stage = ring + static_cast<unsigned>(step % stages * stage_bytes);
+    const int lane = static_cast<int>(threadIdx.x) % warp_size, count = steps();
+    const unsigned x_row = x + static_cast<unsigned>(min(lane % 8, rows - 1) * pitch + lane / 8 * 16);
+    Copies copies(*this, stages);
+    Operands now, next;
+    mma::wait<stages - 1>();
+    __syncwarp();
+    now.read(ring, x_row);
+    unsigned stage = 0, following = stage_bytes;
+#pragma unroll 2
+    for (int step = 0; step < count; ++step) {
+      mma::wait<stages - 2>();
+      __syncwarp();  // all lanes have read this step's weights
+      if (step + 1 < count)
+        next.read(ring + following, x_row + static_cast<unsigned>((step + 1) * mma::step * 2));
 #pragma unroll
-      for (int pair = 0; pair < 2; ++pair) {  // two k16 at a time
-        unsigned w[2][4], b[4];
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {  // matrices: columns 0-7 and 8-15, then the next 8 of the depth
-          const int k = pair * 2 + i;
-          const int l = by_columns ? k * 16 + matrix / 2 * 8 + r : matrix % 2 * 8 + r;
-          const int at = by_columns ? matrix % 2 : k * 2 + matrix / 2;
-          mma::load_matrices<by_columns>(w[i], stage + offset(l, at));
-        }
-        mma::load_matrices<false>(b, x_row + static_cast<unsigned>(step * mma::step * 2 + pair * 64));
-        mma::multiply(sums, w[0], b[0], b[1]);
-        mma::multiply(sums, w[1], b[2], b[3]);
+      for (int i = 0; i < 4; ++i) {
+        mma::multiply(sums, now.w[i], now.x[i / 2][i % 2 * 2], now.x[i / 2][i % 2 * 2 + 1]);
+        if (step + stages < count) copies.start(*this, i, ring + stage);
       }
-      __syncwarp();
-      step + stages < steps() ? load(step + stages) : mma::commit();
+      mma::commit();
+      copies.advance(*this);
+      now = next;
+      stage = following;
+      following = following + stage_bytes == bytes ? 0 : following + stage_bytes;
     }
   }
+
+ private:
+  // Of a step: four k16 of weights, and of x in pairs.
+  struct Operands {
+    unsigned w[4][4], x[2][4];
+
+    __device__ void read(unsigned stage, unsigned x_row) {
+      const int matrix = static_cast<int>(threadIdx.x) % warp_size / 8, r = static_cast<int>(threadIdx.x) % 8;
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {  // matrices: columns 0-7 and 8-15, then the next 8 of the depth
+        const int l = by_columns ? k * 16 + matrix / 2 * 8 + r : matrix % 2 * 8 + r;
+        const int at = by_columns ? matrix % 2 : k * 2 + matrix / 2;
+        mma::load_matrices<by_columns>(w[k], stage + offset(l, at));
+      }
+#pragma unroll
+      for (int pair = 0; pair < 2; ++pair)
+        mma::load_matrices<false>(x[pair], x_row + static_cast<unsigned>(pair * 64));
+    }
+  };
+  // Where a lane's four copies of a step come from, step after step.
+  struct Copies {
+    const bf16* from[4];
+    int k[4];  // beyond the depth: nothing is there
+
+    __device__ Copies(const WeightStream& s, int step) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const Piece piece(j);
+        const bf16* columns = s.half[piece.half];
+        k[j] = columns ? step * mma::step + piece.k : INT_MAX / 2;
+        from[j] = columns + piece.line * s.line +
+                  (by_columns ? step * mma::step * s.line : step * mma::step + piece.k);
+      }
+    }
+    __device__ void start(const WeightStream& s, int j, unsigned stage) const {
+      const bool inside = k[j] < s.depth;
+      mma::copy_async(stage + Piece(j).to, inside ? from[j] : s.half[0], inside);
+    }
+    __device__ void advance(const WeightStream& s) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        k[j] += mma::step;
+        from[j] += by_columns ? mma::step * s.line : mma::step;
+      }
+    }
+  };
 };
 
 // Bytes of a row in shared memory: whole steps, and 16 more so that rows begin in different banks.

@@ -37,7 +37,7 @@ void Answer::add(std::vector<int32_t> prompt, GenerationOptions options) {
   choice->generation = std::move(options);
   if (options_.echo) choice->read_echo(*model_->tokenizer);
   if (choice->generation.prompt_logprobs)
-    choice->scored.push_back({{}, first_entry(*model_->tokenizer, choice->prompt.front())});
+    choice->scored.push_back({{}, {choice->prompt.front(), 0, {}}, true});
   choices_.push_back(std::move(choice));
 }
 
@@ -88,6 +88,7 @@ void Answer::submit() {
                                      {"finish_reason", nullptr}}});
     send(event);
   }
+  reply_->flush();
 }
 
 void Answer::settle(Choice& choice) {
@@ -131,7 +132,8 @@ bool Answer::take(Choice& choice, const GeneratedToken& token) {
   const auto seconds = [&](Clock::time_point from) {
     return std::chrono::duration<double>(now - from).count();
   };
-  if (choice.last_token == Clock::time_point()) {
+  const bool first = choice.last_token == Clock::time_point();
+  if (first) {
     metrics_->first_token(seconds(begun_));
     choice.first_token = now;
   } else {
@@ -141,19 +143,18 @@ bool Answer::take(Choice& choice, const GeneratedToken& token) {
   choice.stats = *token.stats;
   choice.stats.decode_seconds = seconds(choice.first_token);
   choice.drafted = token.drafted;
-  if (token.logprobs != nullptr)
-    choice.scored.push_back({choice.decoded, logprob_entry(*model_->tokenizer, *token.logprobs)});
+  if (token.logprobs != nullptr) choice.scored.push_back({choice.decoded, *token.logprobs});
   const std::string piece = choice.decoder.push(token.id);
   choice.decoded.pass(piece);
   const std::string text = choice.stops.push(piece);
   choice.shown += text.size();
   show(choice, choice.parser.push(text), false);
+  if (first) reply_->flush();  // the first one does not wait for what else the step does
   return !choice.stops.stopped();
 }
 
 void Answer::take_prompt_token(Choice& choice, const TokenLogprobs& logprobs) {
-  choice.scored.push_back(
-      {choice.prompt_begins[choice.scored.size()], logprob_entry(*model_->tokenizer, logprobs)});
+  choice.scored.push_back({choice.prompt_begins[choice.scored.size()], logprobs});
 }
 
 void Answer::end(Choice& choice, const GenerationStats& stats) {

@@ -62,6 +62,7 @@ class Answer : public std::enable_shared_from_this<Answer> {
   Json envelope(bool chunk) const;
   Json usage() const;
   Json timings() const;
+  void flush_after_step();
   void send(const Json& event);
   void send_text(Choice& choice, const std::string& text);
   Json event_of(Choice& choice, const ReplyParser::Parts& now, bool last, size_t scored_before) const;
@@ -75,6 +76,7 @@ class Answer : public std::enable_shared_from_this<Answer> {
   Clock::time_point begun_ = Clock::now();
   std::vector<std::unique_ptr<Choice>> choices_;
   bool failed_ = false, too_long_ = false;
+  bool flushes_ = false;  // behind the step
 };
 
 // For JSON in bodies: text that is no UTF-8 has U+FFFD in its place.

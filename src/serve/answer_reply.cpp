@@ -30,6 +30,9 @@ void Answer::show(Choice& choice, const ReplyParser::Parts& parts, bool last) {
       !last && !options_.logprobs && !options_.live_timings && now.reasoning.empty() && now.calls.empty();
   if (text_alone) return send_text(choice, now.content);
   send(event_of(choice, now, last, scored_before));
+  // What has been streamed is not asked for again.
+  choice.scored.erase(choice.scored.begin(), choice.scored.begin() + static_cast<ptrdiff_t>(scored));
+  choice.scored_shown = 0;
 }
 
 void Answer::send_text(Choice& choice, const std::string& text) {
@@ -44,6 +47,16 @@ void Answer::send_text(Choice& choice, const std::string& text) {
     cut = {"data: " + event.substr(0, at), event.substr(at + quoted.size()) + "\n\n"};
   }
   reply_->write(cut->before + dumped(text) + cut->behind);
+  flush_after_step();
+}
+
+// Whatever comes of a step leaves at once.
+void Answer::flush_after_step() {
+  if (std::exchange(flushes_, true)) return;
+  model_->loop->after_step([self = shared_from_this()](EngineLoop&) {
+    self->flushes_ = false;
+    self->reply_->flush();
+  });
 }
 
 // What is new of a choice.
@@ -106,7 +119,10 @@ void Answer::complete() {
   reply_->respond({200, "application/json"}, dumped(body));
 }
 
-void Answer::send(const Json& event) { reply_->write("data: " + dumped(event) + "\n\n"); }
+void Answer::send(const Json& event) {
+  reply_->write("data: " + dumped(event) + "\n\n");
+  flush_after_step();
+}
 
 Json Answer::envelope(bool chunk) const {
   const char* object =
@@ -156,7 +172,8 @@ Json Answer::message_of(const Choice& choice) const {
 // Of the tokens shown, from `first` on.
 Json Answer::logprobs_of(const Choice& choice, size_t first) const {
   const auto tokens = std::span(choice.scored).subspan(first, choice.scored_shown - first);
-  return options_.chat ? chat_logprobs(tokens) : completion_logprobs(tokens);
+  const Tokenizer& tokenizer = *model_->tokenizer;
+  return options_.chat ? chat_logprobs(tokenizer, tokens) : completion_logprobs(tokenizer, tokens);
 }
 
 // Several choices of one prompt count it once.

@@ -1,6 +1,7 @@
 #include "serve/api.h"
 
 #include <algorithm>
+#include <cctype>
 
 #include "serve/answer.h"
 #include "serve/page.h"
@@ -103,9 +104,12 @@ void Api::check_origin(const HttpRequest& request) const {
 
 void Api::check_key(const HttpRequest& request) const {
   if (options_.keys.empty()) return;
-  constexpr std::string_view scheme = "Bearer ";
+  constexpr std::string_view scheme = "bearer ";
   std::string_view given = request.authorization;
-  if (!given.starts_with(scheme))
+  const auto same = [](char letter, char here) {
+    return std::tolower(static_cast<unsigned char>(here)) == letter;
+  };
+  if (given.size() < scheme.size() || !std::equal(scheme.begin(), scheme.end(), given.begin(), same))
     throw ApiError(401, "expected the header Authorization: Bearer KEY", "", "invalid_api_key");
   given.remove_prefix(scheme.size());
   bool known = false;
@@ -367,11 +371,11 @@ void Api::chat(const HttpRequest& request, const std::shared_ptr<HttpReply>& rep
                                  model().context - std::ssize(prompt), options_.limits.max_tokens});
   if (!options.repeatable) options.sampling.seed = static_cast<uint64_t>(random_seed());
   const auto answer = std::make_shared<Answer>(model(), how, reply, *metrics_);
+  reserve(settings.choices);
   for (int64_t i = 0; i < settings.choices; ++i) {
     answer->add(prompt, options);
     ++options.sampling.seed;
   }
-  reserve(settings.choices);
   answer->start();
 }
 
@@ -390,18 +394,22 @@ void Api::complete(const HttpRequest& request, const std::shared_ptr<HttpReply>&
   how.choices_a_prompt = static_cast<size_t>(settings.choices);
   how.stop = settings.stop;
   how.grammar = grammar_of(settings.form, nullptr, false);
-  const auto answer = std::make_shared<Answer>(model(), how, reply, *metrics_);
-  GenerationOptions options = settings.options;
-  if (!options.repeatable) options.sampling.seed = static_cast<uint64_t>(random_seed());
+  std::vector<std::vector<int32_t>> prompts;
   for (const CompletionRequest::Prompt& given : completion.prompts) {
     const auto* ids = std::get_if<std::vector<int32_t>>(&given);
-    const std::vector<int32_t> prompt =
-        ids != nullptr ? *ids : model().tokenizer->encode(std::get<std::string>(given));
-    check_length(prompt, "prompt");
-    for (int32_t id : prompt) {
+    prompts.push_back(ids != nullptr ? *ids : model().tokenizer->encode(std::get<std::string>(given)));
+    check_length(prompts.back(), "prompt");
+    for (int32_t id : prompts.back()) {
       if (id >= static_cast<int64_t>(model().vocabulary->size()))
         refuse("prompt", "token {} lies outside the vocabulary of {}", id, model().vocabulary->size());
     }
+  }
+  const auto answer = std::make_shared<Answer>(model(), how, reply, *metrics_);
+  // Before there is a copy of the prompt for each: several hundred times thousands may be asked for.
+  reserve(std::ssize(prompts) * settings.choices);
+  GenerationOptions options = settings.options;
+  if (!options.repeatable) options.sampling.seed = static_cast<uint64_t>(random_seed());
+  for (const std::vector<int32_t>& prompt : prompts) {
     options.max_tokens = std::min({settings.max_tokens.value_or(usual_tokens),
                                    model().context - std::ssize(prompt), options_.limits.max_tokens});
     for (int64_t i = 0; i < settings.choices; ++i) {
@@ -409,7 +417,6 @@ void Api::complete(const HttpRequest& request, const std::shared_ptr<HttpReply>&
       ++options.sampling.seed;
     }
   }
-  reserve(std::ssize(completion.prompts) * settings.choices);
   answer->start();
 }
 

@@ -70,6 +70,7 @@ void EngineLoop::run() {
       fail_all();
       busy = true;
     }
+    for (const Task& task : std::exchange(behind_step_, {})) task(*this);
     const auto now = std::chrono::steady_clock::now();
     // Counting pages takes time in proportion to them, fetching experts' counts a copy from the device a
     // layer.

@@ -37,6 +37,8 @@ class EngineLoop {
   // As Engine::submit; on_finish is also called, with Finish::failed, when a step itself fails.
   uint64_t submit(Request request);
   void cancel(uint64_t id);
+  // Runs behind the step that is under way, or comes next.
+  void after_step(Task task) { behind_step_.push_back(std::move(task)); }
   Engine& engine() { return engine_; }
 
   // From any thread: as of the last step, and of at most half a second before it.
@@ -56,6 +58,7 @@ class EngineLoop {
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::vector<Task> tasks_;
+  std::vector<Task> behind_step_;
   Metrics::Gauges gauges_;
   std::vector<Runner::ExpertLoad> expert_loads_;
   bool stopping_ = false;

@@ -13,7 +13,7 @@ void HttpReply::respond(Head head, std::string body) {
     state_.data = std::move(body);
     state_.begun = state_.ended = true;
   }
-  if (wake_) wake_();
+  wake_once();
 }
 
 void HttpReply::begin(Head head) {
@@ -24,18 +24,25 @@ void HttpReply::begin(Head head) {
 }
 
 void HttpReply::write(std::string_view piece) {
-  {
-    const std::lock_guard lock(mutex_);
-    if (!state_.streamed || state_.ended) return;
-    state_.data += piece;
-  }
-  if (wake_) wake_();
+  const std::lock_guard lock(mutex_);
+  if (!state_.streamed || state_.ended) return;
+  state_.data += piece;
 }
+
+void HttpReply::flush() { wake_once(); }
 
 void HttpReply::end() {
   {
     const std::lock_guard lock(mutex_);
     state_.ended = true;
+  }
+  wake_once();
+}
+
+void HttpReply::wake_once() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (std::exchange(woken_, true)) return;
   }
   if (wake_) wake_();
 }
@@ -52,9 +59,13 @@ void HttpReply::count(const Tokens& tokens) {
 
 HttpReply::Taken HttpReply::take() {
   const std::lock_guard lock(mutex_);
-  Taken taken = state_;
-  state_.data.clear();
-  return taken;
+  woken_ = false;
+  return {state_.begun,
+          state_.streamed,
+          state_.ended,
+          std::exchange(state_.head, {}),
+          std::exchange(state_.data, {}),
+          state_.tokens};
 }
 
 void HttpReply::on_abandoned(std::function<void(Abandoned)> callback) {

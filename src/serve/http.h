@@ -34,9 +34,11 @@ class HttpReply {
   };
   // The whole reply. What comes after the end of a reply is dropped.
   void respond(Head head, std::string body);
-  // A stream of pieces: begin, write as often as wanted, end.
+  // A stream of pieces: begin, write as often as wanted, end. What is written leaves with the next flush or
+  // the end: waking the connection costs more than most pieces do to make.
   void begin(Head head);
   void write(std::string_view piece);
+  void flush();
   void end();
   bool begun() const;
 
@@ -53,18 +55,22 @@ class HttpReply {
   // -- The connection's side
   struct Taken {
     bool begun = false, streamed = false, ended = false;
-    Head head;         // valid if begun
+    Head head;         // of the first time that it has begun
     std::string data;  // since the last call
     Tokens tokens;
   };
-  // `wake` is called, from any thread, when there is something to take. Before the reply is handed on.
+  // `wake` is called, from any thread, when there is something to take, and then not again before it has been
+  // taken. Before the reply is handed on.
   void wake_by(std::function<void()> wake) { wake_ = std::move(wake); }
   Taken take();
   void abandon(Abandoned reason);
 
  private:
+  void wake_once();
+
   mutable std::mutex mutex_;
   Taken state_;
+  bool woken_ = false;  // and nothing has been taken since
   std::function<void()> wake_;
   std::function<void(Abandoned)> abandoned_;
   std::vector<Abandoned> reasons_;

@@ -11,6 +11,7 @@
 #include <boost/asio/ssl.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/strand.hpp>
+#include <boost/asio/thread_pool.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/beast/core.hpp>
 #include <boost/beast/http.hpp>
@@ -18,6 +19,7 @@
 #include <chrono>
 #include <set>
 #include <thread>
+#include <type_traits>
 
 #include "base/error.h"
 
@@ -30,6 +32,8 @@ namespace http = beast::http;
 using tcp = asio::ip::tcp;
 using Clock = std::chrono::steady_clock;
 using boost::system::error_code;
+
+constexpr int64_t most_turned_away = 64;  // at a time
 
 // How soon a client that went away is noticed while nothing is sent to it.
 constexpr auto look_out = std::chrono::milliseconds(250);
@@ -78,9 +82,30 @@ HttpRequest asked_by(http::request<http::string_body>& request) {
 struct HttpServer::Impl {
   // What the server knows of an open connection; touched on its strand, but for the set itself.
   struct Connection {
-    tcp::socket* socket = nullptr;
+    tcp::socket* socket;
     asio::any_io_executor executor;
     bool idle = true;  // between requests
+  };
+  // One that is in the set as long as this lives.
+  class Enlisted {
+   public:
+    Enlisted(Impl& server, beast::tcp_stream& stream)
+        : server_(server),
+          connection_(std::make_shared<Connection>(Connection{&stream.socket(), stream.get_executor()})) {
+      const std::lock_guard lock(server_.mutex);
+      server_.connections.insert(connection_);
+    }
+    ~Enlisted() {
+      const std::lock_guard lock(server_.mutex);
+      server_.connections.erase(connection_);
+    }
+    Enlisted(const Enlisted&) = delete;
+    Enlisted& operator=(const Enlisted&) = delete;
+    Connection& operator*() const { return *connection_; }
+
+   private:
+    Impl& server_;
+    std::shared_ptr<Connection> connection_;
   };
 
   struct Sent {
@@ -92,6 +117,9 @@ struct HttpServer::Impl {
 
   HttpOptions options;
   HttpHandler handler;
+  std::mutex mutex;
+  std::set<std::shared_ptr<Connection>> connections;
+  // Behind what it ends with: conversations under way that it takes along strike themselves off.
   asio::io_context io;
   asio::ssl::context tls{asio::ssl::context::tls_server};
   // Accepting, signals and draining happen on one strand.
@@ -101,10 +129,9 @@ struct HttpServer::Impl {
   asio::steady_timer deadline{control};
   std::function<void()> on_signal;
   std::vector<std::thread> threads;
+  std::unique_ptr<asio::thread_pool> handlers;
   std::atomic<bool> draining = false;
-  std::atomic<int64_t> open = 0;
-  std::mutex mutex;
-  std::set<std::shared_ptr<Connection>> connections;
+  std::atomic<int64_t> open = 0, turned_away = 0;
 
   bool secure() const { return !options.tls_certificate.empty(); }
 
@@ -145,7 +172,11 @@ struct HttpServer::Impl {
       socket.set_option(tcp::no_delay(true), error);
       beast::tcp_stream stream(std::move(socket));
       if (open >= options.connections) {
-        asio::co_spawn(strand, turn_away(std::move(stream)), asio::detached);
+        // Of very many not even that is said: they cost a descriptor each until they have heard it.
+        if (turned_away >= most_turned_away) continue;
+        ++turned_away;
+        asio::co_spawn(strand, turn_away(std::move(stream)),
+                       [this](const std::exception_ptr&) { --turned_away; });
         continue;
       }
       ++open;
@@ -159,7 +190,7 @@ struct HttpServer::Impl {
     const HttpReply::Head head{503, "application/json", {{"Retry-After", "1"}}};
     std::string body = error_body(503, "too many connections");
     co_await write_whole(stream, 11, false, false, head, std::move(body), error);
-    stream.socket().shutdown(tcp::socket::shutdown_both, error);
+    co_await hear_out(stream);
   }
 
   asio::awaitable<void> serve(beast::tcp_stream stream) {
@@ -167,35 +198,33 @@ struct HttpServer::Impl {
     const tcp::endpoint remote = stream.socket().remote_endpoint(error);
     const std::string peer = remote.address().to_string(error);
     if (!secure()) {
-      co_await converse(std::move(stream), peer);
+      // Most of what is written finds room at once (answer()).
+      stream.socket().non_blocking(true, error);
+      const Enlisted entry(*this, stream);
+      co_await converse(stream, *entry, peer);
+      stream.socket().shutdown(tcp::socket::shutdown_both, error);
       co_return;
     }
     beast::ssl_stream<beast::tcp_stream> encrypted(std::move(stream), tls);
-    beast::get_lowest_layer(encrypted).expires_after(seconds(options.receive_seconds));
+    beast::tcp_stream& socket = beast::get_lowest_layer(encrypted);
+    const Enlisted entry(*this, socket);
+    socket.expires_after(seconds(options.receive_seconds));
     co_await encrypted.async_handshake(asio::ssl::stream_base::server, result_in(error));
-    if (!error) co_await converse(std::move(encrypted), peer);
+    if (error) co_return;
+    co_await converse(encrypted, *entry, peer);
+    // Without a word of parting, a client may take the end for an attack.
+    socket.expires_after(std::chrono::seconds(1));
+    co_await encrypted.async_shutdown(result_in(error));
   }
 
   // -- One connection
 
   template <class Stream>
-  asio::awaitable<void> converse(Stream stream, std::string peer) {
-    const auto connection = std::make_shared<Connection>();
-    connection->socket = &beast::get_lowest_layer(stream).socket();
-    connection->executor = stream.get_executor();
-    {
-      const std::lock_guard lock(mutex);
-      connections.insert(connection);
-    }
+  asio::awaitable<void> converse(Stream& stream, Connection& connection, const std::string& peer) {
     beast::flat_buffer buffer;
-    while (!draining && co_await one_request(stream, buffer, *connection, peer)) {
+    while (!draining && co_await one_request(stream, buffer, connection, peer)) {
     }
-    {
-      const std::lock_guard lock(mutex);
-      connections.erase(connection);
-    }
-    error_code error;
-    connection->socket->shutdown(tcp::socket::shutdown_both, error);
+    connection.idle = false;
   }
 
   // Reads a request and writes its reply. Returns whether the connection goes on.
@@ -255,11 +284,13 @@ struct HttpServer::Impl {
           if (const auto waiting = watched.lock()) (*waiting)->cancel();
         });
       });
-      try {
-        handler(asked_by(request), reply);
-      } catch (const std::exception& exception) {
-        reply->respond({500, "application/json"}, error_body(500, exception.what()));
-      }
+      asio::post(*handlers, [this, reply, asked = asked_by(request)]() mutable {
+        try {
+          handler(std::move(asked), reply);
+        } catch (const std::exception& exception) {
+          reply->respond({500, "application/json"}, error_body(500, exception.what()));
+        }
+      });
       sent = co_await answer(stream, *reply, timer, version, keep_alive, head_only);
     }
     record(peer, request.method_string(), target, begin, sent);
@@ -279,8 +310,8 @@ struct HttpServer::Impl {
       HttpReply::Taken taken = reply.take();
       sent.tokens = taken.tokens;
       sent.bytes += static_cast<int64_t>(taken.data.size());
-      socket.expires_after(seconds(options.send_seconds));
       if (taken.begun && !taken.streamed) {
+        socket.expires_after(seconds(options.send_seconds));
         sent.status = taken.head.status;
         co_await write_whole(stream, version, keep_alive && !draining, head_only, taken.head,
                              std::move(taken.data), error);
@@ -291,6 +322,7 @@ struct HttpServer::Impl {
       if (taken.begun && !sent.streamed) {
         sent.streamed = true;
         sent.status = taken.head.status;
+        socket.expires_after(seconds(options.send_seconds));
         co_await write_head(stream, version, keep_alive && !draining, taken.head, error);
       }
       // Without chunks (HTTP/1.0) the end is where the connection closes.
@@ -298,12 +330,21 @@ struct HttpServer::Impl {
       if (!taken.data.empty())
         out = chunked ? fmt::format("{:x}\r\n{}\r\n", taken.data.size(), taken.data) : std::move(taken.data);
       if (taken.ended && chunked) out += "0\r\n\r\n";
-      if (!error && !out.empty()) co_await asio::async_write(stream, asio::buffer(out), result_in(error));
+      if (!error && !out.empty()) {
+        size_t written = 0;
+        if constexpr (std::is_same_v<Stream, beast::tcp_stream>) {
+          written = stream.socket().write_some(asio::buffer(out), error);
+          if (error == asio::error::would_block) error = {};
+        }
+        if (!error && written < out.size()) {
+          socket.expires_after(seconds(options.send_seconds));
+          co_await asio::async_write(stream, asio::buffer(out) + written, result_in(error));
+        }
+      }
       if (!error && taken.ended) {
         sent.complete = true;
         co_return sent;
       }
-      socket.expires_never();
       if (!error && out.empty()) {
         timer.expires_after(look_out);
         co_await timer.async_wait(result_in(error));
@@ -455,6 +496,7 @@ void HttpServer::start(std::function<void()> on_signal) {
   impl_->signals.add(SIGTERM);
   impl_->wait_for_signal();
   asio::co_spawn(impl_->control, impl_->accept(), asio::detached);
+  impl_->handlers = std::make_unique<asio::thread_pool>(static_cast<size_t>(impl_->options.handlers));
   for (int i = 0; i < impl_->options.threads; ++i) impl_->threads.emplace_back([this] { impl_->io.run(); });
 }
 
@@ -465,6 +507,11 @@ bool HttpServer::draining() const { return impl_->draining; }
 void HttpServer::wait() {
   for (std::thread& thread : impl_->threads) thread.join();
   impl_->threads.clear();
+  // A request that was just being read comes too late.
+  if (impl_->handlers) {
+    impl_->handlers->stop();
+    impl_->handlers->join();
+  }
 }
 
 }  // namespace latente

@@ -1,4 +1,5 @@
-// The HTTP server: a few threads, a coroutine for each connection (Boost.Beast).
+// The HTTP server: a thread or a few for all sockets, a coroutine for each connection (Boost.Beast), and
+// threads in which requests are handled, so that one that takes long to read holds up nobody's reply.
 #pragma once
 
 #include <cstdint>
@@ -22,8 +23,9 @@ struct HttpRecord {
 
 struct HttpOptions {
   std::string host = "127.0.0.1";
-  int port = 8080;  // 0 = any that is free
-  int threads = 2;
+  int port = 8080;   // 0 = any that is free
+  int threads = 1;   // for sockets
+  int handlers = 2;  // threads that the HttpHandler is called from
   int64_t header_bytes = 16 << 10, body_bytes = 16 << 20;
   int64_t connections = 1024;            // beyond them a connection is answered with 503 and closed
   double idle_seconds = 75;              // for the next request's header to arrive

@@ -68,7 +68,8 @@ std::optional<int64_t> integer_field(const Json& object, const char* key, int64_
   if (!value->is_number()) wrong();
   // 1e3 and 2.0 are integers, too.
   const double number = value->get<double>();
-  if (!(number >= static_cast<double>(low) && number <= static_cast<double>(high)) ||
+  constexpr double beyond = 0x1p63;  // the largest integer is none of the doubles
+  if (!(number >= static_cast<double>(low) && number <= static_cast<double>(high)) || number >= beyond ||
       number != std::floor(number))
     wrong();
   const int64_t integer = value->is_number_integer() ? value->get<int64_t>() : static_cast<int64_t>(number);

@@ -9,45 +9,49 @@ void TextPosition::pass(std::string_view text) {
   for (char byte : text) characters += (static_cast<unsigned char>(byte) & 0xC0) != 0x80 ? 1 : 0;
 }
 
-Json logprob_entry(const Tokenizer& tokenizer, const TokenLogprobs& logprobs) {
-  const auto describe = [&](int32_t id, double logprob) {
-    const std::string bytes = tokenizer.has(id) ? tokenizer.token_bytes(id) : "";
-    Json list = Json::array();
-    for (unsigned char byte : bytes) list.push_back(byte);
-    // JSON has no infinity; OpenAI's stand-in.
-    return Json{{"token", bytes}, {"logprob", std::max(logprob, -9999.0)}, {"bytes", std::move(list)}};
-  };
-  Json entry = describe(logprobs.token, logprobs.logprob);
-  entry["top_logprobs"] = Json::array();
-  for (const auto& [id, logprob] : logprobs.top) entry["top_logprobs"].push_back(describe(id, logprob));
-  return entry;
+namespace {
+
+std::string bytes_of(const Tokenizer& tokenizer, int32_t id) {
+  return tokenizer.has(id) ? tokenizer.token_bytes(id) : "";
 }
 
-Json first_entry(const Tokenizer& tokenizer, int32_t token) {
-  Json entry = logprob_entry(tokenizer, {token, 0, {}});
-  entry["logprob"] = nullptr;
-  return entry;
+// JSON has no infinity; OpenAI's stand-in.
+double bounded(double logprob) { return std::max(logprob, -9999.0); }
+
+Json described(const Tokenizer& tokenizer, int32_t id, double logprob) {
+  const std::string bytes = bytes_of(tokenizer, id);
+  Json list = Json::array();
+  for (unsigned char byte : bytes) list.push_back(byte);
+  return {{"token", bytes}, {"logprob", bounded(logprob)}, {"bytes", std::move(list)}};
 }
 
-Json chat_logprobs(std::span<const ScoredToken> tokens) {
+}  // namespace
+
+Json chat_logprobs(const Tokenizer& tokenizer, std::span<const ScoredToken> tokens) {
   Json content = Json::array();
-  for (const ScoredToken& token : tokens) content.push_back(token.entry);
+  for (const auto& [begin, logprobs, first] : tokens) {
+    Json entry = described(tokenizer, logprobs.token, logprobs.logprob);
+    entry["top_logprobs"] = Json::array();
+    for (const auto& [id, logprob] : logprobs.top)
+      entry["top_logprobs"].push_back(described(tokenizer, id, logprob));
+    content.push_back(std::move(entry));
+  }
   return {{"content", std::move(content)}, {"refusal", nullptr}};
 }
 
-Json completion_logprobs(std::span<const ScoredToken> tokens) {
+Json completion_logprobs(const Tokenizer& tokenizer, std::span<const ScoredToken> tokens) {
   Json texts = Json::array(), own = Json::array(), top = Json::array(), offsets = Json::array();
-  for (const ScoredToken& token : tokens) {
-    texts.push_back(token.entry["token"]);
-    own.push_back(token.entry["logprob"]);
-    offsets.push_back(token.begin.characters);
+  for (const auto& [begin, logprobs, first] : tokens) {
+    texts.push_back(bytes_of(tokenizer, logprobs.token));
+    offsets.push_back(begin.characters);
+    own.push_back(first ? Json() : Json(bounded(logprobs.logprob)));
     Json likely = Json::object();
     // Tokens that read the same: the most likely one stands for them.
-    for (const Json& other : token.entry["top_logprobs"]) {
-      const std::string& text = other["token"].get_ref<const std::string&>();
-      if (!likely.contains(text)) likely[text] = other["logprob"];
+    for (const auto& [id, logprob] : logprobs.top) {
+      const std::string text = bytes_of(tokenizer, id);
+      if (!likely.contains(text)) likely[text] = bounded(logprob);
     }
-    top.push_back(token.entry["logprob"].is_null() ? Json() : std::move(likely));
+    top.push_back(first ? Json() : std::move(likely));
   }
   return {{"tokens", std::move(texts)},
           {"token_logprobs", std::move(own)},

@@ -15,18 +15,15 @@ struct TextPosition {
   void pass(std::string_view text);
 };
 
-// A token: where its text begins, and its entry as chats have it.
+// A token: where its text begins, and how likely it was. A text's first one has nothing to say of that.
 struct ScoredToken {
   TextPosition begin;
-  Json entry;
+  TokenLogprobs logprobs;
+  bool first = false;
 };
 
-// {"token", "logprob", "bytes", "top_logprobs"}; texts may be no UTF-8.
-Json logprob_entry(const Tokenizer& tokenizer, const TokenLogprobs& logprobs);
-// The same of a text's first token, whose log-probability is null.
-Json first_entry(const Tokenizer& tokenizer, int32_t token);
-
-Json chat_logprobs(std::span<const ScoredToken> tokens);
-Json completion_logprobs(std::span<const ScoredToken> tokens);
+// Texts may be no UTF-8.
+Json chat_logprobs(const Tokenizer& tokenizer, std::span<const ScoredToken> tokens);
+Json completion_logprobs(const Tokenizer& tokenizer, std::span<const ScoredToken> tokens);
 
 }  // namespace latente

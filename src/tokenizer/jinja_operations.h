@@ -36,6 +36,7 @@ Method find_text_method(Runtime& runtime, const Value& object, std::string_view 
 
 std::string replace_text(Runtime& runtime, std::string_view text, std::string_view from, std::string_view to,
                          int64_t count);
+Value format_text(Runtime& runtime, const Value& text, const Args& args);  // str.format
 // Markup stays Markup through text operations.
 Value text_like(Runtime& runtime, const Value& like, std::string_view bytes);
 std::string pad(Runtime& runtime, std::string_view text, size_t length, int64_t width, std::string_view fill,

@@ -262,6 +262,7 @@ const std::map<std::string_view, Handler>& handlers() {
       {"count", count_method},
       {"endswith", [](const Call& c) { return affix_method(c, true); }},
       {"find", [](const Call& c) { return find_method_text(c, false, false); }},
+      {"format", [](const Call& c) { return format_text(c.runtime, c.self, c.args); }},
       {"index", [](const Call& c) { return find_method_text(c, false, true); }},
       {"isalnum", is_all<CharClass::alnum>},
       {"isalpha", is_all<CharClass::alpha>},
@@ -299,10 +300,9 @@ const std::map<std::string_view, Handler>& handlers() {
 Method find_text_method(Runtime& runtime, const Value& object, std::string_view name) {
   auto found = handlers().find(name);
   if (found == handlers().end()) {
-    static constexpr std::string_view kOthers[] = {"casefold",     "center",     "encode",      "expandtabs",
-                                                   "format",       "format_map", "isascii",     "isdecimal",
-                                                   "isidentifier", "isnumeric",  "isprintable", "istitle",
-                                                   "maketrans",    "swapcase",   "translate"};
+    static constexpr std::string_view kOthers[] = {
+        "casefold",     "center",    "encode",      "expandtabs", "format_map", "isascii",  "isdecimal",
+        "isidentifier", "isnumeric", "isprintable", "istitle",    "maketrans",  "swapcase", "translate"};
     bool exists = std::find(std::begin(kOthers), std::end(kOthers), name) != std::end(kOthers);
     return {exists ? Method::Status::unsupported : Method::Status::absent, {}};
   }

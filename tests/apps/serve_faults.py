@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
-"""By hand: what a server makes of clients that send nonsense, leave, dawdle, or are too many, while healthy ones
-beside them must get the right answer. Usage: serve_faults.py LATENTE MODEL [SECONDS]"""
+"""By hand: what a server makes of clients that send nonsense, leave, dawdle, or are too many, and of signals, while
+healthy ones beside them must get the right answer, byte for byte. Fails if they do not, if memory grows from one round to the
+next, or if a server ends otherwise than it should (with sanitizers: if it has anything to report, leaks too).
+Usage: serve_faults.py LATENTE MODEL [SECONDS [REQUESTS]]"""
 
 import collections
 import http.client
@@ -17,7 +19,9 @@ import time
 
 LATENTE, MODEL = sys.argv[1:3]
 SECONDS = float(sys.argv[3]) if len(sys.argv) > 3 else 60
-PATIENCE = 60
+REQUESTS = int(sys.argv[4]) if len(sys.argv) > 4 else 10000
+PATIENCE = 600
+GROWTH = 4  # MB that the third round may add: by then pages, plans and grammars that are kept are there
 BODY = {"prompt": "the king said", "max_tokens": 40, "temperature": 0}
 SEEDS = [json.dumps(body).encode() for body in (
     BODY, BODY | {"stream": True, "logprobs": 2, "echo": True, "n": 2, "stop": ["x"], "seed": 1},
@@ -25,6 +29,7 @@ SEEDS = [json.dumps(body).encode() for body in (
     {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5, "tool_choice": "required", "tools": [
         {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"a": {"enum": [1]}}}}}]},
     {"content": "the", "tokens": [1, 2], "with_pieces": True})]
+FAILURES = []
 PATHS = ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/apply-template", "/slots", "/x"]
 
 
@@ -33,22 +38,50 @@ def memory(process):
     return int(re.search(r"VmRSS:\s+(\d+)", status).group(1)) // 1024
 
 
-def start():
-    process = subprocess.Popen([LATENTE, "serve", MODEL, "--port", "0", "--ctx-size", "4096", "--access-log", "",
-                                "--idle-seconds", "3", "--receive-seconds", "3", "--connections", "400"],
+def must(right, what):
+    if not right:
+        FAILURES.append(what)
+        print("FAILED:", what, flush=True)
+
+
+def start(port=0):
+    process = subprocess.Popen([LATENTE, "serve", MODEL, "--port", str(port), "--ctx-size", "4096", "--cache-tokens", "32768",
+                                "--access-log", "",
+                                "--idle-seconds", "3", "--receive-seconds", "3", "--send-seconds", "3",
+                                "--drain-seconds", str(PATIENCE), "--request-seconds", str(PATIENCE // 2), "--connections", "400"],
                                stderr=subprocess.PIPE, text=True)
     port = int(re.search(r":(\d+);", process.stderr.readline()).group(1))
     process.stderr.readline()
     return process, port
 
 
-def ask(port, body=BODY):
+def end_of(process, expected):
+    """Its exit status, and what else it had to say."""
+    said = process.communicate(timeout=PATIENCE)[1]
+    must(process.returncode == expected and not said, f"exit status {process.returncode} {said[-5000:]}")
+    return process.returncode
+
+
+def raw(port, body):
+    """The status and the bytes of an answer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     connection.request("POST", "/v1/completions", json.dumps(body))
     response = connection.getresponse()
-    answer = json.loads(response.read())
+    answer = response.read()
     connection.close()
     return response.status, answer
+
+
+def ask(port, body=BODY):
+    status, answer = raw(port, body)
+    return status, json.loads(answer)
+
+
+def lasting(answer):
+    """Without what differs from one answer to the next: its name, its time, and how long it took."""
+    answer = re.sub(rb'"id":"[^"]*","object":"([a-z_.]*)","created":\d+', rb'\1', answer)
+    return re.sub(rb'"(cached_tokens|cache_n|draft_n|draft_n_accepted|prompt_n|[a-z]+_ms|[a-z]+_per_second)":[-+.e\d]+|'
+                  rb',"drafted":true', b"", answer)
 
 
 def mutated(rng):
@@ -67,23 +100,33 @@ def mutated(rng):
             cut = rng.randrange(len(other))
             text[at:at + 9] = other[cut:cut + 9]
     request = f"POST {rng.choice(PATHS)} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(text)}\r\n\r\n"
-    raw = bytearray(request.encode() + text)
-    if rng.random() < 0.3:  # the head, too
+    whole = bytearray(request.encode() + text)
+    kind = rng.random()
+    if kind < 0.3:  # the head, too
         for _ in range(rng.randrange(1, 4)):
-            raw[rng.randrange(len(request))] = rng.randrange(256)
-    return bytes(raw)
+            whole[rng.randrange(len(request))] = rng.randrange(256)
+    elif kind < 0.4:  # in chunks, whose sizes may be wrong
+        whole = bytearray(request.replace(f"Content-Length: {len(text)}", "Transfer-Encoding: chunked").encode())
+        for at in range(0, len(text), 50):
+            piece = text[at:at + 50]
+            size = len(piece) if rng.random() < 0.98 else rng.choice([-2, 0, 1 << 70, len(piece) + 1])
+            whole += b"%x\r\n%s\r\n" % (size, piece)
+        whole += b"0\r\n\r\n"
+    elif kind < 0.402:  # a part of it
+        del whole[rng.randrange(1, len(whole)):]
+    return bytes(whole)
 
 
-def send(port, raw):
+def send(port, request):
     """The status that comes back; what else there was instead."""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-            connection.sendall(raw)
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
+            connection.sendall(request)
             reply = connection.recv(65536)
             while connection.recv(65536):
                 pass
     except TimeoutError:
-        return "nothing in 10 s"
+        return "nothing"
     except ConnectionError:
         return "closed"
     return reply[9:12].decode() if reply.startswith(b"HTTP/1.1 ") else "closed without a word"
@@ -98,38 +141,42 @@ def several(count, work):
 
 
 class Healthy:
-    """Clients that ask the same all the while; every answer must be the first one's."""
+    """Two clients that ask the same all the while, whole and streamed; every answer must be the first one's."""
 
     def __init__(self, port):
         self.port, self.right, self.wrong, self.stop = port, 0, [], False
-        self.expected = ask(port)[1]["choices"]
-        self.thread = threading.Thread(target=self.run)
-        self.thread.start()
+        self.threads = [threading.Thread(target=self.run, args=(BODY | {"stream": stream},)) for stream in (False, True)]
+        for thread in self.threads:
+            thread.start()
 
-    def run(self):
+    def run(self, body):
+        expected = lasting(raw(self.port, body)[1])
         while not self.stop:
-            status, answer = ask(self.port)
-            if status == 200 and answer["choices"] == self.expected:
+            status, answer = raw(self.port, body)
+            if status == 200 and lasting(answer) == expected:
                 self.right += 1
             elif status != 429:
-                self.wrong.append((status, answer))
+                self.wrong.append((status, answer, expected))
 
     def end(self):
         self.stop = True
-        self.thread.join()
-        return f"healthy client: {self.right} right answers, {len(self.wrong)} wrong" + (f" {self.wrong[:1]}" if self.wrong else "")
+        for thread in self.threads:
+            thread.join()
+        must(self.right > 0 and not self.wrong, f"a healthy client's answer: {self.wrong[:1]}")
+        return f"healthy clients: {self.right} right answers, {len(self.wrong)} wrong"
 
 
 def malformed(port):
     found, lock = collections.Counter(), threading.Lock()
     def work(seed):
         rng = random.Random(seed)
-        for _ in range(2500):
+        for _ in range(REQUESTS // 4):
             status = send(port, mutated(rng))
             with lock:
                 found[status] += 1
     several(4, work)
-    return dict(found)
+    must(found["nothing"] == 0 and not any(status.startswith("5") for status in found), f"malformed: {found}")
+    return f"{sum(found.values())} requests: {dict(found.most_common())}"
 
 
 def leaving(port):
@@ -163,7 +210,16 @@ def dawdling(port):
         except OSError:
             closed[round(time.monotonic() - begin)] += 1
     several(200, work)
-    return f"200 slow clients: closed after seconds {dict(closed)}"
+    must(closed.total() == 200, "slow clients are closed")
+    return f"200 clients that send a line every 0.1 s: closed after seconds {dict(closed)}"
+
+
+def taken(port):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    connection.request("GET", "/slots")
+    count = sum(slot["is_processing"] for slot in json.loads(connection.getresponse().read()))
+    connection.close()
+    return count
 
 
 def under_load(port, process, with_signal):
@@ -183,27 +239,39 @@ def under_load(port, process, with_signal):
     process.send_signal(with_signal)
     for thread in threads:
         thread.join()
-    return f"{with_signal.name} with 64 requests under way: {dict(results)}, exit status {process.wait(PATIENCE)}"
+    status = end_of(process, 0 if with_signal == signal.SIGTERM else -with_signal)
+    right = {"200, 1500 tokens": 64} if with_signal == signal.SIGTERM else None
+    must(right is None or results == right, f"under load: {results}")
+    return f"{with_signal.name} with 64 requests under way: {dict(results)}, exit status {status}"
 
 
 def main():
     process, port = start()
     print("memory, MB:", memory(process))
-    for name, fault in (("malformed", malformed), ("malformed again", malformed), ("leaving", leaving), ("dawdling", dawdling)):
+    most = []
+    for number, fault in enumerate((malformed, leaving, dawdling) * 3):
         healthy = Healthy(port)
-        print(f"{name}: {fault(port)}; {healthy.end()}; memory, MB: {memory(process)}", flush=True)
+        what = fault(port)
+        right = healthy.end()
+        now = memory(process)
+        must(number < 6 or now <= max(most[:6]) + GROWTH, f"memory grows: {most} {now}")
+        most.append(now)
+        print(f"{what}; {right}; memory, MB: {now}", flush=True)
     time.sleep(1)
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
-    connection.request("GET", "/slots")
-    print("places still taken:", sum(slot["is_processing"] for slot in json.loads(connection.getresponse().read())))
-    connection.close()
+    left = taken(port)
+    must(left == 0, f"{left} places are taken by nobody")
+    print("places still taken:", left)
     print(under_load(port, process, signal.SIGTERM), flush=True)
-    process, port = start()
+    process, port = start(port)
+    expected = lasting(raw(port, BODY)[1])
     print(under_load(port, process, signal.SIGKILL), flush=True)
-    process, port = start()
-    print("after that, a new one:", ask(port)[0])
+    process, port = start(port)
+    again = lasting(raw(port, BODY)[1])
+    must(again == expected, "the answer of a server started anew")
+    print("after that, a new one at the same port: the same answer" if again == expected else again)
     process.send_signal(signal.SIGTERM)
-    print("exit status", process.wait(PATIENCE))
+    print("exit status", end_of(process, 0))
+    raise SystemExit(1 if FAILURES else 0)
 
 
 main()

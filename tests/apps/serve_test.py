@@ -33,10 +33,10 @@ WEATHER = {"type": "function", "function": {
 class Server:
     """A running `latente serve`; as a context it ends with SIGTERM and must have drained well."""
 
-    def __init__(self, *arguments, model="chat", environment=None):
+    def __init__(self, *arguments, model="chat", environment=None, log=None):
         if "--ctx-size" not in arguments:
             arguments = ("--ctx-size", 4096, *arguments)
-        self.log = commands.HOME / f"access-{time.monotonic_ns()}.jsonl"
+        self.log = log or commands.HOME / f"access-{time.monotonic_ns()}.jsonl"
         self.process = subprocess.Popen(
             [commands.LATENTE, "serve", model, "--port", "0", "--access-log", self.log,
              *map(str, arguments)], cwd=commands.HOME, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -484,7 +484,7 @@ class Errors(WithServer):
         for key, values in {"n": [0, -1, 1 << 40, 1.5, "1", True], "temperature": [-1, 101, "hot", True, [1]], "top_p": [-0.1, 1.1],
                             "top_k": [-2, 1e30], "min_p": [2], "max_tokens": [-1, 1 << 60, 0.5, "7", 1e300],
                             "presence_penalty": [3], "frequency_penalty": [-3], "repetition_penalty": [0, -1],
-                            "logprobs": [-1, 1000, 2.5], "seed": [0.5, "x", 1e30], "stream": ["yes", 1],
+                            "logprobs": [-1, 1000, 2.5], "seed": [0.5, "x", 1e30, 1 << 63, 2.0 ** 63], "stream": ["yes", 1],
                             "stop": [5, [5], [""], "", ["x"] * 17], "logit_bias": [[], {"x": 1}, {"-1": 1}, {"5": 101}, {"5": "x"}, {"99999": 1}],
                             "echo": [1], "best_of": [2], "suffix": ["x"], "stream_options": [5, {"include_usage": True}]}.items():
             for value in values:
@@ -575,6 +575,7 @@ class Keys(unittest.TestCase):
                 self.assertEqual(status(path), 401)
             for key in ("first", "king key", "third"):
                 self.assertEqual(status(Authorization="Bearer " + key), 200)
+            self.assertEqual(status(Authorization="bearer first"), 200)
             for header in ("Bearer ", "Bearer firs", "Bearer firstfirst", "Bearer fourth", "first", "Basic first"):
                 self.assertEqual(status(Authorization=header), 401)
             answer = server.ask("GET", "/v1/models", headers={"Authorization": "Bearer x"})
@@ -614,10 +615,34 @@ class Keys(unittest.TestCase):
                 self.assertEqual(response.status, 200)
                 self.assertTrue(response.read().endswith(b"data: [DONE]\n\n"))
             connection.close()
+            # The end is said, so that nobody can cut a reply short unnoticed.
+            strict = trust.wrap_socket(socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE),
+                                       server_hostname="127.0.0.1", suppress_ragged_eofs=False)
+            strict.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+            self.assertTrue(b"".join(iter(lambda: strict.recv(65536), b"")).endswith(b'{"status":"ok"}'))
+            strict.close()
+            # Who does not even greet does not hold up the end.
+            silent = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)
+            self.assertEqual(self.ends_in(server), 0)
+            silent.close()
         wrong = subprocess.run([commands.LATENTE, "serve", "chat", "--port", "0", "--tls-cert", "key.pem", "--tls-key", "key.pem"],
                                cwd=commands.HOME, capture_output=True, timeout=PATIENCE, text=True)
         self.assertEqual(wrong.returncode, 1)
         self.assertIn("key.pem: expected a certificate", wrong.stderr)
+
+    @staticmethod
+    def ends_in(server, seconds=10):
+        server.process.send_signal(signal.SIGTERM)
+        return server.process.wait(seconds)
+
+    def test_a_log_that_cannot_be_written(self):
+        # A disk that is full, and a pipe that nobody reads any more.
+        for log in ("/dev/full", "-"):
+            with Server(log=log) as server:
+                server.process.stdout.close()
+                for _ in range(3):
+                    self.assertEqual(server.complete("the", max_tokens=2)["usage"]["completion_tokens"], 2)
+                self.assertEqual(self.ends_in(server), 0)
 
     def test_what_cannot_start(self):
         with Server() as server:
@@ -714,10 +739,32 @@ class Limits(WithServer):
             commands.wait_for(lambda: self.server.running() == 1, "it runs")
             commands.wait_for(lambda: self.server.running() == 0, "it is dropped")
 
+    def test_more_at_once_than_could_ever_run(self):
+        begin = time.monotonic()
+        status, _, body = self.server.ask("POST", "/v1/completions", {"prompt": ["king " * 200] * 256, "n": 128})
+        self.assertEqual((status, body["error"]["code"]), (429, "queue_full"))
+        self.assertLess(time.monotonic() - begin, PATIENCE / 4)
+
+    def test_who_does_not_read_and_leaves_frees_the_place(self):
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", self.server.port))
+        body = json.dumps({"prompt": "the", "temperature": 0, "max_tokens": 300000, "logit_bias": ENDLESS, "stream": True,
+                           "logprobs": 5})
+        connection.sendall(f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+        commands.wait_for(lambda: self.server.running() == 1, "it runs")
+        time.sleep(0.5)  # until sockets hold no more
+        self.assertEqual(self.server.running(), 1)
+        begin = time.monotonic()
+        connection.close()
+        commands.wait_for(lambda: self.server.running() == 0, "the place is free")
+        self.assertLess(time.monotonic() - begin, 1)
+
     def test_too_many_connections(self):
         held = [socket.create_connection(("127.0.0.1", self.server.port), timeout=PATIENCE) for _ in range(12)]
         def refused():
             with socket.create_connection(("127.0.0.1", self.server.port), timeout=PATIENCE) as one:
+                one.sendall(b"GET /health HTTP/1.1\r\n\r\n")
                 return b" 503 " in one.recv(4096)[:20]
         commands.wait_for(refused, "a connection is refused")
         for connection in held:

@@ -57,9 +57,10 @@ TEST(Api, WantsAKey) {
                                                                                {"Bearer ", 401},
                                                                                {"Bearer on", 401},
                                                                                {"Bearer onee", 401},
-                                                                               {"bearer one", 401},
+                                                                               {"Basic one", 401},
                                                                                {"Bearer oneone", 401},
                                                                                {"Bearer one", 503},
+                                                                               {"bearer one", 503},
                                                                                {"Bearer another", 503}}) {
     HttpRequest request = get("/v1/models");
     request.authorization = header;

@@ -52,6 +52,24 @@ TEST(EngineLoop, RunsWhatIsPosted) {
   EXPECT_EQ(written.get_future().get(), 20);
 }
 
+TEST(EngineLoop, RunsTasksBehindTheStep) {
+  Engine engine(backend(), model(), options());
+  EngineLoop loop(engine, 3);
+  std::promise<std::string> order;
+  std::string so_far;
+  loop.post([&](EngineLoop& in) {
+    Request one = request(1);
+    one.on_token = [&](const GeneratedToken&) {
+      in.after_step([&](EngineLoop&) { order.set_value(so_far + "behind"); });
+      so_far += "token ";
+      return true;
+    };
+    one.on_finish = [&](const GenerationStats&) { so_far += "end "; };
+    in.submit(std::move(one));
+  });
+  EXPECT_EQ(order.get_future().get(), "token end behind");
+}
+
 // A step that fails ends all that runs, and nothing else.
 TEST(EngineLoop, OutlivesAStepThatFails) {
   Engine engine(backend(), model(), options());

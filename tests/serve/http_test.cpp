@@ -41,6 +41,27 @@ TEST(HttpReply, StreamsInPieces) {
   EXPECT_TRUE(taken.ended);
 }
 
+// Waking costs more than a piece: many of them are one, until somebody has looked.
+TEST(HttpReply, WakesForWhatIsFlushed) {
+  HttpReply reply;
+  int woken = 0;
+  reply.wake_by([&] { ++woken; });
+  reply.begin({200, "text/event-stream"});
+  reply.write("a");
+  reply.write("b");
+  EXPECT_EQ(woken, 0);
+  reply.flush();
+  reply.flush();
+  EXPECT_EQ(woken, 1);
+  EXPECT_EQ(reply.take().data, "ab");
+  reply.write("c");
+  reply.flush();
+  EXPECT_EQ(woken, 2);
+  EXPECT_EQ(reply.take().data, "c");
+  reply.end();
+  EXPECT_EQ(woken, 3);
+}
+
 TEST(HttpReply, SaysOnceThatItIsAbandoned) {
   HttpReply reply;
   std::vector<Abandoned> reasons;

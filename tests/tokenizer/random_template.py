@@ -93,7 +93,7 @@ METHODS = ["strip()", "lstrip()", "rstrip('\\n')", "split()", "split(',')", "spl
            "replace('', '.')", "replace('a', 'b', 1)", "find('o')", "count('a')", "index('e')", "splitlines()", "join(['p', 'q'])",
            "isdigit()", "isalpha()", "isspace()", "islower()", "items()", "keys()", "values()", "get('a')", "get('role', 'none')",
            "copy()", "append(1)", "pop()", "update({})", "removeprefix('a')", "removesuffix('d')", "partition('o')", "nosuch()",
-           "zfill(4)", "ljust(6)", "rjust(6, '*')", "__class__", "mro()", "split('')", "rfind('l')", "strip('ab ')", "isupper()"]
+           "zfill(4)", "format(n, s, a=xs, b=d)", "format(f, a=m)", "ljust(6)", "rjust(6, '*')", "__class__", "mro()", "split('')", "rfind('l')", "strip('ab ')", "isupper()"]
 NAMES = ["messages", "bos_token", "n", "s", "f", "xs", "d", "t", "u", "ns", "m", "ns.a", "ns.b", "d.a", "m.role", "m.content",
          "messages[0]", "messages[-1].content", "xs[0]", "d['a']", "undefined_name", "loop.index", "loop.last", "loop"]
 LOOP = ["index", "index0", "revindex", "revindex0", "first", "last", "length", "previtem", "nextitem", "cycle('o', 'e')",
@@ -108,7 +108,8 @@ class Writer:
 
     def literal(self):
         return self.rng.choice(["1", "0", "-2", "3", "2.5", "1e3", "'a'", "\"it's\"", "'x\\ny'", "true", "False", "none", "''", "[]",
-                                "{}", "[1, 'b', none]", "{'a': 1, 'b': [2]}", "(1, 2)", "'日本'", "range(3)", "('a',)", "1_000"])
+                                "{}", "[1, 'b', none]", "{'a': 1, 'b': [2]}", "(1, 2)", "'日本'", "'{}|{:>4}'", "'{0!r:<6}{a[0]}'",
+                                "'{:05}{b}'", "'{{{a}:{:.2}'", "range(3)", "('a',)", "1_000"])
 
     def expr(self, depth=3):
         rng = self.rng
