@@ -31,6 +31,8 @@ struct PlanOptions {
   // Bytes that intermediates should fit in, if not 0: results of the forward pass are then dropped and made
   // again for the backward pass, cheapest a byte first, until they do, or as far as it helps.
   int64_t memory = 0;
+  // false records each op by itself even without gradients: for whoever looks between them
+  bool fuse = true;
   // false gives every intermediate its own memory: the oracle of the liveness tests
   bool reuse_memory = true;
 };
@@ -87,7 +89,7 @@ class Plan {
   Backend& backend() const { return *backend_; }
   bool training() const { return options_.training; }
   // Whether ops are recorded as the backend's fused calls where there are such.
-  bool fuses() const { return !options_.training && backend_->fuses(); }
+  bool fuses() const { return !options_.training && options_.fuse && backend_->fuses(); }
   int64_t arena_bytes() const { return arena_bytes_; }
   // The sum over intermediates: what one buffer per value would need.
   int64_t unplanned_bytes() const { return unplanned_bytes_; }
