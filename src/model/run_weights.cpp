@@ -6,6 +6,7 @@
 #include "base/memory.h"
 #include "model/converted.h"
 #include "model/experts_on_demand.h"
+#include "model/fp8_weights.h"
 #include "model/gguf.h"
 #include "model/quantised.h"
 #include "model/quantised_places.h"
@@ -39,9 +40,10 @@ DType base_type(const ModelSource& source, const RunWeights& weights) {
   // Activations that meet quantised weights are float32.
   if (quantised_type(source, weights)) return stored == DType::f64 ? DType::f32 : stored;
   if (weights.type == "auto") return stored;
+  if (weights.type == "fp8") return stored == DType::f64 ? DType::f32 : stored;  // of what is not
   const std::optional<DType> type = dtype_from_name(weights.type);
   if (type != DType::f32 && type != DType::bf16 && type != DType::f64)
-    fail("weights: expected auto, f32, bf16, f64, int8 or int4, found {}", weights.type);
+    fail("weights: expected auto, f32, bf16, f64, fp8, int8 or int4, found {}", weights.type);
   return *type;
 }
 
@@ -53,7 +55,10 @@ std::string type_text(Transformer& model) {
         path.ends_with("eh_proj.weight"))
       return;
     const DType type = tensor.dtype();
-    const std::string_view name = type == DType::q8 ? "int8" : is_quantised(type) ? "int4" : name_of(type);
+    const std::string_view name = type == DType::q8       ? "int8"
+                                  : is_quantised(type)    ? "int4"
+                                  : type == DType::f8e4m3 ? "fp8"
+                                                          : name_of(type);
     elements[std::string(name)] += tensor.count();
   });
   std::vector<std::pair<int64_t, std::string>> sorted;
@@ -165,6 +170,20 @@ std::unique_ptr<Transformer> load_for_running(const ModelSource& source, const R
     } else {
       initialise_quantised(*model, seed, backend, how);
     }
+    return model;
+  }
+  const bool stored_fp8 = source.tensors && runs_fp8(*source.tensors, backend);
+  if (stored_fp8 && (weights.type == "fp8" || weights.type == "auto")) {
+    if (weights.memory > 0) check_whole(weights, fp8_bytes(*model, *source.tensors, backend));
+    load_fp8(*model, *source.tensors, backend);
+    return model;
+  }
+  if (weights.type == "fp8") {
+    if (source.tensors)
+      fail(
+          "weights: {} runs FP8 with a scale for each 128 rows and columns as it is stored, and here is none",
+          backend.name());
+    initialise_fp8(*model, seed, backend);
     return model;
   }
   if (source.tensors) {

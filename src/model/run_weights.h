@@ -12,6 +12,7 @@ namespace latente {
 
 struct RunWeights {
   // "auto" (as stored, see load_as_stored for GGUF files; bf16 for random weights), "f32", "bf16", "f64";
+  // "fp8" (as stored where that is FP8, see model/fp8_weights.h, or random);
   // "int8" and "int4" quantise (see model/quantised.h), and what they leave out is then as stored. A
   // converted model (model/converted.h) only runs as it is stored.
   std::string type = "auto";
