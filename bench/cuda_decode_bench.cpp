@@ -1,7 +1,7 @@
 // Decoding passes on a GPU: one token of each of --batch sequences with --context entries in their caches,
-// random bfloat16 weights of a config.json's shape. Microseconds a pass, tokens a second, and the share of
-// the bytes' bound: weights (of experts, as many as so many uniform choices reach on average) and latents,
-// over what a copy of 1 GB moves in the same run.
+// random weights of a config.json's shape, bfloat16 or as --weights says. Microseconds a pass, tokens a
+// second, and the share of the bytes' bound: weights (of experts, as many as so many uniform choices reach on
+// average) and latents, over what a copy of 1 GB moves in the same run.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -40,9 +40,11 @@ double median_seconds(Backend& device, int count, int calls, const F& f) {
 
 class Bench {
  public:
-  Bench(const std::string& path, double copy_rate, cuda::CudaBackend& device)
+  Bench(const std::string& path, const std::string& weights, double copy_rate, cuda::CudaBackend& device)
       : device_(device), rate_(copy_rate) {
-    model_ = load_for_running(ModelSource{Config::from_file(path), nullptr}, {}, device_);
+    RunWeights how;
+    how.type = weights;
+    model_ = load_for_running(ModelSource{Config::from_file(path), nullptr}, how, device_);
   }
 
   void run(int64_t batch, int64_t context, bool profile) {
@@ -106,12 +108,20 @@ class Bench {
                                               static_cast<double>(batch))
                                : 0;
     double sum = 0;
+    for (const Layer& layer : model_->model.layers) {
+      const Mla* mla = std::get_if<Mla>(&layer.self_attn);
+      if (!mla || !mla->w_uk) continue;
+      sum += static_cast<double>(bytes_of_weight(device_, mla->w_uk.view()) +
+                                 bytes_of_weight(device_, mla->w_uv.view()));
+    }
     model_->for_each([&](const std::string& path, Tensor& tensor) {
       for (int64_t k = 0; k < config.num_mtp_layers; ++k) {
         if (path.starts_with(model_->mtp_path(k) + ".")) return;
       }
       if (path == "model.embed_tokens.weight" && model_->lm_head) return;
-      sum += static_cast<double>(tensor.view().bytes()) * (is_expert_stack(path) ? reached : 1);
+      if (path.ends_with("kv_b_proj.weight") && is_quantised(tensor.dtype())) return;  // its halves, above
+      sum += static_cast<double>(bytes_of_weight(device_, tensor.view())) *
+             (is_expert_stack(path) ? reached : 1);
     });
     return sum + static_cast<double>(batch * context * 2 * (config.kv_lora_rank + config.qk_rope_head_dim) *
                                      config.num_hidden_layers);
@@ -125,10 +135,11 @@ class Bench {
 
 void run(int argc, char** argv) {
   CLI::App app;
-  std::string config;
+  std::string config, weights = "bf16";
   std::vector<int64_t> batches = {1}, contexts = {64};
   bool profile = false;
   app.add_option("config", config)->required();
+  app.add_option("--weights", weights, "bf16, fp8, int8 or int4");
   app.add_option("--batch", batches)->delimiter(',');
   app.add_option("--context", contexts)->delimiter(',');
   app.add_flag("--profile", profile);
@@ -143,8 +154,8 @@ void run(int argc, char** argv) {
              device.copy(from.view(), {to.view(), false});
            });
   }
-  fmt::print("{}: a copy of 1 GB moves {:.2f} TB/s; {}\n", device.name(), rate / 1e12, config);
-  Bench bench(config, rate, device);
+  fmt::print("{}: a copy of 1 GB moves {:.2f} TB/s; {}, {}\n", device.name(), rate / 1e12, config, weights);
+  Bench bench(config, weights, rate, device);
   for (const int64_t context : contexts) {
     for (const int64_t batch : batches) bench.run(batch, context, profile);
   }

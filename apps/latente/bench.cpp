@@ -16,6 +16,7 @@
 #include "model/gguf.h"
 #include "model/model_source.h"
 #include "model/run_weights.h"
+#include "tensor/device.h"
 #include "profile.h"
 #include "session.h"
 #include "status_line.h"
@@ -69,7 +70,9 @@ class Bench {
     cache_ = name_of(runner.cache_type);
     runner_ = std::make_unique<SequenceRunner>(device_.backend(), *model_, runner);
 
-    peak_ = device_.measure_peak(weights_.starts_with("int") ? DType::q8 : model_->weights());
+    // On a GPU what meets them is bfloat16.
+    bytes_multiplied_ = weights_.starts_with("int") && device_.backend().is_host();
+    peak_ = device_.measure_peak(bytes_multiplied_ ? DType::q8 : model_->weights());
   }
 
   void run() {
@@ -78,7 +81,7 @@ class Bench {
                   weights_.c_str(), cache_.c_str(), device_.describe().c_str(), load_seconds_,
                   bytes_text(static_cast<double>(resident_memory())).c_str());
       std::printf("memory reads %.1f GB/s; products %.0f %s\n\n", device_.measure_bandwidth() / 1e9,
-                  peak_ / 1e9, weights_.starts_with("int") ? "GOP/s in 8 bits" : "GFLOP/s");
+                  peak_ / 1e9, bytes_multiplied_ ? "GOP/s in 8 bits" : "GFLOP/s");
       std::printf("%-8s %7s %7s %12s %8s %12s\n", "", "tokens", "depth", "tok/s", "spread", "of the bound");
     }
     for (int64_t depth : options_.depths) {
@@ -175,9 +178,7 @@ class Bench {
     const Config& config = model_->config();
     double bytes = 0;
     const auto add = [&](const Tensor& tensor, double share) {
-      const View view = tensor.view();
-      const auto form = device_.backend().quantised(view.shape, view.dtype, view.group);
-      bytes += share * static_cast<double>(form ? form->bytes : view.bytes());
+      bytes += share * static_cast<double>(bytes_of_weight(device_.backend(), tensor.view()));
     };
     model_->for_each([&](const std::string& path, Tensor& tensor) {
       for (int64_t k = 0; k < config.num_mtp_layers; ++k) {
@@ -233,6 +234,7 @@ class Bench {
   std::string weights_, cache_;
   std::vector<double> rates_;  // of the last measurement, in order
   double load_seconds_ = 0, peak_ = 0;
+  bool bytes_multiplied_ = false;
   int64_t filled_ = 0;
 };
 

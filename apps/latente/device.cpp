@@ -5,6 +5,7 @@
 #include <chrono>
 #include <functional>
 
+#include "base/memory.h"
 #include "cpu/peak.h"
 #include "tensor/device.h"
 #ifdef LATENTE_CUDA
@@ -57,11 +58,16 @@ Device::Device(const std::string& name, ThreadOptions threads) {
     backend_ = std::move(cpu);
   } else {
     backend_ = open_gpu(name == "auto" ? 0 : gpu_index(name));
+    free_at_first_ = backend_->available_memory();
   }
 }
 
 std::string Device::describe() const {
   return cpu_ ? fmt::format("{} threads", cpu_->threads().size()) : backend_->name();
+}
+
+int64_t Device::used_memory() const {
+  return cpu_ ? resident_memory() : free_at_first_ - backend_->available_memory();
 }
 
 double Device::measure_bandwidth() {

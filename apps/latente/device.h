@@ -20,6 +20,8 @@ class Device {
   std::string describe() const;
   int threads() const { return cpu_ ? cpu_->threads().size() : 0; }  // 0 on a GPU
 
+  // Bytes that this process has of the device's memory, on a GPU about: others may have come or gone.
+  int64_t used_memory() const;
   // Bytes a second that the device reads from its memory (on a GPU: reads and writes in a copy).
   double measure_bandwidth();
   // Operations a second of products with such weights.
@@ -28,6 +30,7 @@ class Device {
  private:
   std::unique_ptr<Backend> backend_;
   CpuBackend* cpu_ = nullptr;
+  int64_t free_at_first_ = 0;  // of a GPU's memory
 };
 
 void add_device_option(CLI::App& command, std::string& device);

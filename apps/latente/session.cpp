@@ -66,8 +66,9 @@ Tokenizer load_tokenizer(const std::string& model) {
 
 void add_weight_options(CLI::App& command, RunWeights& weights) {
   command
-      .add_option("--dtype,--weights", weights.type,
-                  "Weights in memory: auto (as stored), f32, bf16, f64, fp8 (where it is stored), int8, int4")
+      .add_option(
+          "--dtype,--weights", weights.type,
+          "Weights in memory: auto (as stored), f32, bf16, f64, int8, int4, fp8 (on a CPU only as stored)")
       ->capture_default_str();
   command
       .add_option("--group", weights.group,

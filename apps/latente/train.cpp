@@ -41,8 +41,8 @@ void ask_to_stop() {
 // Shows a run and records its figures.
 class Watcher final : public TrainObserver {
  public:
-  Watcher(const TrainOptions& options, double peak_flops)
-      : options_(options), peak_flops_(peak_flops), display_(peak_flops) {}
+  Watcher(const TrainOptions& options, const Device& device, double peak_flops)
+      : options_(options), device_(device), peak_flops_(peak_flops), display_(peak_flops) {}
 
   TrainDisplay& display() { return display_; }
   void set_steps(int64_t steps) { steps_ = steps; }
@@ -78,9 +78,9 @@ class Watcher final : public TrainObserver {
     metrics.add("speed/tokens_per_second", report.tokens_per_second);
     metrics.add("speed/flops_per_second", report.flops_per_second);
     if (peak_flops_ > 0) metrics.add("speed/share_of_peak", report.flops_per_second / peak_flops_);
-    int64_t memory = resident_memory();
+    const int64_t memory = device_.used_memory();
     most_memory_ = std::max(most_memory_, memory);
-    metrics.add("memory/resident", memory);
+    metrics.add("memory/used", memory);
     write(metrics);
     display_.step(report, steps_);
   }
@@ -120,6 +120,7 @@ class Watcher final : public TrainObserver {
   }
 
   TrainOptions options_;
+  const Device& device_;
   double peak_flops_ = 0;
   int64_t steps_ = 0, most_memory_ = 0;
   TrainDisplay display_;
@@ -133,7 +134,7 @@ void train(const TrainFlags& flags) {
   Device device(options.device, options.threads);
   const DType weights = dtype_from_name(options.model.dtype).value_or(DType::f32);
   double peak = options.log.peak_gflops > 0 ? options.log.peak_gflops * 1e9 : device.measure_peak(weights);
-  Watcher watcher(options, peak);
+  Watcher watcher(options, device, peak);
   Trainer trainer(device.backend(), options, watcher,
                   flags.dry_run ? Trainer::Purpose::facts : Trainer::Purpose::run);
   watcher.set_steps(trainer.facts().steps);

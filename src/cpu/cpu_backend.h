@@ -49,6 +49,7 @@ class CpuBackend final : public Backend {
                       int64_t rows) override;
   bool quantise(const float* values, const float* importance, View to, int64_t index, int64_t row,
                 int64_t rows) override;
+  std::shared_ptr<void> take_panels(const void* panels, View& view) override;
   void head_linear(View x, View w, bool transpose, View out) override;
   void route(View logits, View bias, View token_mask, const Routing& routing, View scores, View weights,
              View experts, View load, View balance_loss) override;

@@ -208,15 +208,13 @@ bool CpuBackend::pack_fp8(View codes, const float* scales, View to, int64_t inde
 
 std::optional<Backend::Packed> CpuBackend::quantised(Shape shape, DType type, int64_t group) const {
   if (!is_quantised(type) || (shape.rank() != 2 && shape.rank() != 3)) return {};
-  Packed packed;
-  packed.view.shape = shape;
-  packed.view.dtype = type;
-  packed.view.layout = Layout::panels;
-  packed.view.group = static_cast<int32_t>(group);
-  const int64_t matrix = quantised::bytes(quantised::form_of(type, group), shape[-2], shape[-1]);
-  packed.view.strides = {matrix};  // of a stack
-  packed.bytes = shape.rank() == 3 ? shape[0] * matrix : matrix;
-  return packed;
+  const View view = quantised::view_of(shape, type, group);
+  return Packed{view, quantised::bytes_of(view)};
+}
+
+std::shared_ptr<void> CpuBackend::take_panels(const void*, View&) {
+  LATENTE_ASSERT(false);
+  return nullptr;
 }
 
 void CpuBackend::pack_quantised(const int8_t* codes, const float* scales, View to, int64_t index, int64_t row,

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 #include <vector>
 
 #include "cpu/gemm_tasks.h"
@@ -64,44 +63,6 @@ void compute(const Problem& p, const Task& task) {
   if (p.bias && p.accumulate) {
     for (int64_t r = task.panels.start(task.first); r < task.panels.start(task.last); ++r) {
       for (int64_t j = task.n0; j < task.n0 + task.n; ++j) p.c[r * p.c_row + j] += p.bias[j];
-    }
-  }
-}
-
-uint32_t four_codes(const int8_t* row, int64_t at, int64_t k) {
-  uint32_t word = 0;
-  if (at < k) std::memcpy(&word, row + at, static_cast<size_t>(std::min<int64_t>(4, k - at)));
-  return word;
-}
-
-// Two's complement of four bits, plus 8, in four bytes.
-uint32_t offset_codes(uint32_t word) { return (word & 0x0f0f0f0fu) ^ 0x08080808u; }
-
-void pack_panel(Form form, const int8_t* codes, const float* scales, const float* offsets, int64_t rows,
-                int64_t k, std::byte* to) {
-  const int64_t groups = groups_of(k, form.group), padded = groups * form.group;
-  auto* to_scale = reinterpret_cast<uint16_t*>(to);
-  const auto put = [&](const float* numbers) {
-    for (int64_t g = 0; g < groups; ++g) {
-      for (int64_t r = 0; r < panel_rows; ++r)
-        *to_scale++ = r < rows ? f16(numbers[r * groups + g]).bits : uint16_t{0};
-    }
-  };
-  put(scales);
-  if (form.offsets) put(offsets);
-  std::fill(reinterpret_cast<std::byte*>(to_scale), to + scale_bytes(form, k), std::byte{0});
-  auto* word = reinterpret_cast<uint32_t*>(to + scale_bytes(form, k));
-  const int64_t step = form.bits == 8 ? 4 : 8;
-  for (int64_t at = 0; at < padded; at += step) {
-    for (int64_t r = 0; r < panel_rows; ++r) {
-      const int8_t* row = codes + r * k;
-      const uint32_t first = r < rows ? four_codes(row, at, k) : 0;
-      if (form.bits == 8) {
-        *word++ = first;
-      } else {
-        const uint32_t second = r < rows ? four_codes(row, at + 4, k) : 0;
-        *word++ = offset_codes(first) | (offset_codes(second) << 4);
-      }
     }
   }
 }

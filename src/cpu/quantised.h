@@ -15,10 +15,6 @@
 
 namespace latente::quantised {
 
-inline Form form_of(DType type, int64_t group) {
-  LATENTE_ASSERT(is_quantised(type));
-  return {type == DType::q8 ? 8 : 4, group, type == DType::q4m};
-}
 inline Form form_of(const View& w) { return form_of(w.dtype, w.group); }
 
 // codes [n, k] and scales [n, groups], as quantise_rows leaves them; behind the scales offsets [n, groups]

@@ -1,5 +1,6 @@
 #include "cuda/attention_paged.cuh"
 #include "cuda/attention_sm90.h"
+#include "cuda/coded.h"
 #include "cuda/kernels.h"
 
 namespace latente::cuda {
@@ -263,8 +264,13 @@ void attention_paged_expanded(View q, View cache, View kv_b, const Pages& pages,
                               const Context& context) {
   const int64_t rope = Backend::rotary_width(cache.dtype, cache[3], kv_b[1]);
   LATENTE_ASSERT(cache.shape.rank() == 4 && cache[2] == 1 && rope > 0);
-  LATENTE_ASSERT(kv_b[0] == q[1] * (q[2] - rope + out[2]) && kv_b.layout == Layout::rows);
+  LATENTE_ASSERT(kv_b[0] == q[1] * (q[2] - rope + out[2]));
   if (q.count() == 0) return;
+  if (is_coded(kv_b)) {
+    Context rest;
+    const View rows = widened(kv_b, context, rest);
+    return attention_paged_expanded(q, cache, rows, pages, scale, out, rest);
+  }
   if (context.compute_capability == 90 &&
       attention_paged_expanded_sm90(q, cache, kv_b, pages, scale, out, context)) {
     return;

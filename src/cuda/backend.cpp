@@ -1,10 +1,15 @@
 #include "cuda/backend.h"
 
+#include <algorithm>
+#include <cmath>
+
 #include "base/error.h"
+#include "cuda/coded.h"
 #include "cuda/graph.h"
 #include "cuda/kernels.h"
 #include "cuda/memory.h"
 #include "cuda/runtime.h"
+#include "tensor/panels.h"
 
 namespace latente::cuda {
 namespace {
@@ -98,17 +103,79 @@ bool CudaBackend::all_finite(View x) {
   return finite != 0;
 }
 
-// -- forms of weights that are not there yet --
+// -- forms of weights --
 
 std::optional<Backend::Packed> CudaBackend::packed(View) const { return std::nullopt; }
 void CudaBackend::pack(View, View) { LATENTE_ASSERT(false); }
-std::optional<Backend::Packed> CudaBackend::quantised(Shape, DType, int64_t) const { return std::nullopt; }
-void CudaBackend::pack_quantised(const int8_t*, const float*, View, int64_t, int64_t, int64_t) {
-  fail("weights of 8 and 4 bits: not on CUDA yet");
+
+std::optional<Backend::Packed> CudaBackend::quantised(Shape shape, DType type, int64_t group) const {
+  const bool known =
+      type == DType::q8 || type == DType::q4 || (type == DType::f8e4m3 && group == quantised::square);
+  if (!known || (shape.rank() != 2 && shape.rank() != 3)) return {};
+  const View view = quantised::view_of(shape, type, group);
+  return Packed{view, quantised::bytes_of(view)};
 }
-bool CudaBackend::quantise(const float*, const float*, View, int64_t, int64_t, int64_t) {
-  fail("weights of 8 and 4 bits: not on CUDA yet");
+
+namespace {
+
+// The panel of row `row`, in the host's memory.
+std::byte* panel_of(const View& to, int64_t index, int64_t row, const quantised::Form& form) {
+  LATENTE_ASSERT(row % quantised::panel_rows == 0);
+  const int64_t matrix = quantised::bytes(form, to[-2], to[-1]);
+  return static_cast<std::byte*>(to.data) + index * matrix +
+         row / quantised::panel_rows * quantised::panel_bytes(form, to[-1]);
 }
+
+void pack_panels(const int8_t* codes, const float* scales, const View& to, int64_t index, int64_t row,
+                 int64_t rows) {
+  const quantised::Form form = quantised::form_of(to.dtype, to.group);
+  const int64_t k = to[-1], groups = groups_of(k, form.group), panel = quantised::panel_rows;
+  for (int64_t r = 0; r < rows; r += panel) {
+    quantised::pack_panel(form, codes + r * k, scales + r * groups, nullptr, std::min(panel, rows - r), k,
+                          panel_of(to, index, row + r, form));
+  }
+}
+
+}  // namespace
+
+void CudaBackend::pack_quantised(const int8_t* codes, const float* scales, View to, int64_t index,
+                                 int64_t row, int64_t rows) {
+  pack_panels(codes, scales, to, index, row, rows);
+}
+
+bool CudaBackend::quantise(const float* values, const float* importance, View to, int64_t index, int64_t row,
+                           int64_t rows) {
+  const int64_t k = to[-1];
+  thread_local std::vector<int8_t> codes;
+  thread_local std::vector<float> scales;
+  codes.resize(static_cast<size_t>(rows * k));
+  scales.resize(static_cast<size_t>(rows * groups_of(k, to.group)));
+  latente::quantise_rows(values, rows, k, to.dtype == DType::q8 ? 8 : 4, to.group, codes.data(),
+                         scales.data(), importance);
+  const auto finite = [](float x) { return std::isfinite(x); };
+  if (!std::all_of(values, values + rows * k, finite)) return false;
+  if (!std::all_of(scales.begin(), scales.end(), finite)) return false;
+  pack_panels(codes.data(), scales.data(), to, index, row, rows);
+  return true;
+}
+
+std::shared_ptr<void> CudaBackend::take_panels(const void* panels, View& view) {
+  use();
+  const int64_t matrices = view.shape.rank() == 3 ? view[0] : 1;
+  const int64_t from = quantised::bytes_of(view) / std::max<int64_t>(matrices, 1);
+  view.strides = {coded_form(view)->bytes};
+  std::shared_ptr<void> memory = cuda::allocate(matrices * view.strides[0]);
+  view.data = memory.get();
+  // A matrix at a time, as it lies in the host's memory.
+  const std::shared_ptr<void> staging = cuda::allocate(from);
+  for (int64_t i = 0; i < matrices; ++i) {
+    upload(static_cast<const std::byte*>(panels) + i * from, View(staging.get(), {from}, DType::u8));
+    cuda::lay_out(staging.get(), view, i, context_);
+  }
+  synchronize();
+  return memory;
+}
+
 void CudaBackend::will_read(View, View, View, View) { fail("experts read on demand: not on CUDA yet"); }
 
 // -- kernels --
@@ -237,9 +304,38 @@ void CudaBackend::linear_both(View x, View w, View other_w, View out, View other
     Backend::linear_both(x, w, other_w, out, other_out);
 }
 
-void CudaBackend::gated_linear(View x, View gate_weight, View up_weight, View gated, View risen, View out) {
-  if (!cuda::gated_linear(x, gate_weight, up_weight, out, context_))
-    Backend::gated_linear(x, gate_weight, up_weight, gated, risen, out);
+void CudaBackend::gated_linear(View x, View gate, View up, View gated, View risen, View out, bool kept) {
+  if (!(!kept && cuda::gated_few_rows(x, gate, up, out, context_)) &&
+      !cuda::gated_linear(x, {}, {}, gate, up, gated, risen, out, context_))
+    Backend::gated_linear(x, gate, up, gated, risen, out, kept);
+}
+
+void CudaBackend::grouped_gated_linear(View x, View rows, View offsets, View gate, View up, View gated,
+                                       View risen, View out) {
+  if (!cuda::gated_linear(x, rows, offsets, gate, up, gated, risen, out, context_))
+    Backend::grouped_gated_linear(x, rows, offsets, gate, up, gated, risen, out);
+}
+
+void CudaBackend::gated_linear_backward_input(View d_gated, View d_risen, View gate, View up, Grad d_x) {
+  if (!cuda::gated_linear_backward_input(d_gated, d_risen, {}, gate, up, d_x, context_))
+    Backend::gated_linear_backward_input(d_gated, d_risen, gate, up, d_x);
+}
+
+void CudaBackend::grouped_gated_linear_backward_input(View d_gated, View d_risen, View offsets, View gate,
+                                                      View up, Grad d_x) {
+  if (!cuda::gated_linear_backward_input(d_gated, d_risen, offsets, gate, up, d_x, context_))
+    Backend::grouped_gated_linear_backward_input(d_gated, d_risen, offsets, gate, up, d_x);
+}
+
+void CudaBackend::gated_linear_backward_weight(View d_gated, View d_risen, View x, Grad d_gate, Grad d_up) {
+  if (!cuda::gated_linear_backward_weight(d_gated, d_risen, x, {}, {}, d_gate, d_up, context_))
+    Backend::gated_linear_backward_weight(d_gated, d_risen, x, d_gate, d_up);
+}
+
+void CudaBackend::grouped_gated_linear_backward_weight(View d_gated, View d_risen, View x, View rows,
+                                                       View offsets, Grad d_gate, Grad d_up) {
+  if (!cuda::gated_linear_backward_weight(d_gated, d_risen, x, rows, offsets, d_gate, d_up, context_))
+    Backend::grouped_gated_linear_backward_weight(d_gated, d_risen, x, rows, offsets, d_gate, d_up);
 }
 
 void CudaBackend::latent_entries(const LatentEntries& entries) {

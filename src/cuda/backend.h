@@ -1,5 +1,6 @@
 // The CUDA backend: every kernel of the contract on one device, in float32 and bfloat16, on one stream.
-// Weights of 8 and 4 bits and experts read on demand are not there yet: Errors say so.
+// Weights of 8 and 4 bits and of FP8 (coded.h) meet activations in bfloat16. Experts read on demand are not
+// there yet: Errors say so.
 #pragma once
 
 #include <memory>
@@ -49,6 +50,7 @@ class CudaBackend final : public Backend {
                       int64_t rows) override;
   bool quantise(const float* values, const float* importance, View to, int64_t index, int64_t row,
                 int64_t rows) override;
+  std::shared_ptr<void> take_panels(const void* panels, View& view) override;
   void head_linear(View x, View w, bool transpose, View out) override;
   void route(View logits, View bias, View token_mask, const Routing& routing, View scores, View weights,
              View experts, View load, View balance_loss) override;
@@ -74,7 +76,15 @@ class CudaBackend final : public Backend {
   void most_likely(View logits, View out) override;
   bool fuses() const override { return true; }
   void linear_both(View x, View w, View other_w, View out, View other_out) override;
-  void gated_linear(View x, View gate_weight, View up_weight, View gated, View risen, View out) override;
+  void gated_linear(View x, View gate, View up, View gated, View risen, View out, bool kept) override;
+  void grouped_gated_linear(View x, View rows, View offsets, View gate, View up, View gated, View risen,
+                            View out) override;
+  void gated_linear_backward_input(View d_gated, View d_risen, View gate, View up, Grad d_x) override;
+  void grouped_gated_linear_backward_input(View d_gated, View d_risen, View offsets, View gate, View up,
+                                           Grad d_x) override;
+  void gated_linear_backward_weight(View d_gated, View d_risen, View x, Grad d_gate, Grad d_up) override;
+  void grouped_gated_linear_backward_weight(View d_gated, View d_risen, View x, View rows, View offsets,
+                                            Grad d_gate, Grad d_up) override;
   void latent_entries(const LatentEntries& entries) override;
   void absorb_rotated(View q, View w, bool transpose, View positions, View table, bool interleaved,
                       View out) override;

@@ -1,20 +1,25 @@
-#include "cuda/few_rows.cuh"
+#include "cuda/coded_rows.cuh"
 
 namespace latente::cuda {
 namespace {
 
-constexpr int ring_stages = 12, down_stages = 8;
-constexpr int most_warps = 4;
+constexpr int ring_stages = 12, down_stages = 8, coded_stages = 8;
+constexpr int most_warps = 4, most_down_warps = 16;
 
-// Rows of x to shared memory, zeros from the depth to the next whole step. row_of(i) points to row i.
+// Rows of x to shared memory, zeros from the depth to the next whole step. row_of(i) points to row i. Warps
+// share the rows, or the chunks of a row where there are more of them.
 template <class RowOf>
-__device__ void load_rows(char* to, int rows, int depth, int thread, int threads, const RowOf& row_of) {
-  const int pitch = row_pitch(depth), chunks = pitch / 16 - 1, whole = depth / mma::chunk;
-#pragma unroll 4
-  for (int i = thread; i < rows * chunks; i += threads) {
-    const int row = i / chunks, at = i - row * chunks;
-    const uint4 x = at < whole ? *(reinterpret_cast<const uint4*>(row_of(row)) + at) : uint4{};
-    *reinterpret_cast<uint4*>(to + row * pitch + at * 16) = x;
+__device__ void load_rows(char* to, int rows, int depth, int step, int warp, int warps, const RowOf& row_of) {
+  const int lane = static_cast<int>(threadIdx.x) % warp_size;
+  const int pitch = row_pitch(depth, step), chunks = pitch / 16 - 1, whole = depth / mma::chunk;
+  const int of_row = rows < warps ? warps / rows : 1;
+  for (int row = warp / of_row; row < rows; row += warps / of_row) {
+    const auto* from = reinterpret_cast<const uint4*>(row_of(row));
+#pragma unroll 8
+    for (int at = warp % of_row * warp_size + lane; at < chunks; at += of_row * warp_size) {
+      const uint4 x = at < whole ? from[at] : uint4{};
+      *reinterpret_cast<uint4*>(to + row * pitch + at * 16) = x;
+    }
   }
 }
 
@@ -29,15 +34,14 @@ __device__ void rotate_pair(const Rotary& p, int index) {
   out[first] = narrow<bf16>(a), out[second] = narrow<bf16>(b);
 }
 
-template <bool by_columns, bool gated, class Out>
+template <class Stream, bool gated, class Out>
 __global__ __launch_bounds__(most_warps* warp_size) void few_rows_kernel(
     const __grid_constant__ RowsLaunch p) {
-  using Stream = WeightStream<by_columns, ring_stages>;
   extern __shared__ __align__(128) char memory[];
   const int lane = static_cast<int>(threadIdx.x) % warp_size,
             warp = static_cast<int>(threadIdx.x) / warp_size,
             warps = static_cast<int>(blockDim.x) / warp_size, block = static_cast<int>(blockIdx.x);
-  if constexpr (by_columns) {
+  if constexpr (Stream::rotates && !gated) {
     const RowsProduct& last = p.products[p.count - 1];
     const int after = block - last.first_block - last.column_blocks * last.row_tiles * last.batches;
     if (after >= 0) {
@@ -49,21 +53,26 @@ __global__ __launch_bounds__(most_warps* warp_size) void few_rows_kernel(
   }
   const RowsProduct& product = p.products[p.count > 1 && block >= p.products[1].first_block ? 1 : 0];
   const int local = block - product.first_block, tile = local / product.column_blocks;
-  const int column =
-      (local % product.column_blocks * warps + warp) * (gated ? warp_columns / 2 : warp_columns);
+  constexpr int sharing = gated ? Stream::gated_warps : 1;    // warps of the same columns
+  constexpr bool half = Stream::columns == warp_columns / 2;  // of the instruction's columns
+  const int column = (local % product.column_blocks * (warps / sharing) + warp / sharing) *
+                     (gated ? warp_columns / 2 : Stream::columns);
+  const bool inside = column < product.columns;
 
   Stream stream;
   stream.ring = mma::shared_address(memory) + static_cast<unsigned>(warp * Stream::bytes);
-  stream.line = product.w_line;
   stream.depth = p.depth;
   auto begin = [&](int64_t batch) {
-    if (column >= product.columns) return;
-    const bf16* w = product.w + batch * product.w_batch + column * (by_columns ? 1 : product.w_line);
-    stream.half[0] = w;
-    if constexpr (gated) {
-      stream.half[1] = product.up + batch * product.w_batch + column * product.w_line;
-    } else if (column + 8 < product.columns) {
-      stream.half[1] = w + 8 * (by_columns ? 1 : product.w_line);
+    if (!inside) return;
+    if constexpr (half) {
+      stream.point(gated && warp % 2 == 1 ? product.up : product.w, batch, column);
+    } else {
+      stream.point(0, product.w, batch, column);
+      if constexpr (gated) {
+        stream.point(1, product.up, batch, column);
+      } else if (column + 8 < product.columns) {
+        stream.point(1, product.w, batch, column + 8);
+      }
     }
     stream.begin();
   };
@@ -89,17 +98,24 @@ __global__ __launch_bounds__(most_warps* warp_size) void few_rows_kernel(
   }
   const int rows = min(end - first, tile_rows);
   char* x = memory + warps * Stream::bytes;
-  load_rows(x, rows, p.depth, static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x), [&](int i) {
+  load_rows(x, rows, p.depth, Stream::step_depth, warp, warps, [&](int i) {
     int64_t row = first + i;
     if (product.choices) row /= product.top_k;
     if (product.gather) row = product.gather[row];
     return product.x + batch * product.x_batch + row * product.x_row;
   });
   __syncthreads();
-  if (column >= product.columns) return;
 
   float sums[4] = {};
-  stream.multiply(mma::shared_address(x), row_pitch(p.depth), rows, sums);
+  if (inside) stream.multiply(mma::shared_address(x), row_pitch(p.depth, Stream::step_depth), rows, sums);
+  if constexpr (sharing == 2) {  // the warp of the gate takes over
+    __shared__ float risen[most_warps / 2][2 * warp_size];
+    if (warp % 2 == 1) risen[warp / 2][lane] = sums[0], risen[warp / 2][warp_size + lane] = sums[1];
+    __syncthreads();
+    if (warp % 2 == 1) return;
+    sums[2] = risen[warp / 2][lane], sums[3] = risen[warp / 2][warp_size + lane];
+  }
+  if (!inside) return;
 
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
@@ -111,45 +127,50 @@ __global__ __launch_bounds__(most_warps* warp_size) void few_rows_kernel(
       *out = narrow<Out>(swiglu_of(widen(narrow<bf16>(sums[j])), widen(narrow<bf16>(sums[2 + j]))));
     } else {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int own = column + half * 8 + lane / 4;
-        if (column + half * 8 >= product.columns) continue;
-        float one[1] = {sums[half * 2 + j]};
+      for (int eight = 0; eight < (half ? 1 : 2); ++eight) {
+        const int own = column + eight * 8 + lane / 4;
+        if (column + eight * 8 >= product.columns) continue;
+        float one[1] = {sums[eight * 2 + j]};
         if (product.bias) {
           one[0] += product.exact_bias ? static_cast<const float*>(product.bias)[own]
                                        : widen(static_cast<const bf16*>(product.bias)[own]);
         }
-        put<1>(p.accumulate, one, out + half * 8);
+        put<1>(p.accumulate, one, out + eight * 8);
       }
     }
   }
 }
 
-// A block has 16 columns of a token, a warp one of its experts; the last warp the shared one.
-__global__ __launch_bounds__(1024) void experts_down_kernel(const __grid_constant__ ExpertsDown p) {
-  using Stream = WeightStream<false, down_stages>;
+// A block has 16 columns (or 8, coded) of a token, a warp one of its experts; the last warp the shared one.
+template <class Stream>
+__global__ __launch_bounds__(most_down_warps* warp_size) void experts_down_kernel(
+    const __grid_constant__ ExpertsDown p) {
   extern __shared__ __align__(128) char memory[];
-  __shared__ float results[warp_size][warp_columns];
+  __shared__ float results[most_down_warps][warp_columns];
   const int lane = static_cast<int>(threadIdx.x) % warp_size,
             warp = static_cast<int>(threadIdx.x) / warp_size,
             warps = static_cast<int>(blockDim.x) / warp_size;
-  const int column = static_cast<int>(blockIdx.x) * warp_columns, token = static_cast<int>(blockIdx.y);
+  const int column = static_cast<int>(blockIdx.x) * Stream::columns, token = static_cast<int>(blockIdx.y);
   const int choice = token * p.top_k + warp;
   const bool shared = warp == p.top_k;
 
   Stream stream;
   stream.ring = mma::shared_address(memory) + static_cast<unsigned>(warp * Stream::bytes);
-  stream.line = shared ? p.shared_line : p.w_line;
   stream.depth = shared ? p.shared_depth : p.depth;
   // The experts were chosen before the kernel in front began; only the first level of caches may not know.
-  const bf16* w = shared ? p.shared_w : p.w + __ldcg(p.experts + choice) * p.w_batch;
-  stream.half[0] = w + column * stream.line;
-  stream.half[1] = column + 8 < p.columns ? stream.half[0] + 8 * stream.line : nullptr;
+  const RowsWeights& w = shared ? p.shared_w : p.w;
+  const int expert = shared ? 0 : __ldcg(p.experts + choice);
+  if constexpr (Stream::columns == warp_columns) {
+    stream.point(0, w, expert, column);
+    if (column + 8 < p.columns) stream.point(1, w, expert, column + 8);
+  } else {
+    stream.point(w, expert, column);
+  }
   stream.begin();
   wait_for_earlier_kernels();
 
-  char* x = memory + warps * Stream::bytes + warp * row_pitch(p.depth);
-  load_rows(x, 1, stream.depth, lane, warp_size, [&](int) {
+  char* x = memory + warps * Stream::bytes + warp * row_pitch(p.depth, Stream::step_depth);
+  load_rows(x, 1, stream.depth, Stream::step_depth, 0, 1, [&](int) {
     return shared ? p.shared_inner + token * p.shared_row : p.inner + choice * p.inner_row;
   });
   __syncwarp();
@@ -161,32 +182,35 @@ __global__ __launch_bounds__(1024) void experts_down_kernel(const __grid_constan
   }
   __syncthreads();
   const int i = static_cast<int>(threadIdx.x);
-  if (i >= warp_columns || column + i >= p.columns) return;
-  float sum = p.shared_w ? results[p.top_k][i] : 0;
+  if (i >= Stream::columns || column + i >= p.columns) return;
+  float sum = p.shared_w.at ? results[p.top_k][i] : 0;
   for (int k = 0; k < p.top_k; ++k) sum = fmaf(p.weights[token * p.top_k + k], results[k][i], sum);
   p.out[token * p.out_row + column + i] = narrow<bf16>(sum);
 }
 
-template <bool by_columns, bool gated, class Out>
+template <class Stream, bool gated, class Out>
 bool run(RowsLaunch p, const char* name, const Context& context) {
-  constexpr int each = gated ? warp_columns / 2 : warp_columns;
+  constexpr int each = gated ? warp_columns / 2 : Stream::columns, sharing = gated ? Stream::gated_warps : 1;
   // Few warps a block where there are few, so that every multiprocessor has some.
-  int64_t columns_in_all = 0;
+  int64_t in_all = 0;  // warps
   int most_rows = 0;
   for (int i = 0; i < p.count; ++i) {
     RowsProduct& one = p.products[i];
     one.row_tiles = one.choices   ? one.rows
                     : one.offsets ? static_cast<int>(most_tiles(one.rows, one.experts, tile_rows))
                                   : (one.rows + tile_rows - 1) / tile_rows;
-    columns_in_all += int64_t{one.row_tiles} * one.batches * ((one.columns + each - 1) / each);
+    in_all += int64_t{one.row_tiles} * one.batches * ((one.columns + each - 1) / each) * sharing;
     most_rows = std::max(most_rows, one.choices ? 1 : std::min(one.rows, tile_rows));
   }
   int warps = most_warps;
-  while (warps > 1 && columns_in_all < int64_t{warps} * 2 * context.multiprocessors) warps /= 2;
-  const size_t x_bytes = static_cast<size_t>(most_rows * row_pitch(p.depth));
-  constexpr size_t ring = WeightStream<by_columns, ring_stages>::bytes;
-  const auto limit = static_cast<size_t>(context.shared_bytes);
-  while (warps > 1 && static_cast<size_t>(warps) * ring + x_bytes > limit) warps /= 2;
+  // Of coded columns a warp has half as many.
+  const int64_t enough = (p.code ? 1 : 2) * int64_t{context.multiprocessors};
+  while (warps > sharing && in_all < (p.code ? warps - 1 : warps) * enough) warps /= 2;
+  const size_t x_bytes = static_cast<size_t>(most_rows * row_pitch(p.depth, Stream::step_depth));
+  constexpr size_t ring = Stream::bytes;
+  constexpr size_t exchanged = sharing == 2 ? most_warps * warp_size * sizeof(float) : 0;
+  const size_t limit = static_cast<size_t>(context.shared_bytes) - exchanged;
+  while (warps > sharing && static_cast<size_t>(warps) * ring + x_bytes > limit) warps /= 2;
   const size_t bytes = static_cast<size_t>(warps) * ring + x_bytes;
   if (bytes > limit) return false;
 
@@ -194,13 +218,34 @@ bool run(RowsLaunch p, const char* name, const Context& context) {
   for (int i = 0; i < p.count; ++i) {
     RowsProduct& one = p.products[i];
     one.first_block = blocks;
-    one.column_blocks = (one.columns + each * warps - 1) / (each * warps);
+    const int of_block = each * (warps / sharing);
+    one.column_blocks = (one.columns + of_block - 1) / of_block;
     blocks += one.column_blocks * one.row_tiles * one.batches;
   }
   const int threads = warps * warp_size;
   blocks += (p.rotary.count + threads - 1) / threads;
-  launch_early(few_rows_kernel<by_columns, gated, Out>, static_cast<unsigned>(blocks), threads, bytes, name,
+  launch_early(few_rows_kernel<Stream, gated, Out>, static_cast<unsigned>(blocks), threads, bytes, name,
                context, p);
+  return true;
+}
+
+template <class Stream>
+bool run_along_depth(const RowsLaunch& p, bool exact_out, const char* name, const Context& context) {
+  if (p.products[0].up.at) return run<Stream, true, bf16>(p, name, context);
+  return exact_out ? run<Stream, false, float>(p, name, context) : run<Stream, false, bf16>(p, name, context);
+}
+
+template <class Stream>
+bool run_down(const ExpertsDown& p, const Context& context) {
+  const bool shared = p.shared_w.at;
+  const int warps = p.top_k + (shared ? 1 : 0);
+  const size_t bytes =
+      static_cast<size_t>(warps * Stream::bytes + p.top_k * row_pitch(p.depth, Stream::step_depth) +
+                          (shared ? row_pitch(p.shared_depth, Stream::step_depth) : 0));
+  if (warps > most_down_warps || bytes > static_cast<size_t>(context.shared_bytes)) return false;
+  launch_early(experts_down_kernel<Stream>,
+               dim3(blocks_for(p.columns, Stream::columns), static_cast<unsigned>(p.tokens)),
+               warps * warp_size, bytes, "experts_down", context, p);
   return true;
 }
 
@@ -208,22 +253,53 @@ bool run(RowsLaunch p, const char* name, const Context& context) {
 
 bool few_rows(const RowsLaunch& p, bool by_columns, bool exact_out, const char* name,
               const Context& context) {
-  if (by_columns)
-    return exact_out ? run<true, false, float>(p, name, context) : run<true, false, bf16>(p, name, context);
-  if (p.products[0].up) return run<false, true, bf16>(p, name, context);
-  return exact_out ? run<false, false, float>(p, name, context) : run<false, false, bf16>(p, name, context);
+  if (by_columns) {
+    using Stream = WeightStream<true, ring_stages>;
+    return exact_out ? run<Stream, false, float>(p, name, context)
+                     : run<Stream, false, bf16>(p, name, context);
+  }
+  if (!p.code) return run_along_depth<WeightStream<false, ring_stages>>(p, exact_out, name, context);
+  switch (*p.code) {
+    case Code::q8:
+      return run_along_depth<CodedStream<Code::q8, coded_stages>>(p, exact_out, name, context);
+    case Code::q4:
+      return run_along_depth<CodedStream<Code::q4, coded_stages>>(p, exact_out, name, context);
+    case Code::f8:
+      return run_along_depth<CodedStream<Code::f8, coded_stages>>(p, exact_out, name, context);
+  }
+  return false;
 }
 
 bool experts_down(const ExpertsDown& p, const Context& context) {
-  const int warps = p.top_k + (p.shared_w ? 1 : 0);
-  const size_t bytes =
-      static_cast<size_t>(warps * WeightStream<false, down_stages>::bytes + p.top_k * row_pitch(p.depth) +
-                          (p.shared_w ? row_pitch(p.shared_depth) : 0));
-  if (warps > warp_size || bytes > static_cast<size_t>(context.shared_bytes)) return false;
-  launch_early(experts_down_kernel,
-               dim3(blocks_for(p.columns, warp_columns), static_cast<unsigned>(p.tokens)), warps * warp_size,
-               bytes, "experts_down", context, p);
-  return true;
+  if (!p.code) return run_down<WeightStream<false, down_stages>>(p, context);
+  switch (*p.code) {
+    case Code::q8:
+      return run_down<CodedStream<Code::q8, coded_stages>>(p, context);
+    case Code::q4:
+      return run_down<CodedStream<Code::q4, coded_stages>>(p, context);
+    case Code::f8:
+      return run_down<CodedStream<Code::f8, coded_stages>>(p, context);
+  }
+  return false;
+}
+
+RowsWeights rows_weights(const View& w) {
+  const bool stack = w.shape.rank() == 3;
+  if (const auto form = coded_form(w)) {
+    const int blocks = w.group / scale_depth;
+    return {w.data,
+            0,
+            stack ? form->bytes : 0,
+            form->scale_bytes,
+            static_cast<int>(form->groups),
+            ((1 << 16) + blocks - 1) / blocks};
+  }
+  return {w.as<bf16>(), w.stride(stack ? 1 : 0), stack ? w.stride(0) : 0, 0, 0};
+}
+
+std::optional<Code> code_of(const View& w) {
+  const auto form = coded_form(w);
+  return form ? std::optional(form->code) : std::nullopt;
 }
 
 template <class C>
@@ -237,7 +313,7 @@ bool few_rows(const Product<bf16, bf16, C>& p, int64_t rows, int64_t batches, co
   RowsProduct& one = launch.products[0];
   const bool by_columns = p.b_depth != 1;
   one.x = p.a, one.x_row = p.a_row, one.x_batch = p.a_batch;
-  one.w = p.b, one.w_line = by_columns ? p.b_depth : p.b_row, one.w_batch = p.b_batch;
+  one.w = {p.b, by_columns ? p.b_depth : p.b_row, p.b_batch, 0, 0};
   one.out = p.c, one.out_row = p.c_row, one.out_batch = p.c_batch;
   one.bias = p.bias, one.exact_bias = p.exact_bias;
   one.offsets = p.offsets, one.gather = p.gather, one.experts = p.experts;

@@ -10,25 +10,34 @@ constexpr int64_t most_rows = tile_rows;
 // Up to so many tokens, each choice of an expert is a product of its own, and nothing is sorted.
 constexpr int64_t most_unsorted_tokens = 4;
 
+// Rows of whole chunks, of bfloat16 or coded.
 bool whole(std::initializer_list<View> views) {
-  return in_packs(mma::chunk, views) && std::all_of(views.begin(), views.end(), [](const View& view) {
-           return !view || view.dtype == DType::bf16;
-         });
+  return std::all_of(views.begin(), views.end(), [](const View& view) {
+    if (!view) return true;
+    if (is_coded(view)) return view[-1] % mma::chunk == 0 && view[-2] % mma::chunk == 0;
+    return view.dtype == DType::bf16 && in_packs(mma::chunk, {view});
+  });
+}
+
+// Whether weights that share a launch are read alike.
+bool alike(std::initializer_list<View> weights) {
+  const View& first = *weights.begin();
+  return std::all_of(weights.begin(), weights.end(),
+                     [&](const View& w) { return !w || code_of(w) == code_of(first); });
 }
 
 RowsProduct product_of(const View& x, const View& w, const View& out) {
   RowsProduct p;
   p.x = x.as<bf16>(), p.x_row = x.stride(0);
-  p.w = w.as<bf16>(), p.w_line = w.stride(0);
+  p.w = rows_weights(w);
   p.out = out.data, p.out_row = out.stride(0);
   p.rows = static_cast<int>(out[0]), p.columns = static_cast<int>(out[1]);
   return p;
 }
 
 RowsProduct gated_product_of(const View& x, const View& gate, const View& up, const View& out) {
-  LATENTE_ASSERT(gate.strides == up.strides);
   RowsProduct p = product_of(x, gate, out);
-  p.up = up.as<bf16>();
+  p.up = rows_weights(up);
   return p;
 }
 
@@ -36,7 +45,7 @@ RowsProduct gated_product_of(const View& x, const View& gate, const View& up, co
 RowsProduct head_product_of(const View& x, const View& w, bool transpose, const View& out) {
   RowsProduct p;
   p.x = x.as<bf16>(), p.x_row = x.stride(0), p.x_batch = x.stride(1);
-  p.w = w.as<bf16>(), p.w_line = w.stride(1), p.w_batch = w.stride(0);
+  p.w = rows_weights(w);
   p.out = out.data, p.out_row = out.stride(0), p.out_batch = out.stride(1);
   p.rows = static_cast<int>(x[0]), p.batches = static_cast<int>(x[1]);
   p.columns = static_cast<int>(w[transpose ? 2 : 1]);
@@ -45,7 +54,6 @@ RowsProduct head_product_of(const View& x, const View& w, bool transpose, const 
 
 RowsProduct gated_experts_of(const ExpertLayer& at) {
   RowsProduct p = gated_product_of(at.x, at.gate, at.up, at.inner);
-  p.w_line = at.gate.stride(1), p.w_batch = at.gate.stride(0);
   p.experts = static_cast<int>(at.gate[0]), p.top_k = static_cast<int>(at.experts[1]);
   return p;
 }
@@ -53,18 +61,21 @@ RowsProduct gated_experts_of(const ExpertLayer& at) {
 }  // namespace
 
 bool linear_both(View x, View w, View other_w, View out, View other_out, const Context& context) {
-  if (x[0] > most_rows || !whole({x, w, other_w, out, other_out})) return false;
+  if (x[0] > most_rows || !whole({x, w, other_w, out, other_out}) || !alike({w, other_w})) return false;
   RowsLaunch launch;
   launch.depth = static_cast<int>(x[1]);
   launch.count = 2;
+  launch.code = code_of(w);
   launch.products[0] = product_of(x, w, out);
   launch.products[1] = product_of(x, other_w, other_out);
   return few_rows(launch, false, false, "linear_both", context);
 }
 
-bool gated_linear(View x, View gate_weight, View up_weight, View out, const Context& context) {
-  if (x[0] > most_rows || !whole({x, gate_weight, up_weight, out})) return false;
+bool gated_few_rows(View x, View gate_weight, View up_weight, View out, const Context& context) {
+  if (x[0] > most_rows || !whole({x, gate_weight, up_weight, out}) || !alike({gate_weight, up_weight}))
+    return false;
   RowsLaunch launch;
+  launch.code = code_of(gate_weight);
   launch.depth = static_cast<int>(x[1]);
   launch.products[0] = gated_product_of(x, gate_weight, up_weight, out);
   return few_rows(launch, false, false, "gated_linear", context);
@@ -73,11 +84,14 @@ bool gated_linear(View x, View gate_weight, View up_weight, View out, const Cont
 bool absorb_rotated(View q, View w, bool transpose, View positions, View table, bool interleaved, View out,
                     const Context& context) {
   const int64_t nope = w[transpose ? 1 : 2], rank = w[transpose ? 2 : 1], rope = table[1];
-  if (!transpose || q[0] > most_rows || !positions.contiguous() || !whole({columns_of(q, 0, nope), w, out}))
+  if (transpose == is_coded(w) || q[0] > most_rows || !positions.contiguous() ||
+      !whole({columns_of(q, 0, nope), w, out})) {
     return false;
+  }
   const View rotary = columns_of(q, nope, q[2]), copied = columns_of(out, rank, out[2]);
   RowsLaunch launch;
   launch.depth = static_cast<int>(nope);
+  launch.code = code_of(w);
   launch.products[0] = head_product_of(columns_of(q, 0, nope), w, transpose, columns_of(out, 0, rank));
   Rotary& r = launch.rotary;
   r.x = rotary.as<bf16>(), r.x_row = rotary.stride(0), r.x_head = rotary.stride(1);
@@ -87,7 +101,7 @@ bool absorb_rotated(View q, View w, bool transpose, View positions, View table, 
   r.heads = static_cast<int>(q[1]), r.half = static_cast<int>(rope / 2);
   r.count = static_cast<int>(q[0]) * r.heads * r.half;
   r.interleaved = interleaved;
-  return few_rows(launch, true, false, "absorb_rotated", context);
+  return few_rows(launch, transpose, false, "absorb_rotated", context);
 }
 
 bool expert_layer(const ExpertLayer& at, const Context& context) {
@@ -95,6 +109,7 @@ bool expert_layer(const ExpertLayer& at, const Context& context) {
   if (at.experts.count() > tile_rows * at.gate[0] && tokens > most_unsorted_tokens) return false;
   if (!whole({at.x, at.gate, at.up, at.down, at.shared_gate, at.shared_up, at.shared_down, at.out, at.inner,
               at.shared_inner}) ||
+      !alike({at.gate, at.up, at.shared_gate, at.shared_up}) || !alike({at.down, at.shared_down}) ||
       !at.experts.contiguous() || !at.weights.contiguous()) {
     return false;
   }
@@ -103,6 +118,7 @@ bool expert_layer(const ExpertLayer& at, const Context& context) {
   RowsLaunch launch;
   launch.depth = static_cast<int>(at.x[1]);
   launch.count = together ? 2 : 1;
+  launch.code = code_of(at.gate);
   RowsProduct& routed = launch.products[launch.count - 1];
   routed = gated_experts_of(at);
   if (together) {
@@ -123,11 +139,11 @@ bool expert_layer(const ExpertLayer& at, const Context& context) {
     ExpertsDown p;
     p.inner = at.inner.as<bf16>(), p.inner_row = at.inner.stride(0);
     p.experts = at.experts.as<int32_t>(), p.weights = at.weights.as<float>();
-    p.w = at.down.as<bf16>(), p.w_line = at.down.stride(1), p.w_batch = at.down.stride(0);
+    p.w = rows_weights(at.down), p.code = code_of(at.down);
     p.depth = static_cast<int>(at.down[2]), p.top_k = static_cast<int>(at.experts[1]);
     if (at.shared_gate) {
       p.shared_inner = at.shared_inner.as<bf16>(), p.shared_row = at.shared_inner.stride(0);
-      p.shared_w = at.shared_down.as<bf16>(), p.shared_line = at.shared_down.stride(0);
+      p.shared_w = rows_weights(at.shared_down);
       p.shared_depth = static_cast<int>(at.shared_down[1]);
     }
     p.out = at.out.as<bf16>(), p.out_row = at.out.stride(0);

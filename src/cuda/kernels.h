@@ -56,7 +56,7 @@ void adamw(View parameter, View master, View gradient, View m, View v, View scal
            const Context& context);
 void update_routing_bias(View load, View bias, double rate, const Context& context);
 
-// linear.cu
+// linear.cu; w may be coded (coded.h) where nothing is transposed
 void linear(View x, View w, View bias, Grad out, const Context& context);
 void linear_backward_input(View d_out, View w, Grad d_x, const Context& context);
 void linear_backward_weight(View d_out, View x, Grad d_w, const Context& context);
@@ -68,6 +68,15 @@ void grouped_linear(View x, View rows, View offsets, View w, View out, const Con
 void grouped_linear_backward_input(View d_out, View offsets, View w, Grad d_x, const Context& context);
 void grouped_linear_backward_weight(View d_out, View x, View rows, View offsets, Grad d_w,
                                     const Context& context);
+
+// gated_linear.cu: of all rows, or with offsets of experts. Each returns false, having done nothing, for what
+// it has no kernel for.
+bool gated_linear(View x, View rows, View offsets, View gate, View up, View gated, View risen, View inner,
+                  const Context& context);
+bool gated_linear_backward_input(View d_gated, View d_risen, View offsets, View gate, View up, Grad d_x,
+                                 const Context& context);
+bool gated_linear_backward_weight(View d_gated, View d_risen, View x, View rows, View offsets, Grad d_gate,
+                                  Grad d_up, const Context& context);
 
 // fp8.cu, for Hopper. Codes of a matrix [R, C] (f8e4m3) with a float32 scale for 128 of a row, [C / 128, R],
 // or for squares of 128 × 128, [R / 128, C / 128] (numbers of blocks rounded up). A scale is the largest
@@ -96,7 +105,7 @@ void attention_expanded_backward(View d_out, View q, View k, View k_rope, View v
                                  View out, View lse, View delta, Grad d_q, Grad d_k, Grad d_k_rope, Grad d_v,
                                  const Context& context);
 // attention_paged.cu, attention_paged_expanded.cu: q and out in float32 or bfloat16; caches in either or
-// narrow; kv_b in either, as rows.
+// narrow; kv_b in either, as rows, or coded.
 void attention_paged(View q, View keys, View values, const Pages& pages, double scale, View out,
                      const Context& context);
 void attention_paged_expanded(View q, View cache, View kv_b, const Pages& pages, double scale, View out,
@@ -112,7 +121,7 @@ void most_likely(View logits, View out, const Context& context);
 // kernel for: other types than bfloat16, many rows.
 bool latent_entries(const LatentEntries& entries, const Context& context);
 bool linear_both(View x, View w, View other_w, View out, View other_out, const Context& context);
-bool gated_linear(View x, View gate_weight, View up_weight, View out, const Context& context);
+bool gated_few_rows(View x, View gate_weight, View up_weight, View out, const Context& context);
 bool absorb_rotated(View q, View w, bool transpose, View positions, View table, bool interleaved, View out,
                     const Context& context);
 bool expert_layer(const ExpertLayer& layer, const Context& context);

@@ -1,103 +1,16 @@
 // Products. On tensor cores (product_sm90.cu, product_mma.cuh) where operands are bfloat16 in rows of whole
 // packs; else of any sizes, strides and types, in float32. Either way an element's sum runs over the depth in
 // order, whatever tile it falls in.
+#include "cuda/coded.h"
 #include "cuda/few_rows.cuh"
 #include "cuda/kernels.h"
 #include "cuda/product.cuh"
+#include "cuda/product_float.cuh"
 #include "cuda/product_mma.cuh"
 #include "cuda/product_sm90.h"
 
 namespace latente::cuda {
 namespace {
-
-constexpr int side = 16, each = 4;  // threads: side × side, each with each × each elements, `side` apart
-constexpr int tile = side * each, depth_step = side;
-constexpr int pitch = tile + 2;  // of a tile in shared memory
-
-template <class A, class B, class C>
-__global__ __launch_bounds__(side* side) void product_kernel(Product<A, B, C> p) {
-  __shared__ float a_tile[depth_step][pitch], b_tile[depth_step][pitch];
-  const auto [first_row, end_row, first_depth, end_depth] = part_of<tile>(p);
-  if (first_row >= end_row) return;
-  const int thread = static_cast<int>(threadIdx.x), x = thread % side, y = thread / side;
-  const int64_t first_column = static_cast<int64_t>(blockIdx.y) * tile;
-  float sums[each][each] = {};
-  for (int64_t base = first_depth; base < end_depth; base += depth_step) {
-    // Neighbouring threads read along the axis that is contiguous.
-    for (int i = 0; i < each; ++i) {
-      const int at = i * side * side + thread;
-      const int a_i = p.a_depth == 1 ? at / depth_step : at % tile;
-      const int a_k = p.a_depth == 1 ? at % depth_step : at / tile;
-      const int64_t row = first_row + a_i;
-      const bool a_inside = row < end_row && base + a_k < end_depth;
-      const int64_t from = p.gather && !p.by_depth && a_inside ? p.gather[row] : row;
-      a_tile[a_k][a_i] = a_inside ? widen(p.a[from * p.a_row + (base + a_k) * p.a_depth]) : 0.0f;
-      const int b_i = p.b_depth == 1 ? at / depth_step : at % tile;
-      const int b_k = p.b_depth == 1 ? at % depth_step : at / tile;
-      const int64_t column = first_column + b_i;
-      const bool b_inside = column < p.columns && base + b_k < end_depth;
-      const int64_t k = p.gather && p.by_depth && b_inside ? p.gather[base + b_k] : base + b_k;
-      b_tile[b_k][b_i] = b_inside ? widen(p.b[column * p.b_row + k * p.b_depth]) : 0.0f;
-    }
-    __syncthreads();
-#pragma unroll
-    for (int d = 0; d < depth_step; ++d) {
-      for (int i = 0; i < each; ++i) {
-        for (int j = 0; j < each; ++j)
-          sums[i][j] = fmaf(a_tile[d][y + i * side], b_tile[d][x + j * side], sums[i][j]);
-      }
-    }
-    __syncthreads();
-  }
-  for (int i = 0; i < each; ++i) {
-    const int64_t row = first_row + y + i * side;
-    if (row >= end_row) break;
-    for (int j = 0; j < each; ++j) {
-      const int64_t column = first_column + x + j * side;
-      if (column >= p.columns) continue;
-      float sum = sums[i][j];
-      if (p.bias) sum += bias_at(p, column);
-      C& to = p.c[row * p.c_row + column];
-      to = narrow<C>(p.accumulate ? widen(to) + sum : sum);
-    }
-  }
-}
-
-// A block a row, or some columns of one: its warps take the columns in turn, lanes share the depth. For few
-// columns of float32, as of routers, whatever the number of rows.
-constexpr int row_threads = 256, row_warps = row_threads / warp_size;
-constexpr int64_t most_row_columns = 256, most_row_depth = 8192;
-template <class A>
-__global__ __launch_bounds__(row_threads) void row_kernel(Product<A, float, float> p) {
-  extern __shared__ __align__(16) float row[];
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % warp_size,
-            depth = static_cast<int>(p.depth);
-  const int64_t first = static_cast<int64_t>(blockIdx.y) * row_warps + thread / warp_size;
-  if (first < p.columns) {
-    for (int k = lane * 32; k < depth; k += warp_size * 32)
-      asm volatile("prefetch.global.L2 [%0];" ::"l"(p.b + first * p.b_row + k));
-  }
-  wait_for_earlier_kernels();
-  for (int k = thread * 4; k < depth; k += row_threads * 4) {
-    float x[4];
-    load<4>(p.a + blockIdx.x * p.a_row + k, x);
-    store<4>(x, row + k);
-  }
-  __syncthreads();
-#pragma unroll 4
-  for (int64_t column = first; column < p.columns; column += static_cast<int64_t>(gridDim.y) * row_warps) {
-    float sum = 0;
-    for (int k = lane * 4; k < depth; k += warp_size * 4) {
-      float x[4], w[4];
-      load<4>(row + k, x);
-      load<4>(p.b + column * p.b_row + k, w);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) sum = fmaf(x[j], w[j], sum);
-    }
-    sum = warp_sum(sum);
-    if (lane == 0) p.c[blockIdx.x * p.c_row + column] = sum;
-  }
-}
 
 template <class A>
 bool fits_rows(const Product<A, float, float>& p) {
@@ -107,22 +20,6 @@ bool fits_rows(const Product<A, float, float>& p) {
   return p.columns <= most_row_columns && p.depth <= most_row_depth && p.depth % 4 == 0 && !p.offsets &&
          !p.bias && !p.accumulate && p.a_depth == 1 && p.b_depth == 1 && p.a_row % 4 == 0 &&
          p.b_row % 4 == 0 && aligned(p.a, 4 * sizeof(A)) && aligned(p.b, 16);
-}
-
-template <class C>
-HopperProduct for_hopper(const Product<bf16, bf16, C>& p, int64_t rows, int64_t batches) {
-  HopperProduct h;
-  h.a = p.a, h.b = p.b, h.c = p.c;
-  h.a_by_depth = p.a_depth == 1, h.b_by_depth = p.b_depth == 1;
-  h.a_line = h.a_by_depth ? p.a_row : p.a_depth, h.b_line = h.b_by_depth ? p.b_row : p.b_depth;
-  h.a_batch = p.a_batch, h.b_batch = p.b_batch, h.c_batch = p.c_batch, h.c_row = p.c_row;
-  h.narrow = std::is_same_v<C, bf16>;
-  h.rows = rows, h.columns = p.columns, h.depth = p.depth;
-  h.batches = p.offsets || p.part_depth ? 1 : static_cast<int>(batches);
-  h.accumulate = p.accumulate, h.bias = p.bias, h.exact_bias = p.exact_bias;
-  h.offsets = p.offsets, h.gather = p.gather, h.by_depth = p.by_depth, h.experts = p.experts;
-  h.part_depth = p.part_depth;
-  return h;
 }
 
 // `rows` of a and c in all, also where they are grouped.
@@ -148,17 +45,29 @@ void launch(const Product<A, B, C>& p, int64_t rows, int64_t batches, const char
   }
   if constexpr (std::is_same_v<B, float> && std::is_same_v<C, float>) {
     if (batches == 1 && p.part_depth == 0 && fits_rows(p)) {
+      if (rows >= enough_row_tiles * row_tile) {
+        const dim3 grid(blocks_for(rows, row_tile), blocks_for(p.columns, column_tile));
+        return launch_early(many_rows_kernel<A>, grid, row_threads, 0, name, context, p);
+      }
       constexpr int64_t few = 128;  // rows alone would leave multiprocessors idle
       const dim3 grid(static_cast<unsigned>(rows), rows <= few ? blocks_for(p.columns, row_warps) : 1);
       return launch_early(row_kernel<A>, grid, row_threads, static_cast<size_t>(p.depth) * sizeof(float),
                           name, context, p);
     }
   }
-  product_kernel<<<grid_of(tile, tile), side * side, 0, context.stream>>>(p);
-  check_launch(name);
+  const auto in_tiles_of = [&]<class K>(K) {
+    product_kernel<K><<<grid_of(K::rows, K::columns), K::threads, 0, context.stream>>>(p);
+    check_launch(name);
+  };
+  // Tiles of few rows where those of many would be mostly empty.
+  if ((grouped ? rows / p.experts : rows) <= 64) {
+    in_tiles_of(FloatTile<32, 1>{});
+  } else {
+    in_tiles_of(FloatTile<128, 2>{});
+  }
 }
 
-// out [rows, columns] (+)= the sum of parts [count, rows, columns], in order; `width` elements a thread.
+// `width` elements a thread.
 template <int width>
 __global__ __launch_bounds__(256) void sum_parts_kernel(const float* parts, int count, int64_t rows,
                                                         int64_t columns, float* out, int64_t out_stride,
@@ -175,6 +84,19 @@ __global__ __launch_bounds__(256) void sum_parts_kernel(const float* parts, int 
   }
   put<width>(accumulate, sum, out + i / columns * out_stride + i % columns);
 }
+
+}  // namespace
+
+void sum_parts(const float* parts, int count, int64_t rows, int64_t columns, float* out, int64_t out_row,
+               bool accumulate, const char* name, const Context& context) {
+  const bool packs = columns % 4 == 0 && out_row % 4 == 0 && reinterpret_cast<uintptr_t>(out) % 16 == 0;
+  const auto kernel = packs ? sum_parts_kernel<4> : sum_parts_kernel<1>;
+  kernel<<<blocks_for(rows * columns, packs ? 1024 : 256), 256, 0, context.stream>>>(
+      parts, count, rows, columns, out, out_row, accumulate);
+  check_launch(name);
+}
+
+namespace {
 
 // How many parts the depth of a product of few tiles is cut into, so that every multiprocessor has something
 // to do; it follows from the shapes.
@@ -203,11 +125,7 @@ void launch_deep(const Product<A, B, C>& p, const char* name, const Context& con
       cut.c_row = p.columns, cut.c_batch = p.rows * p.columns;
       cut.accumulate = false;
       launch(cut, p.rows, count, name, context);
-      const bool packs = p.columns % 4 == 0 && p.c_row % 4 == 0 && reinterpret_cast<uintptr_t>(p.c) % 16 == 0;
-      const auto sum = packs ? sum_parts_kernel<4> : sum_parts_kernel<1>;
-      sum<<<blocks_for(p.rows * p.columns, packs ? 1024 : 256), 256, 0, context.stream>>>(
-          cut.c, count, p.rows, p.columns, p.c, p.c_row, p.accumulate);
-      return check_launch(name);
+      return sum_parts(cut.c, count, p.rows, p.columns, p.c, p.c_row, p.accumulate, name, context);
     }
   }
   launch(p, p.rows, 1, name, context);
@@ -239,10 +157,79 @@ __global__ __launch_bounds__(256) void sum_rows_kernel(const void* x, bool narro
   out[column] = accumulate ? out[column] + sum : sum;
 }
 
+// -- coded weights: a few rows read codes, for many rows they are widened first --
+
+constexpr int64_t most_coded_rows = 32;  // beyond, reading them again and again costs more than widening
+
+bool few_coded_rows(const View& x, const View& w, RowsProduct p, bool accumulate, const char* name,
+                    const View& out, const Context& context) {
+  if (x.dtype != DType::bf16 || w[-1] % mma::chunk != 0 || w[-2] % mma::chunk != 0 ||
+      !in_packs(mma::chunk, {x})) {
+    return false;
+  }
+  RowsLaunch launch;
+  launch.depth = static_cast<int>(w[-1]);
+  launch.accumulate = accumulate;
+  launch.code = code_of(w);
+  p.x = x.as<bf16>(), p.x_row = x.stride(0);
+  p.w = rows_weights(w);
+  p.out = out.data, p.out_row = out.stride(0);
+  p.rows = static_cast<int>(out[0]), p.columns = static_cast<int>(w[-2]);
+  launch.products[0] = p;
+  return few_rows(launch, false, out.dtype == DType::f32, name, context);
+}
+
+void coded_linear(const View& x, const View& w, const View& bias, const Grad& out, const Context& context) {
+  if (x[0] == 0) return;
+  RowsProduct p;
+  p.bias = bias.data, p.exact_bias = bias.dtype == DType::f32;
+  if (x[0] <= most_coded_rows && few_coded_rows(x, w, p, out.accumulate, "linear", out.view, context)) return;
+  const int64_t at_once = widened_rows(w, context);
+  for (int64_t first = 0; first < w[0]; first += at_once) {
+    const int64_t count = std::min(at_once, w[0] - first);
+    Context rest;
+    const View rows = widened(w, first, count, nullptr, context, rest);
+    linear(x, rows, bias ? columns_of(bias, first, first + count) : View(),
+           {columns_of(out.view, first, first + count), out.accumulate}, rest);
+  }
+}
+
+void coded_head_linear(const View& x, const View& w, const View& out, const Context& context) {
+  if (x[0] == 0) return;
+  RowsProduct p;
+  p.x_batch = x.stride(1), p.out_batch = out.stride(1), p.batches = static_cast<int>(x[1]);
+  if (x[0] <= most_coded_rows && few_coded_rows(x, w, p, false, "head_linear", out, context)) return;
+  Context rest;
+  const View rows = widened(w, context, rest);
+  head_linear(x, rows, false, out, rest);
+}
+
+void coded_grouped_linear(const View& x, const View& rows, const View& offsets, const View& w,
+                          const View& out, const Context& context) {
+  if (out[0] == 0) return;
+  RowsProduct p;
+  p.offsets = offsets.as<int32_t>(), p.gather = rows.as_or_null<int32_t>();
+  p.experts = static_cast<int>(w[0]);
+  if (out[0] <= tile_rows * w[0] && few_coded_rows(x, w, p, false, "grouped_linear", out, context)) return;
+  const int64_t at_once = widened_matrices(w, context);
+  if (at_once == 0)
+    fail("grouped_linear: workspace: expected room for a matrix {}, found {} bytes", w.shape.str(),
+         context.workspace_bytes);
+  for (int64_t first = 0; first < w[0]; first += at_once) {
+    const int64_t count = std::min(at_once, w[0] - first);
+    int32_t* own = offsets.as<int32_t>() + first;
+    Context rest;
+    const View part = matrices_of(w, first, count);
+    const View wide = widened(part, 0, w[1], own, context, rest);
+    grouped_linear(x, rows, View(own, {count + 1}, DType::i32), wide, out, rest);
+  }
+}
+
 }  // namespace
 
 void linear(View x, View w, View bias, Grad out, const Context& context) {
   LATENTE_ASSERT(x[1] == w[1] && out.view[0] == x[0] && out.view[1] == w[0]);
+  if (is_coded(w)) return coded_linear(x, w, bias, out, context);
   with_types(x, w, out.view, "linear", [&](auto& p) {
     p.a_row = x.stride(0), p.b_row = w.stride(0), p.c_row = out.view.stride(0);
     p.rows = x[0], p.columns = w[0], p.depth = x[1];
@@ -282,6 +269,8 @@ void linear_backward_bias(View d_out, Grad d_bias, const Context& context) {
 }
 
 void head_linear(View x, View w, bool transpose, View out, const Context& context) {
+  LATENTE_ASSERT(!(transpose && is_coded(w)));
+  if (is_coded(w)) return coded_head_linear(x, w, out, context);
   with_types(x, w, out, "head_linear", [&](auto& p) {
     p.a_row = x.stride(0), p.c_row = out.stride(0);
     p.b_row = transpose ? 1 : w.stride(1), p.b_depth = transpose ? w.stride(1) : 1;
@@ -294,6 +283,7 @@ void head_linear(View x, View w, bool transpose, View out, const Context& contex
 void grouped_linear(View x, View rows, View offsets, View w, View out, const Context& context) {
   LATENTE_ASSERT(offsets.count() == w[0] + 1 && x[1] == w[2] && out[1] == w[1]);
   LATENTE_ASSERT((rows ? rows.count() : x[0]) == out[0]);
+  if (is_coded(w)) return coded_grouped_linear(x, rows, offsets, w, out, context);
   with_types(x, w, out, "grouped_linear", [&](auto& p) {
     p.a_row = x.stride(0), p.b_row = w.stride(1), p.b_batch = w.stride(0), p.c_row = out.stride(0);
     p.columns = w[1], p.depth = w[2], p.experts = static_cast<int>(w[0]);

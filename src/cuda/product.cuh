@@ -97,4 +97,8 @@ __device__ float bias_at(const Product<A, B, C>& p, int64_t column) {
                       : widen(static_cast<const B*>(p.bias)[column]);
 }
 
+// out [rows, columns] (+)= the sum of parts [count, rows, columns], in order.
+void sum_parts(const float* parts, int count, int64_t rows, int64_t columns, float* out, int64_t out_row,
+               bool accumulate, const char* name, const Context& context);
+
 }  // namespace latente::cuda

@@ -100,14 +100,28 @@ __device__ void add_scaled(const HopperProduct& p, const Tiles& t, float (&sum)[
   }
 }
 
+// The gate's half of the sums, the other half, and what comes of both as they were rounded.
+template <class K>
+__device__ void put_gated(const Output<K>& output, const Tiles& t, const HopperProduct& p, const Maps& maps,
+                          float (&sum)[K::columns / 2]) {
+  constexpr int half = K::own_columns, count = half / 2;
+  output.template put<64, true, 0, half>(t, {&maps.c, p.c}, sum);
+  output.template put<64, true, half, half>(t, {&maps.other_c, p.other_c}, sum);
+#pragma unroll
+  for (int i = 0; i < count; ++i) {
+    sum[i] = swiglu_of(widen(narrow<bf16>(sum[i])), widen(narrow<bf16>(sum[count + i])));
+  }
+  output.template put<64, true, 0, half>(t, {&maps.inner, p.inner}, sum);
+}
+
 template <class K>
 __device__ void compute(const HopperProduct& p, const Maps& maps, char* memory, Shared& s) {
   const int group = static_cast<int>(threadIdx.x) / 128, thread = static_cast<int>(threadIdx.x) % 128;
-  const Output<K> output{p, &maps.c, memory + K::out + group * K::out_tiles * square_bytes, group, thread};
-  Tiles t(p, s, K::columns);
+  const Output<K> output{p, memory + K::out + group * K::out_tiles * square_bytes, group, thread};
+  Tiles t(p, s, K::own_columns);
   Stage<K::stages> stage;
   for (int index = static_cast<int>(blockIdx.x); index < t.count; index += static_cast<int>(gridDim.x)) {
-    t.find(index, K::columns);
+    t.find(index, K::own_columns);
     float sum[K::columns / 2];
     if (K::fp8 || t.first_depth >= t.end_depth) {
 #pragma unroll
@@ -118,14 +132,19 @@ __device__ void compute(const HopperProduct& p, const Maps& maps, char* memory, 
     } else {
       add_products<K>(p, t, sum, memory, s, stage);
     }
+    if constexpr (K::gated) {
+      put_gated(output, t, p, maps, sum);
+      continue;
+    }
+    const Target to = t.other ? Target{&maps.other_c, p.other_c} : Target{&maps.c, p.c};
     if (p.narrow && !p.bias && !p.accumulate) {
-      output.template put<64, true>(t, sum);
+      output.template put<64, true>(t, to, sum);
     } else if (p.narrow) {
-      output.template put<64, false>(t, sum);
+      output.template put<64, false>(t, to, sum);
     } else if (!p.bias) {
-      output.template put<32, true>(t, sum);
+      output.template put<32, true>(t, to, sum);
     } else {
-      output.template put<32, false>(t, sum);
+      output.template put<32, false>(t, to, sum);
     }
   }
   if (thread < warp_size) stores_wait();
@@ -166,22 +185,35 @@ void launch(const HopperProduct& p, int64_t tiles, const char* name, const Conte
   if (!(p.gather && !p.by_depth)) {
     const int64_t lines = K::a_by_depth ? p.rows : depth;
     const int64_t apart = p.batches > 1 ? p.a_batch : p.a_line * lines;
-    maps.a = tile_map(p.a, K::a_by_depth ? depth : p.rows, lines, p.a_line, p.batches, apart,
+    const auto map_of = [&](const void* a) {
+      return tile_map(a, K::a_by_depth ? depth : p.rows, lines, p.a_line, p.batches, apart,
                       K::a_by_depth ? tile_rows : step);
+    };
+    maps.a = map_of(p.a);
+    if (p.other_a) maps.other_a = map_of(p.other_a);
   }
   if (!(p.gather && p.by_depth)) {
     const int64_t lines = K::b_by_depth ? p.columns : depth;
     const int64_t outer = p.offsets && !p.by_depth ? p.experts : p.batches;
     const int64_t apart = outer > 1 ? p.b_batch : p.b_line * lines;
-    maps.b = tile_map(p.b, K::b_by_depth ? depth : p.columns, lines, p.b_line, outer, apart,
-                      K::b_by_depth ? K::columns : step);
+    const auto map_of = [&](const void* b) {
+      return tile_map(b, K::b_by_depth ? depth : p.columns, lines, p.b_line, outer, apart,
+                      K::b_by_depth ? K::own_columns : step);
+    };
+    maps.b = map_of(p.b);
+    if (p.other_b) maps.other_b = map_of(p.other_b);
   }
   const bool grouped_rows = p.offsets && !p.by_depth;
   const int64_t outer = p.offsets      ? (p.by_depth ? p.experts : 1)
                         : p.part_depth ? quotient(p.depth, p.part_depth)
                                        : p.batches;
-  maps.c = tile_map(p.c, p.columns, p.rows, p.c_row, outer, outer > 1 ? p.c_batch : p.c_row * p.rows,
+  const auto map_of = [&](const void* c) {
+    return tile_map(c, p.columns, p.rows, p.c_row, outer, outer > 1 ? p.c_batch : p.c_row * p.rows,
                     grouped_rows ? 8 : 64, p.narrow);
+  };
+  maps.c = map_of(p.c);
+  if (p.other_c) maps.other_c = map_of(p.other_c);
+  if (p.inner) maps.inner = map_of(p.inner);
   auto kernel = product_sm90_kernel<K>;
   constexpr int shared = K::shared + static_cast<int>(sizeof(Shared));
   static_assert(shared <= 227 * 1024);
@@ -195,6 +227,10 @@ void launch(const HopperProduct& p, int64_t tiles, const char* name, const Conte
 
 template <int columns>
 void launch_width(const HopperProduct& p, int64_t tiles, const char* name, const Context& context) {
+  if (p.pair == Pair::gated) {
+    if constexpr (columns != 192) launch<Config<columns, true, true, false, true>>(p, tiles, name, context);
+    return;
+  }
   if (!p.a_by_depth) return launch<Config<columns, false, false>>(p, tiles, name, context);
   if (!p.b_by_depth) return launch<Config<columns, true, false>>(p, tiles, name, context);
   launch<Config<columns, true, true>>(p, tiles, name, context);
@@ -207,7 +243,8 @@ int64_t tiles_of(const HopperProduct& p, int width) {
   const int64_t batches = p.offsets && p.by_depth ? p.experts
                           : p.part_depth          ? quotient(p.depth, p.part_depth)
                                                   : p.batches;
-  return row_tiles * quotient(p.columns, width) * batches;
+  return row_tiles * quotient(p.columns, p.pair == Pair::gated ? width / 2 : width) * batches *
+         (p.pair == Pair::rows ? 2 : 1);
 }
 
 // The clocks that a tile of so much depth takes, about: a step is multiplied in 4 clocks a column, while the
@@ -219,11 +256,15 @@ int64_t tile_clocks(int64_t rows, int64_t depth, int width) {
 
 int best_width(const HopperProduct& p, const Context& context) {
   const bool experts_depth = p.offsets && p.by_depth;
-  const int64_t depth = experts_depth ? p.depth / p.experts : p.part_depth ? p.part_depth : p.depth;
+  const int64_t depth = (experts_depth  ? p.depth / p.experts
+                         : p.part_depth ? p.part_depth
+                                        : p.depth) *
+                        (p.pair == Pair::depths ? 2 : 1);
   int best = 256;
   int64_t least = INT64_MAX;
   for (const int width : {256, 192, 128, 64}) {
     if (width == 64 && !p.b_by_depth) break;
+    if (width == 192 && p.pair == Pair::gated) continue;
     const int64_t clocks = tile_clocks(p.rows, depth, width), tiles = tiles_of(p, width);
     const int64_t machine = context.multiprocessors;
     // Depths of experts differ: the last tile may be one of the deepest.

@@ -3,9 +3,17 @@
 
 #include <cstdint>
 
-#include "cuda/context.h"
+#include "cuda/product.cuh"
 
 namespace latente::cuda {
+
+// Two products in one launch: of a gate and of what it gates, whose weights have one shape.
+enum class Pair : uint8_t {
+  none,
+  gated,   // the same a: c = a · bᵀ, other_c = a · other_bᵀ, inner = silu(c) · other_c, in bfloat16
+  depths,  // c = a · bᵀ + other_a · other_bᵀ
+  rows,    // the same b: c = a · bᵀ, other_c = other_a · bᵀ
+};
 
 // Product (product.cuh) without its types. Of each operand the contiguous axis, and the stride of the other:
 // depth, or rows of a and columns of b.
@@ -34,7 +42,28 @@ struct HopperProduct {
   int64_t a_scale_line = 0, b_scale_line = 0, b_scale_batch = 0;
   bool squares = false;
   int64_t part_depth = 0;  // if not 0, the depth is cut into parts of so much, whose sums are c_batch apart
+  Pair pair = Pair::none;
+  const void* other_a = nullptr;
+  const void* other_b = nullptr;
+  void* other_c = nullptr;
+  void* inner = nullptr;
 };
+
+template <class C>
+HopperProduct for_hopper(const Product<bf16, bf16, C>& p, int64_t rows, int64_t batches) {
+  HopperProduct h;
+  h.a = p.a, h.b = p.b, h.c = p.c;
+  h.a_by_depth = p.a_depth == 1, h.b_by_depth = p.b_depth == 1;
+  h.a_line = h.a_by_depth ? p.a_row : p.a_depth, h.b_line = h.b_by_depth ? p.b_row : p.b_depth;
+  h.a_batch = p.a_batch, h.b_batch = p.b_batch, h.c_batch = p.c_batch, h.c_row = p.c_row;
+  h.narrow = std::is_same_v<C, bf16>;
+  h.rows = rows, h.columns = p.columns, h.depth = p.depth;
+  h.batches = p.offsets || p.part_depth ? 1 : static_cast<int>(batches);
+  h.accumulate = p.accumulate, h.bias = p.bias, h.exact_bias = p.exact_bias;
+  h.offsets = p.offsets, h.gather = p.gather, h.by_depth = p.by_depth, h.experts = p.experts;
+  h.part_depth = p.part_depth;
+  return h;
+}
 
 bool fits_hopper(const HopperProduct& p, const Context& context);
 // Into how many parts the depth of a product with few tiles is best cut, so that all multiprocessors work on

@@ -43,28 +43,35 @@ template <class K>
 __device__ void copy_a(const HopperProduct& p, const Maps& maps, const Tiles& t, char* a, Barrier& full,
                        int depth) {
   if (K::a_by_depth) {
-    copy_tile(a, &maps.a, full, depth, t.row, p.offsets ? 0 : t.outer());
+    const bool other = depth >= t.other_depth;
+    copy_tile(a, other ? &maps.other_a : &maps.a, full, other ? depth - t.other_depth : depth, t.row,
+              p.offsets ? 0 : t.outer());
   } else {
-    for (int i = 0; i < 2; ++i) copy_tile(a + i * square_bytes, &maps.a, full, t.row + i * 64, depth, 0);
+    const CUtensorMap* map = t.other ? &maps.other_a : &maps.a;
+    for (int i = 0; i < 2; ++i) copy_tile(a + i * square_bytes, map, full, t.row + i * 64, depth, 0);
   }
 }
 template <class K>
 __device__ void copy_b(const Maps& maps, const Tiles& t, char* b, Barrier& full, int depth) {
   if (K::b_by_depth) {
     copy_tile(b, &maps.b, full, depth, t.column, t.outer());
+    if (K::gated) copy_tile(b + K::own_columns * 128, &maps.other_b, full, depth, t.column, t.outer());
   } else {
+    const bool other = depth >= t.other_depth;
+    const int from = other ? depth - t.other_depth : depth;
     for (int i = 0; i < K::columns / 64; ++i) {
-      copy_tile(b + i * square_bytes, &maps.b, full, t.column + i * 64, depth, t.outer());
+      copy_tile(b + i * square_bytes, other ? &maps.other_b : &maps.b, full, t.column + i * 64, from,
+                t.outer());
     }
   }
 }
 
 template <class K>
 __device__ void copy_tiles(const HopperProduct& p, const Maps& maps, Shared& s, char* memory) {
-  Tiles t(p, s, K::columns);
+  Tiles t(p, s, K::own_columns);
   Stage<K::stages> stage;
   for (int index = static_cast<int>(blockIdx.x); index < t.count; index += static_cast<int>(gridDim.x)) {
-    t.find(index, K::columns);
+    t.find(index, K::own_columns);
     for (int depth = t.first_depth; depth < t.end_depth; depth += step) {
       s.empty[stage.index].wait(stage.phase ^ 1);
       char* a = memory + stage.index * K::stage_bytes;
@@ -81,7 +88,7 @@ template <class K>
 __device__ void copy_gathered_tiles(const HopperProduct& p, const Maps& maps, Shared& s, char* memory) {
   constexpr bool by_depth = !K::a_by_depth;
   const int thread = static_cast<int>(threadIdx.x) % 128;
-  Tiles t(p, s, K::columns);
+  Tiles t(p, s, K::own_columns);
   Stage<K::stages> stage, landed;
   GatheredRows<by_depth ? 4 : 8> rows{p, thread};
   int in_flight = 0;
@@ -92,11 +99,11 @@ __device__ void copy_gathered_tiles(const HopperProduct& p, const Maps& maps, Sh
     --in_flight;
   };
   const int first = static_cast<int>(blockIdx.x), apart = static_cast<int>(gridDim.x);
-  if (first < t.count) t.find(first, K::columns);
+  if (first < t.count) t.find(first, K::own_columns);
   if (!by_depth) rows.read(t.row, t.end_row);
   for (int index = first; index < t.count; index += apart) {
     const Tiles here = t;
-    if (index + apart < t.count) t.find(index + apart, K::columns);
+    if (index + apart < t.count) t.find(index + apart, K::own_columns);
     if (by_depth) {
       rows.read(here.first_depth, here.end_depth);
     } else {

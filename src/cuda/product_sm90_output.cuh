@@ -23,12 +23,16 @@ __device__ inline void store_matrices(uint32_t to, const uint32_t (&x)[4]) {
                : "memory");
 }
 
+struct Target {
+  const CUtensorMap* map;
+  void* c;
+};
+
 // One warpgroup's rows of a tile on their way out, some columns at a time: through tiles of 64 rows in shared
 // memory, which the copy engine writes while the next products run.
 template <class K>
 struct Output {
   const HopperProduct& p;
-  const CUtensorMap* map;
   char* out;
   int group, thread, lane = thread % warp_size, q = lane % 4;
   int warp_row = thread / warp_size * 16;  // of the warpgroup's 64
@@ -36,7 +40,8 @@ struct Output {
   // Columns first .. first + 16 of the warp's rows to a tile: as bfloat16. plain: without bias, and nothing
   // to add to.
   template <bool plain>
-  __device__ void narrow(const Tiles& t, const float* sum, int first, char* tile, int at) const {
+  __device__ void narrow(const Tiles& t, const void* c, const float* sum, int first, char* tile,
+                         int at) const {
     uint32_t words[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {  // rows 0-7 and 8-15, then the next eight columns
@@ -48,7 +53,7 @@ struct Output {
       const int row = t.row + group * 64 + warp_row + i % 2 * 8 + lane / 4;
       if (!plain && p.accumulate && row < t.end_row && column < p.columns) {
         float before[2];
-        load<2>(static_cast<const bf16*>(p.c) + t.result() + row * p.c_row + column, before);
+        load<2>(static_cast<const bf16*>(c) + t.result() + row * p.c_row + column, before);
         two[0] += before[0], two[1] += before[1];
       }
       words[i] = pack_bf16(two[0], two[1]);
@@ -73,21 +78,22 @@ struct Output {
     }
   }
 
-  template <int tile_width, bool plain, int count>
-  __device__ void put(const Tiles& t, const float (&sum)[count]) const {
+  // The tile's sums from column `begin` on, `columns` of them.
+  template <int tile_width, bool plain, int begin = 0, int columns = K::columns, int count>
+  __device__ void put(const Tiles& t, const Target& to, const float (&sum)[count]) const {
     const bool grouped_rows = p.offsets && !p.by_depth;
     const int rows = min(64, t.end_row - t.row - group * 64), outer = static_cast<int>(t.batch);
 #pragma unroll
-    for (int first = 0; first < K::columns; first += K::out_tiles * tile_width) {
+    for (int first = 0; first < columns; first += K::out_tiles * tile_width) {
       if (thread < warp_size) stores_wait();
       sync_threads(2 + group, 128);
 #pragma unroll
-      for (int i = 0; i < K::out_tiles * tile_width && first + i < K::columns; i += 16) {
+      for (int i = 0; i < K::out_tiles * tile_width && first + i < columns; i += 16) {
         char* tile = out + i / tile_width * square_bytes;
         if (tile_width == 64) {
-          narrow<plain>(t, sum + (first + i) / 2, first + i, tile, i % tile_width);
+          narrow<plain>(t, to.c, sum + (begin + first + i) / 2, first + i, tile, i % tile_width);
         } else {
-          wide<plain>(t, sum + (first + i) / 2, first + i, tile, i % tile_width);
+          wide<plain>(t, sum + (begin + first + i) / 2, first + i, tile, i % tile_width);
         }
       }
       fence_shared_writes();
@@ -96,13 +102,13 @@ struct Output {
       const int boxes = grouped_rows ? rows / 8 : 1;
       for (int i = lane; thread < warp_size && i < K::out_tiles * boxes; i += warp_size) {
         const int tile = i / boxes, box = i % boxes, column = first + tile * tile_width;
-        if (column >= K::columns || t.column + column >= p.columns || rows <= 0) continue;
+        if (column >= columns || t.column + column >= p.columns || rows <= 0) continue;
         const char* from = out + tile * square_bytes + box * 1024;
         const int row = t.row + group * 64 + box * 8;
         if (p.accumulate && tile_width == 32) {
-          add_tile(map, from, t.column + column, row, grouped_rows ? 0 : outer);
+          add_tile(to.map, from, t.column + column, row, grouped_rows ? 0 : outer);
         } else {
-          store_tile(map, from, t.column + column, row, grouped_rows ? 0 : outer);
+          store_tile(to.map, from, t.column + column, row, grouped_rows ? 0 : outer);
         }
       }
       stores_commit();
@@ -110,16 +116,16 @@ struct Output {
         for (int i = thread; i < rows % 8 * 8 * K::out_tiles; i += 128) {
           const int tile = i / (rows % 8 * 8), row = rows / 8 * 8 + i / 8 % (rows % 8), piece = i % 8;
           const int column = first + tile * tile_width + piece * tile_width / 8;
-          if (column >= K::columns || t.column + column >= p.columns) continue;
+          if (column >= columns || t.column + column >= p.columns) continue;
           const int4 x = *reinterpret_cast<const int4*>(out + tile * square_bytes + row * 128 +
                                                         ((piece ^ row % 8) << 4));
-          const int64_t to = (t.row + group * 64 + row) * p.c_row + t.column + column;
+          const int64_t at = (t.row + group * 64 + row) * p.c_row + t.column + column;
           if (tile_width == 64) {
-            *reinterpret_cast<int4*>(static_cast<bf16*>(p.c) + to) = x;
+            *reinterpret_cast<int4*>(static_cast<bf16*>(to.c) + at) = x;
           } else {
             float four[4] = {__int_as_float(x.x), __int_as_float(x.y), __int_as_float(x.z),
                              __int_as_float(x.w)};
-            latente::cuda::put<4>(p.accumulate, four, static_cast<float*>(p.c) + to);
+            latente::cuda::put<4>(p.accumulate, four, static_cast<float*>(to.c) + at);
           }
         }
       }

@@ -11,19 +11,20 @@ constexpr int tile_rows = 128, step = 64, threads = 384, row_tiles_together = 16
 constexpr int square_bytes = 64 * 128;  // a tile of 64 rows
 constexpr int most_stages = 8, most_experts = 512;
 
-// Columns of a tile, stages, and tiles of 64 rows that each warpgroup's results leave through.
-template <int Columns, bool AByDepth, bool BByDepth, bool Fp8 = false>
+// Columns of a tile, stages, and tiles of 64 rows that each warpgroup's results leave through. Gated: half of
+// the columns are the gate's, and the other half what stands at the same place beside it.
+template <int Columns, bool AByDepth, bool BByDepth, bool Fp8 = false, bool Gated = false>
 struct Config {
-  static constexpr int columns = Columns;
+  static constexpr int columns = Columns, own_columns = Gated ? Columns / 2 : Columns;
   static constexpr int stages = Columns >= 192 ? 4 : Columns == 128 ? 6 : 8;
   static constexpr int out_tiles = Columns == 256 ? 2 : Columns / 64;
-  static constexpr bool a_by_depth = AByDepth, b_by_depth = BByDepth, fp8 = Fp8;
+  static constexpr bool a_by_depth = AByDepth, b_by_depth = BByDepth, fp8 = Fp8, gated = Gated;
   static constexpr int a_bytes = tile_rows * 128, b_bytes = Columns * 128, stage_bytes = a_bytes + b_bytes;
   static constexpr int out = stages * stage_bytes, shared = out + 2 * out_tiles * square_bytes;
 };
 
 struct Maps {
-  CUtensorMap a, b, c;
+  CUtensorMap a, b, c, other_a, other_b, other_c, inner;
 };
 struct Shared {
   Barrier full[most_stages], empty[most_stages];
@@ -63,17 +64,24 @@ struct Tiles {
   const int* before;
   int row_tiles, column_tiles, count;
   int row = 0, end_row = 0, column = 0, batch = 0, first_depth = 0, end_depth = 0;
+  bool other = false;         // Pair::rows: of the second product
+  int other_depth = 1 << 30;  // Pair::depths: where that begins
 
   __device__ Tiles(const HopperProduct& product, const Shared& s, int width)
       : p(product), before(s.tiles_before) {
     column_tiles = static_cast<int>((p.columns + width - 1) / width);
     row_tiles =
         p.offsets && !p.by_depth ? before[p.experts] : static_cast<int>((p.rows + tile_rows - 1) / tile_rows);
+    if (p.pair == Pair::rows) row_tiles *= 2;
     const int batches = p.offsets      ? (p.by_depth ? p.experts : 1)
                         : p.part_depth ? static_cast<int>((p.depth + p.part_depth - 1) / p.part_depth)
                                        : p.batches;
     count = batches * row_tiles * column_tiles;
     end_row = static_cast<int>(p.rows), end_depth = static_cast<int>(p.depth);
+    if (p.pair == Pair::depths) {
+      other_depth = (end_depth + step - 1) / step * step;
+      end_depth = 2 * other_depth;
+    }
   }
   __device__ void find(int index, int width) {
     const int tiles = row_tiles * column_tiles;
@@ -96,7 +104,8 @@ struct Tiles {
       row = p.offsets[low] + (tile - before[low]) * tile_rows, end_row = p.offsets[low + 1];
       return;
     }
-    row = tile * tile_rows;
+    other = p.pair == Pair::rows && tile >= row_tiles / 2;
+    row = (other ? tile - row_tiles / 2 : tile) * tile_rows;
     if (p.offsets) {
       first_depth = p.offsets[batch], end_depth = p.offsets[batch + 1];
     } else if (p.part_depth) {

@@ -3,9 +3,11 @@
 #include <cstring>
 #include <set>
 
+#include "base/memory.h"
 #include "model/experts_on_demand.h"
 #include "model/quantised_places.h"
 #include "model/weights.h"
+#include "tensor/device.h"
 #include "tensor/panels.h"
 
 namespace latente {
@@ -82,6 +84,26 @@ void load_converted(Transformer& model, const TensorSource& checkpoint, Backend&
     ++done;
     if (options.progress) options.progress(done, total);
   };
+  ThreadPool pool;
+  if (!backend.is_host()) {
+    if (plan.bytes() > options.memory) {
+      fail("memory: expected at least {} for these weights on {}, found {}",
+           bytes_text(static_cast<double>(plan.bytes())), backend.name(),
+           bytes_text(static_cast<double>(options.memory)));
+    }
+    for (const QuantisedPlace& place : plan.places) {
+      take_panels(place, mapped_panels(place, checkpoint, backend).view.data, backend);
+      checkpoint.release(place.path + std::string(panels_suffix));
+      step();
+    }
+    for (const auto& [path, tensor] : plan.kept) {
+      load_parameter(path, tensor, checkpoint, true, pool);
+      move_to(backend, tensor);
+      step();
+    }
+    for (auto& [path, gate] : model.gates()) allocate(backend, gate->load);
+    return;
+  }
   std::vector<MappedTensor> stored;
   std::vector<ExpertStack> stacks;
   bool is_aligned = true;  // unless another program laid the file out
@@ -104,7 +126,6 @@ void load_converted(Transformer& model, const TensorSource& checkpoint, Backend&
   }
   if (on_demand) read_on_demand(stacks, options.memory - of_others);
 
-  ThreadPool pool;
   int64_t bytes = 0;
   const auto is_copied = [&](const QuantisedPlace& place) {
     return copied && !place.tensor.view().residency;

@@ -15,7 +15,7 @@
 // Why not rows of codes and, beside them, scales: every start would have to lay them out anew, moving the
 // whole model through memory twice, and a model larger than memory could not run from the disk at all. With
 // panels the file is the memory, shared by all processes that run it. The price is that other readers need
-// that description, and that another device's backend would lay them out as it needs them.
+// that description, and that another device's backend lays them out as it needs them.
 #pragma once
 
 #include <limits>
@@ -40,8 +40,8 @@ void check_converted_names(const QuantisedPlaces& places, const TensorSource& ch
 
 // Loads a converted checkpoint of the model's config. Weights are copied into large pages by all threads;
 // when they would take more than `memory`, routed experts stay on the disk and are read when they are chosen
-// (model/experts_on_demand.h). Error where load_parameters has one, for tensors that are not the panels
-// expected here, and when even that takes more memory.
+// (model/experts_on_demand.h). Another device than the host has all of them. Error where load_parameters has
+// one, for tensors that are not the panels expected here, and when even that takes more memory.
 struct ConvertedOptions {
   int64_t memory = std::numeric_limits<int64_t>::max();
   // Instead of the last of these errors: everything is used where it lies in the file, at the disk's speed.

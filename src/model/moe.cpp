@@ -36,8 +36,8 @@ Tensor Moe::operator()(const Tensor& x, Step& at) const {
   // Computed first where there is something to wait for.
   const bool reading = expert_read(order, experts.gate_proj, experts.up_proj, experts.down_proj);
   Tensor shared = reading ? from_shared() : Tensor();                               // [T, hidden]
-  auto [gated, up] = expert_gate_up(x, order, experts.gate_proj, experts.up_proj);  // [T·K, inner]
-  Tensor y = expert_linear(swiglu(gated, up), order, experts.down_proj);            // [T·K, hidden]
+  Tensor inner = expert_gated_linear(x, order, experts.gate_proj, experts.up_proj);  // [T·K, inner]
+  Tensor y = expert_linear(inner, order, experts.down_proj);                         // [T·K, hidden]
   if (!reading) shared = from_shared();
   return combine(y, routed.weights, order, shared);
 }

@@ -10,6 +10,7 @@
 #include "base/random.h"
 #include "model/quantised_places.h"
 #include "model/weights.h"
+#include "tensor/device.h"
 #include "tensor/panels.h"
 
 namespace latente {
@@ -43,7 +44,7 @@ class RandomPanels final : public QuantisedPanels {
       code = static_cast<int8_t>(std::clamp(random.normal() * spread, -largest, largest));
     const std::vector<float> scales(static_cast<size_t>(drawn_rows * groups_of(k, to.group)),
                                     static_cast<float>(deviation_ / spread));
-    drawn.panels = backend().allocate(form->bytes);
+    drawn.panels = aligned_memory(form->bytes);
     drawn.row_bytes = form->bytes / drawn_rows;
     View view = form->view;
     view.data = drawn.panels.get();
@@ -99,6 +100,21 @@ void load(Transformer& model, Backend& backend, const QuantisedPlaces& plan, Qua
     ++done;
     if (progress) progress(done, total);
   };
+  if (!backend.is_host()) {
+    for (const QuantisedPlace& place : plan.places) {
+      const std::shared_ptr<void> host = aligned_memory(place.bytes);
+      panels.make(place, host.get());
+      take_panels(place, host.get(), backend);
+      step();
+    }
+    for (const auto& [path, tensor] : plan.kept) {
+      keep(path, tensor);
+      move_to(backend, tensor);
+      step();
+    }
+    for (auto& [path, gate] : model.gates()) allocate(backend, gate->load);
+    return;
+  }
   const auto aligned = [](int64_t size) { return (size + 63) / 64 * 64; };
   for (const QuantisedPlace& place : plan.places) bytes += aligned(place.bytes);
   // One piece of memory, so that it may lie in large pages.

@@ -234,6 +234,12 @@ int64_t QuantisedPlaces::bytes() const {
   return bytes;
 }
 
+void take_panels(const QuantisedPlace& place, const void* panels, Backend& device) {
+  View view = place.view;
+  std::shared_ptr<void> memory = device.take_panels(panels, view);
+  bind_view(place.tensor, view, std::move(memory));
+}
+
 std::vector<QuantisedPiece> pieces_of(const QuantisedPlace& place) {
   std::vector<QuantisedPiece> pieces;
   const int64_t n = place.rows(), matrix = n * place.columns();

@@ -45,6 +45,9 @@ QuantisedPlaces quantised_places(Transformer& model, Backend& backend, const Qua
 // As blocks() of the source has them (model/quantised.h, load_as_stored); gives the parameters their types.
 QuantisedPlaces stored_places(Transformer& model, Backend& backend, const TensorSource& source);
 
+// Gives a place's tensor its panels from the host's memory, laid out for another device.
+void take_panels(const QuantisedPlace& place, const void* panels, Backend& device);
+
 // What is quantised at a time: some matrices whole, or some rows of one.
 struct QuantisedPiece {
   int64_t matrix = 0, matrices = 1;

@@ -10,6 +10,7 @@
 #include "model/gguf.h"
 #include "model/quantised.h"
 #include "model/quantised_places.h"
+#include "model/square_weights.h"
 #include "model/weights.h"
 #include "tensor/quantise.h"
 
@@ -40,7 +41,7 @@ DType base_type(const ModelSource& source, const RunWeights& weights) {
   // Activations that meet quantised weights are float32.
   if (quantised_type(source, weights)) return stored == DType::f64 ? DType::f32 : stored;
   if (weights.type == "auto") return stored;
-  if (weights.type == "fp8") return stored == DType::f64 ? DType::f32 : stored;  // of what is not
+  if (weights.type == "fp8") return DType::bf16;  // of what is not
   const std::optional<DType> type = dtype_from_name(weights.type);
   if (type != DType::f32 && type != DType::bf16 && type != DType::f64)
     fail("weights: expected auto, f32, bf16, f64, fp8, int8 or int4, found {}", weights.type);
@@ -139,16 +140,14 @@ void load_floating(Transformer& model, const TensorSource& checkpoint, const Run
 std::unique_ptr<Transformer> load_for_running(const ModelSource& source, const RunWeights& weights,
                                               Backend& backend) {
   constexpr uint64_t seed = 1;
-  if (!backend.is_host()) {
-    if (quantised_type(source, weights))
-      fail("weights of 8 and 4 bits: only the CPU has kernels for them (--device cpu)");
-    if (runs_as_stored(source, weights)) {
-      RunWeights decoded = weights;
-      decoded.type = "bf16";
-      return load_for_running(source, decoded, backend);
-    }
+  if (!backend.is_host() && runs_as_stored(source, weights)) {
+    RunWeights decoded = weights;
+    decoded.type = "bf16";
+    return load_for_running(source, decoded, backend);
   }
-  auto model = std::make_unique<Transformer>(source.config, base_type(source, weights));
+  const bool narrow = quantised_type(source, weights).has_value();
+  const DType type = narrow && !backend.is_host() ? DType::bf16 : base_type(source, weights);
+  auto model = std::make_unique<Transformer>(source.config, type);
   if (source.config.converted && source.tensors) {
     ConvertedOptions how;
     how.memory = weights.memory > 0 ? weights.memory : default_memory(backend);
@@ -161,9 +160,9 @@ std::unique_ptr<Transformer> load_for_running(const ModelSource& source, const R
     load_as_stored(*model, *source.tensors, backend, available_memory() / 2);
     return model;
   }
-  if (const auto type = quantised_type(source, weights)) {
+  if (const auto codes = quantised_type(source, weights)) {
     const QuantisedOptions how{
-        .type = *type, .group = weights.group > 0 ? weights.group : default_group, .progress = {}};
+        .type = *codes, .group = weights.group > 0 ? weights.group : default_group, .progress = {}};
     if (weights.memory > 0) check_whole(weights, quantised_places(*model, backend, how).bytes());
     if (source.tensors) {
       load_quantised(*model, *source.tensors, backend, how);
@@ -172,20 +171,27 @@ std::unique_ptr<Transformer> load_for_running(const ModelSource& source, const R
     }
     return model;
   }
-  const bool stored_fp8 = source.tensors && runs_fp8(*source.tensors, backend);
-  if (stored_fp8 && (weights.type == "fp8" || weights.type == "auto")) {
+  const bool fp8 = weights.type == "fp8", as_stored = weights.type == "auto";
+  if (fp8 && !source.tensors) {
+    keeps_squares(backend) ? initialise_with_squares(*model, seed, backend)
+                           : initialise_fp8(*model, seed, backend);
+    return model;
+  }
+  if (source.tensors && keeps_squares(backend) && (fp8 || (as_stored && type == DType::bf16))) {
+    SquareOptions how;
+    how.quantise = fp8;
+    how.memory = weights.memory > 0 ? weights.memory : default_memory(backend);
+    load_with_squares(*model, *source.tensors, backend, how);
+    return model;
+  }
+  if (source.tensors && (fp8 || as_stored) && runs_fp8(*source.tensors, backend)) {
     if (weights.memory > 0) check_whole(weights, fp8_bytes(*model, *source.tensors, backend));
     load_fp8(*model, *source.tensors, backend);
     return model;
   }
-  if (weights.type == "fp8") {
-    if (source.tensors)
-      fail(
-          "weights: {} runs FP8 with a scale for each 128 rows and columns as it is stored, and here is none",
-          backend.name());
-    initialise_fp8(*model, seed, backend);
-    return model;
-  }
+  if (fp8)
+    fail("weights: {} runs FP8 with a scale for each 128 rows and columns as it is stored, and here is none",
+         backend.name());
   if (source.tensors) {
     load_floating(*model, *source.tensors, weights, backend);
     return model;

@@ -1,27 +1,6 @@
 #include "ops/ops.h"
 
 namespace latente {
-namespace {
-
-void weight_gradient(Gradients& g, const Tensor& d_out, const Tensor& x, const Tensor& rows,
-                     const Tensor& offsets, const Tensor& weight) {
-  if (auto d_w = g.slot(weight)) {
-    g.plan().record(
-        "grouped_linear_backward_weight", {d_out, x, rows, offsets}, {d_w.tensor}, [=](Backend& b) {
-          b.grouped_linear_backward_weight(d_out.view(), x.view(), rows.view(), offsets.view(), d_w.view());
-        });
-  }
-}
-
-void input_gradient(Gradients& g, const Tensor& d_out, const Tensor& offsets, const Tensor& weight,
-                    const Gradients::Slot& d_x) {
-  g.plan().record("grouped_linear_backward_input", {d_out, offsets, weight}, {d_x.tensor}, [=](Backend& b) {
-    b.grouped_linear_backward_input(d_out.view(), offsets.view(), weight.view(), d_x.view());
-  });
-}
-
-}  // namespace
-
 Routed route(const Tensor& logits, const Tensor& bias, const Tensor& token_mask, const Routing& routing,
              const Tensor& load) {
   Plan& plan = *logits.plan();
@@ -68,34 +47,6 @@ bool expert_read(const ExpertOrder& order, const Tensor& gate, const Tensor& up,
   return true;
 }
 
-std::pair<Tensor, Tensor> expert_gate_up(const Tensor& x, const ExpertOrder& order, const Tensor& gate,
-                                         const Tensor& up) {
-  LATENTE_ASSERT(gate.shape() == up.shape() && gate[2] == x[1]);
-  Plan& plan = *x.plan();
-  int64_t choices = order.rows.count();
-  Tensor gate_out = plan.intermediate({choices, gate[1]}, x.dtype());
-  Tensor up_out = plan.intermediate({choices, up[1]}, x.dtype());
-  plan.record(
-      "expert_gate_up", {x, order.rows, order.offsets, gate, up}, {gate_out, up_out},
-      [=](Backend& b) {
-        b.grouped_linear(x.view(), order.rows.view(), order.offsets.view(), gate.view(), gate_out.view());
-        b.grouped_linear(x.view(), order.rows.view(), order.offsets.view(), up.view(), up_out.view());
-      },
-      [=](Gradients& g) {
-        Tensor d_gate = g.of(gate_out), d_up = g.of(up_out);
-        weight_gradient(g, d_gate, x, order.rows, order.offsets, gate);
-        weight_gradient(g, d_up, x, order.rows, order.offsets, up);
-        auto d_x = g.slot(x);
-        if (!d_x) return;
-        Tensor sorted = g.plan().intermediate({choices, x[1]}, x.dtype());
-        input_gradient(g, d_gate, order.offsets, gate, {sorted, false});
-        input_gradient(g, d_up, order.offsets, up, {sorted, true});
-        g.plan().record("combine", {sorted, order.slots}, {d_x.tensor},
-                        [=](Backend& b) { b.combine(sorted.view(), {}, order.slots.view(), d_x.view()); });
-      });
-  return {gate_out, up_out};
-}
-
 Tensor expert_linear(const Tensor& x, const ExpertOrder& order, const Tensor& weight) {
   LATENTE_ASSERT(x[0] == order.rows.count() && weight[2] == x[1]);
   Plan& plan = *x.plan();
@@ -105,8 +56,20 @@ Tensor expert_linear(const Tensor& x, const ExpertOrder& order, const Tensor& we
       [=](Backend& b) { b.grouped_linear(x.view(), {}, order.offsets.view(), weight.view(), out.view()); },
       [=](Gradients& g) {
         Tensor d_out = g.of(out);
-        weight_gradient(g, d_out, x, {}, order.offsets, weight);
-        if (auto d_x = g.slot(x)) input_gradient(g, d_out, order.offsets, weight, d_x);
+        if (auto d_w = g.slot(weight)) {
+          g.plan().record("expert_linear_backward_weight", {d_out, x, order.offsets}, {d_w.tensor},
+                          [=](Backend& b) {
+                            b.grouped_linear_backward_weight(d_out.view(), x.view(), {}, order.offsets.view(),
+                                                             d_w.view());
+                          });
+        }
+        if (auto d_x = g.slot(x)) {
+          g.plan().record("expert_linear_backward_input", {d_out, order.offsets, weight}, {d_x.tensor},
+                          [=](Backend& b) {
+                            b.grouped_linear_backward_input(d_out.view(), order.offsets.view(), weight.view(),
+                                                            d_x.view());
+                          });
+        }
       });
   return out;
 }

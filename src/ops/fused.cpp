@@ -14,18 +14,6 @@ std::pair<Tensor, Tensor> linear_both(const Tensor& x, const Tensor& w, const Te
   return {out, other_out};
 }
 
-Tensor gated_linear(const Tensor& x, const Tensor& gate, const Tensor& up) {
-  Plan& plan = *x.plan();
-  if (!plan.fuses()) return swiglu(linear(x, gate), linear(x, up));
-  LATENTE_ASSERT(gate.shape() == up.shape() && gate[1] == x[1]);
-  auto inner = [&] { return plan.intermediate({x[0], gate[0]}, x.dtype()); };
-  Tensor gated = inner(), risen = inner(), out = inner();
-  plan.record("gated_linear", {x, gate, up}, {gated, risen, out}, [=](Backend& b) {
-    b.gated_linear(x.view(), gate.view(), up.view(), gated.view(), risen.view(), out.view());
-  });
-  return out;
-}
-
 Tensor latent_entries(const Tensor& q, const Tensor& q_norm, double q_eps, const Tensor& kv,
                       const Tensor& kv_norm, double kv_eps, const Tensor& positions, const Tensor& table,
                       bool interleaved, const Tensor& slots, const Tensor& cache) {

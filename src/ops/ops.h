@@ -53,9 +53,8 @@ ExpertOrder expert_order(const Tensor& experts, int64_t expert_count);
 // Where the experts' weights are in memory on demand, asks for those that were chosen, and returns true.
 // Without gradient.
 bool expert_read(const ExpertOrder& order, const Tensor& gate, const Tensor& up, const Tensor& down);
-// x [T, D] gathered by expert, times two stacked weights: [T·K, F] each.
-std::pair<Tensor, Tensor> expert_gate_up(const Tensor& x, const ExpertOrder& order, const Tensor& gate,
-                                         const Tensor& up);
+// x [T, D] gathered by expert: swiglu of its products with two stacked weights, [T·K, F].
+Tensor expert_gated_linear(const Tensor& x, const ExpertOrder& order, const Tensor& gate, const Tensor& up);
 Tensor expert_linear(const Tensor& x, const ExpertOrder& order, const Tensor& weight);
 // sum_k weights[t, k] · y[slots[t, k]], added onto `base` [T, D] (in its memory) when there is one.
 Tensor combine(const Tensor& y, const Tensor& weights, const ExpertOrder& order, const Tensor& base = {});

@@ -190,8 +190,9 @@ class Backend {
   // scale is not within 0 to 128.
   virtual bool pack_fp8(View, const float*, View, int64_t) { return false; }
   // The form of a weight of this shape in 8 or 4 bits (DType::q8, q4, q4m) with a scale for each `group`
-  // elements of a row (tensor/quantise.h), if this device has one. What such a weight meets is rounded to 8
-  // bits, row by row and group by group.
+  // elements of a row (tensor/quantise.h), or in FP8 (f8e4m3, with squares of 128: tensor/panels.h), if this
+  // device has one. It is the form in the host's memory: another device lays panels out for itself. On a CPU
+  // what such a weight meets is rounded to 8 bits, row by row and group by group.
   virtual std::optional<Packed> quantised(Shape shape, DType type, int64_t group) const = 0;
   // Packs the rows [row, row + rows) of a matrix, the `index`-th of a stack, given as codes [rows, K] and
   // scales [rows, groups], of q4m followed by offsets [rows, groups]; row is a multiple of 16.
@@ -202,6 +203,9 @@ class Backend {
   // at once.
   virtual bool quantise(const float* values, const float* importance, View to, int64_t index, int64_t row,
                         int64_t rows) = 0;
+  // Not where the device is the host: lays out what the host's memory holds in the form of `view`, and gives
+  // `view` its place. Returns the memory's owner.
+  virtual std::shared_ptr<void> take_panels(const void* panels, View& view) = 0;
   // A matrix a head: out[t, h] = w[h] · x[t, h] (transpose false: w [H, N, K], x [T, H, K], out [T, H, N]),
   // or w[h]ᵀ · x[t, h] (transpose true: w [H, K, N]; not for packed weights). All may be strided on leading
   // axes.
@@ -276,14 +280,28 @@ class Backend {
   // with D <= D' (a view of some columns); negative slots are skipped.
   virtual void cache_store(View x, View slots, View cache) = 0;
 
+  // -- gated.cpp: a gate and what it gates, of all rows or (grouped_) of experts' rows. The defaults make the
+  // calls that it stands for. --
+  // gated = x · gateᵀ, risen = x · upᵀ, out = swiglu(gated, risen), in the bits of those calls. Where they
+  // are not kept, gated and risen are scratch.
+  virtual void gated_linear(View x, View gate, View up, View gated, View risen, View out, bool kept);
+  virtual void grouped_gated_linear(View x, View rows, View offsets, View gate, View up, View gated,
+                                    View risen, View out);
+  // d_x (+)= d_gated · gate + d_risen · up
+  virtual void gated_linear_backward_input(View d_gated, View d_risen, View gate, View up, Grad d_x);
+  virtual void grouped_gated_linear_backward_input(View d_gated, View d_risen, View offsets, View gate,
+                                                   View up, Grad d_x);
+  // Both may add to one gradient.
+  virtual void gated_linear_backward_weight(View d_gated, View d_risen, View x, Grad d_gate, Grad d_up);
+  virtual void grouped_gated_linear_backward_weight(View d_gated, View d_risen, View x, View rows,
+                                                    View offsets, Grad d_gate, Grad d_up);
+
   // -- fused.cpp: what decoding does in a row, in one call. The defaults make the calls that it stands for,
   // and an implementation's results have their bits. --
   // Whether plans without gradients are to be recorded so.
   virtual bool fuses() const { return false; }
   // Two linear() of x, without bias.
   virtual void linear_both(View x, View w, View other_w, View out, View other_out);
-  // swiglu(linear(x, gate_weight), linear(x, up_weight)); gated and risen are scratch of out's shape.
-  virtual void gated_linear(View x, View gate_weight, View up_weight, View gated, View risen, View out);
   // q_out = rms_norm(q), latent_out = rms_norm(latent); latent_out and the rotated key to the cache.
   virtual void latent_entries(const LatentEntries& entries);
   // out [T, H, R + rope]: head_linear of q's first columns [T, H, N], and beside it the rotary rest of q,

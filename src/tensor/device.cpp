@@ -23,6 +23,12 @@ void move_to(Backend& backend, const Tensor& tensor) {
   backend.upload(host.data, tensor.view());
 }
 
+int64_t bytes_of_weight(const Backend& backend, const View& w) {
+  if (w.layout == Layout::rows) return w.bytes();
+  const auto form = backend.quantised(w.shape, w.dtype, w.group);
+  return form ? form->bytes : w.bytes();
+}
+
 HostCopy on_host(Backend& backend, const View& device) {
   if (backend.is_host()) return {device, nullptr};
   HostCopy copy{device, aligned_memory(device.bytes())};

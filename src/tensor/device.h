@@ -15,6 +15,9 @@ Tensor buffer(Backend& backend, Shape shape, DType dtype, std::string name = {})
 // Moves a tensor's values from the host's memory to the device's; where that is the same, nothing happens.
 void move_to(Backend& backend, const Tensor& tensor);
 
+// What a weight takes, in rows or quantised.
+int64_t bytes_of_weight(const Backend& backend, const View& w);
+
 // What a contiguous view of the device holds, where the host can read it: the memory itself where the device
 // shares it with the host, else a copy.
 struct HostCopy {

@@ -8,11 +8,6 @@ void Backend::linear_both(View x, View w, View other_w, View out, View other_out
   linear(x, other_w, {}, {other_out, false});
 }
 
-void Backend::gated_linear(View x, View gate_weight, View up_weight, View gated, View risen, View out) {
-  linear_both(x, gate_weight, up_weight, gated, risen);
-  swiglu(gated, risen, out);
-}
-
 void Backend::latent_entries(const LatentEntries& e) {
   if (e.q) rms_norm(e.q, e.q_norm, e.q_eps, e.q_out, {});
   rms_norm(e.latent, e.latent_norm, e.latent_eps, e.latent_out, {});
@@ -37,12 +32,11 @@ void Backend::absorb_rotated(View q, View w, bool transpose, View positions, Vie
 
 void Backend::expert_layer(const ExpertLayer& at) {
   expert_order(at.experts, at.offsets, at.rows, at.slots);
-  grouped_linear(at.x, at.rows, at.offsets, at.gate, at.gated);
-  grouped_linear(at.x, at.rows, at.offsets, at.up, at.risen);
-  swiglu(at.gated, at.risen, at.inner);
+  grouped_gated_linear(at.x, at.rows, at.offsets, at.gate, at.up, at.gated, at.risen, at.inner);
   grouped_linear(at.inner, {}, at.offsets, at.down, at.results);
   if (at.shared_gate) {
-    gated_linear(at.x, at.shared_gate, at.shared_up, at.shared_gated, at.shared_risen, at.shared_inner);
+    gated_linear(at.x, at.shared_gate, at.shared_up, at.shared_gated, at.shared_risen, at.shared_inner,
+                 false);
     linear(at.shared_inner, at.shared_down, {}, {at.out, false});
   }
   combine(at.results, at.weights, at.slots, {at.out, static_cast<bool>(at.shared_gate)});

@@ -73,6 +73,13 @@ void Gradients::complete(const Value* root, Entry& entry) {
   entry.written = {Region{}};
 }
 
+// The same for parameters of which only parts were written.
+void Gradients::complete_parameters() {
+  for (auto& [root, entry] : entries_) {
+    if (!root->plan && entry.buffer && !covers(entry, Region{})) complete(root, entry);
+  }
+}
+
 // Before a buffer shared between several values is changed: a copy, if the producer of another of them is
 // still to read it, or is the op at hand.
 void Gradients::make_private(const Value* root, Entry& entry) {
@@ -114,21 +121,19 @@ Tensor Gradients::updatable(const Tensor& y) {
 Gradients::Slot Gradients::slot(const Tensor& x) {
   if (!x || !x.requires_grad()) return {};
   Tensor root(x.value().base ? x.value().base : x.shared());
-  if (!root.plan()) {
-    Value& parameter_value = root.value();
-    if (!parameter_value.grad) {
-      DType dtype = root.dtype() == DType::f64 ? DType::f64 : DType::f32;
-      parameter_value.grad = parameter(root.shape(), dtype, false).shared();
-      parameter_value.grad->name = root.name() + " (gradient)";
-    }
-    return {region_view(Tensor(parameter_value.grad), x), true};
+  const bool is_parameter = !root.plan();
+  if (is_parameter && !root.value().grad) {
+    root.value().grad = parameter(root.shape(), exact_type(root.dtype()), false).shared();
+    root.value().grad->name = root.name() + " (gradient)";
   }
+  if (is_parameter && !plan_.options_.fresh_gradients)
+    return {region_view(Tensor(root.value().grad), x), true};
   Entry& entry = entry_of(&root.value());
   Region region = region_of(x);
-  if (entry.buffer) {
+  if (!entry.buffer) {
+    entry.buffer = is_parameter ? Tensor(root.value().grad) : plan_.intermediate(root.shape(), root.dtype());
+  } else if (!is_parameter) {
     make_private(&root.value(), entry);
-  } else {
-    entry.buffer = plan_.intermediate(root.shape(), root.dtype());
   }
   if (covers(entry, region)) return {region_view(entry.buffer, x), true};
   bool apart =

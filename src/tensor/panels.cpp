@@ -1,6 +1,7 @@
 #include "tensor/panels.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "tensor/dtype.h"
@@ -25,7 +26,23 @@ float half_at(const std::byte* halves, int64_t i) {
   return static_cast<float>(half);
 }
 
+uint32_t four_codes(const int8_t* row, int64_t at, int64_t k) {
+  uint32_t word = 0;
+  if (at < k) std::memcpy(&word, row + at, static_cast<size_t>(std::min<int64_t>(4, k - at)));
+  return word;
+}
+
+// Two's complement of four bits, plus 8, in four bytes.
+uint32_t offset_codes(uint32_t word) { return (word & 0x0f0f0f0fu) ^ 0x08080808u; }
+
+int64_t in_packs(int64_t bytes) { return divide_up(bytes, 16) * 16; }
+
 }  // namespace
+
+Form form_of(DType type, int64_t group) {
+  LATENTE_ASSERT(is_quantised(type));
+  return {type == DType::q8 ? 8 : 4, group, type == DType::q4m};
+}
 
 int64_t scale_bytes(Form form, int64_t k) {
   const int64_t numbers = groups_of(k, form.group) * panel_rows * (form.offsets ? 2 : 1);
@@ -38,6 +55,35 @@ int64_t panel_bytes(Form form, int64_t k) {
 }
 
 int64_t bytes(Form form, int64_t n, int64_t k) { return divide_up(n, panel_rows) * panel_bytes(form, k); }
+
+void pack_panel(Form form, const int8_t* codes, const float* scales, const float* offsets, int64_t rows,
+                int64_t k, std::byte* panel) {
+  const int64_t groups = groups_of(k, form.group), padded = groups * form.group;
+  auto* to_scale = reinterpret_cast<uint16_t*>(panel);
+  const auto put = [&](const float* numbers) {
+    for (int64_t g = 0; g < groups; ++g) {
+      for (int64_t r = 0; r < panel_rows; ++r)
+        *to_scale++ = r < rows ? f16(numbers[r * groups + g]).bits : uint16_t{0};
+    }
+  };
+  put(scales);
+  if (form.offsets) put(offsets);
+  std::fill(reinterpret_cast<std::byte*>(to_scale), panel + scale_bytes(form, k), std::byte{0});
+  auto* word = reinterpret_cast<uint32_t*>(panel + scale_bytes(form, k));
+  const int64_t step = form.bits == 8 ? 4 : 8;
+  for (int64_t at = 0; at < padded; at += step) {
+    for (int64_t r = 0; r < panel_rows; ++r) {
+      const int8_t* row = codes + r * k;
+      const uint32_t first = r < rows ? four_codes(row, at, k) : 0;
+      if (form.bits == 8) {
+        *word++ = first;
+      } else {
+        const uint32_t second = r < rows ? four_codes(row, at + 4, k) : 0;
+        *word++ = offset_codes(first) | (offset_codes(second) << 4);
+      }
+    }
+  }
+}
 
 void unpack(Form form, const std::byte* panels, int64_t k, int64_t first, int64_t rows, float* values) {
   for (int64_t row = first; row < first + rows; ++row, values += k) {
@@ -55,6 +101,51 @@ void unpack(Form form, const std::byte* panels, int64_t k, int64_t first, int64_
       }
     }
   }
+}
+
+int64_t square_scale_bytes(int64_t n, int64_t k) {
+  return in_packs(divide_up(n, square) * divide_up(k, square) * static_cast<int64_t>(sizeof(float)));
+}
+
+bool quantise_squares(const float* values, int64_t n, int64_t k, std::byte* matrix) {
+  constexpr float most = 448;
+  auto* scale = reinterpret_cast<float*>(matrix);
+  auto* codes = reinterpret_cast<f8e4m3*>(matrix + square_scale_bytes(n, k));
+  for (int64_t row = 0; row < n; row += square) {
+    for (int64_t column = 0; column < k; column += square) {
+      const int64_t end_row = std::min(n, row + square), end = std::min(k, column + square);
+      float extent = 0;
+      for (int64_t r = row; r < end_row; ++r) {
+        for (int64_t c = column; c < end; ++c) {
+          if (!std::isfinite(values[r * k + c])) return false;
+          extent = std::max(extent, std::abs(values[r * k + c]));
+        }
+      }
+      *scale = extent / most;
+      const float inverse = *scale > 0 ? 1 / *scale : 0;
+      for (int64_t r = row; r < end_row; ++r) {
+        for (int64_t c = column; c < end; ++c) codes[r * k + c] = f8e4m3(values[r * k + c] * inverse);
+      }
+      ++scale;
+    }
+  }
+  return true;
+}
+
+int64_t matrix_bytes(DType type, int64_t group, int64_t n, int64_t k) {
+  if (type == DType::f8e4m3) return square_scale_bytes(n, k) + in_packs(n * k);
+  return bytes(form_of(type, group), n, k);
+}
+
+View view_of(const Shape& shape, DType type, int64_t group) {
+  LATENTE_ASSERT(shape.rank() == 2 || shape.rank() == 3);
+  View view;
+  view.shape = shape;
+  view.dtype = type;
+  view.layout = Layout::panels;
+  view.group = static_cast<int32_t>(group);
+  view.strides = {matrix_bytes(type, group, shape[-2], shape[-1])};
+  return view;
 }
 
 }  // namespace latente::quantised

@@ -89,6 +89,7 @@ void Plan::backward(const std::vector<Tensor>& losses) {
     scope_ = nodes_[i].scope;
     gradient(gradients);
   }
+  gradients.complete_parameters();
   scope_ = scope;
   for (const Tensor& loss : losses) keep(loss);
 }

@@ -28,6 +28,8 @@ class Gradients;
 
 struct PlanOptions {
   bool training = false;  // record what gradients need
+  // Gradients of parameters are written over what is there, instead of added to it.
+  bool fresh_gradients = false;
   // Bytes that intermediates should fit in, if not 0: results of the forward pass are then dropped and made
   // again for the backward pass, cheapest a byte first, until they do, or as far as it helps.
   int64_t memory = 0;
@@ -90,6 +92,9 @@ class Plan {
   bool training() const { return options_.training; }
   // Whether ops are recorded as the backend's fused calls where there are such.
   bool fuses() const { return !options_.training && options_.fuse && backend_->fuses(); }
+  // Whether gates and what they gate are recorded as one node: not where parts of it may have to be made
+  // again for want of memory.
+  bool fuses_gates() const { return options_.training ? options_.memory == 0 : fuses(); }
   int64_t arena_bytes() const { return arena_bytes_; }
   // The sum over intermediates: what one buffer per value would need.
   int64_t unplanned_bytes() const { return unplanned_bytes_; }
@@ -220,6 +225,7 @@ class Gradients {
   Entry& entry_of(const Value* root);
   void fill(const Tensor& tensor, double value);
   void complete(const Value* root, Entry& entry);
+  void complete_parameters();
   void make_private(const Value* root, Entry& entry);
 
   Plan& plan_;

@@ -35,6 +35,23 @@ struct Inputs {
   static HostWriter writer(const Tensor& input) { return {input.plan()->backend(), input.view()}; }
 };
 
+// value(t) at every place t.
+template <class F>
+void fill(const HostWriter& to, F value) {
+  const View& view = to.view();
+  const auto as = [&]<class T>(T* x) {
+    for (int64_t t = 0; t < view.count(); ++t) x[t] = static_cast<T>(value(static_cast<size_t>(t)));
+  };
+  switch (view.dtype) {
+    case DType::f64:
+      return as(view.as<double>());
+    case DType::f32:
+      return as(view.as<float>());
+    default:
+      as(view.as<int32_t>());
+  }
+}
+
 template <class T>
 void put(const HostWriter& to, int64_t index, T value) {
   const View& view = to.view();
@@ -148,25 +165,29 @@ void fill_from_sequences(Objective& objective, std::span<const int32_t> ids, con
 void fill_from_batch(Objective& objective, const Batch& batch, std::span<const double> weights) {
   LATENTE_ASSERT(objective.ids.count() == batch.sequences * batch.length);
   LATENTE_ASSERT(weights.size() == objective.mtp.size() + 1 && batch.inputs.size() == weights.size());
-  int64_t places = batch.sequences * batch.length;
+  const auto length = static_cast<size_t>(batch.length);
+  const auto fill_depth = [&](size_t depth, const HostWriter& ids, const HostWriter& targets,
+                              const HostWriter& token_weights) {
+    const std::vector<int32_t>&inputs = batch.inputs[depth], &wanted = batch.targets[depth];
+    fill(ids, [&](size_t t) { return inputs[t]; });
+    fill(targets, [&](size_t t) { return wanted[t]; });
+    fill(token_weights, [&](size_t t) { return wanted[t] < 0 ? 0.0 : weights[depth]; });
+  };
   Inputs to(objective);
-  for (int64_t t = 0; t < places; ++t) {
-    auto at = static_cast<size_t>(t);
-    int64_t place = t % batch.length;
-    auto weight = [&](size_t depth) { return batch.targets[depth][at] < 0 ? 0.0 : weights[depth]; };
-    put(to.ids, t, batch.inputs[0][at]);
-    put(to.positions, t, place);
-    put(to.starts, t, batch.starts[at]);
-    put(to.targets, t, batch.targets[0][at]);
-    put(to.token_weights, t, weight(0));
-    put(to.token_mask, t, place < batch.lengths[static_cast<size_t>(t / batch.length)] ? 1 : 0);
-    for (size_t k = 0; k < objective.mtp.size(); ++k) {
-      put(to.mtp[k].ids, t, batch.inputs[k + 1][at]);
-      put(to.mtp[k].targets, t, batch.targets[k + 1][at]);
-      put(to.mtp[k].token_weights, t, weight(k + 1));
-    }
+  fill_depth(0, to.ids, to.targets, to.token_weights);
+  fill(to.positions, [&](size_t t) { return t % length; });
+  fill(to.starts, [&](size_t t) { return batch.starts[t]; });
+  fill(to.token_mask,
+       [&](size_t t) { return t % length < static_cast<size_t>(batch.lengths[t / length]) ? 1 : 0; });
+  for (size_t k = 0; k < objective.mtp.size(); ++k) {
+    fill_depth(k + 1, to.mtp[k].ids, to.mtp[k].targets, to.mtp[k].token_weights);
   }
   to.finish();
+}
+
+View GradientMemory::all() const {
+  const DType type = gradients.at(0).dtype();
+  return {memory.get(), {bytes / size_of(type)}, type};
 }
 
 GradientMemory allocate_gradients(Backend& backend, Transformer& model) {

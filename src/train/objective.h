@@ -58,7 +58,9 @@ void fill_from_batch(Objective& objective, const Batch& batch, std::span<const d
 struct GradientMemory {
   std::shared_ptr<void> memory;
   int64_t bytes = 0;
-  std::vector<Tensor> gradients;
+  std::vector<Tensor> gradients;  // of one type
+
+  View all() const;  // in a row, with zeros between them
 };
 GradientMemory allocate_gradients(Backend& backend, Transformer& model);
 

@@ -44,16 +44,10 @@ int64_t Optimizer::state_bytes(Transformer& model) {
   return bytes;
 }
 
-void Optimizer::zero_gradients() {
-  View all(gradients_->memory.get(), {gradients_->bytes / 4},
-           DType::f32);  // zero bits are zero in every type
-  backend_->fill(all, 0.0);
-}
-
 double Optimizer::gradient_norm() {
   norm_work_.run(*backend_, [this] {
     backend_->fill(norm_.view(), 0.0);
-    for (const Slot& slot : slots_) backend_->add_sum_of_squares(slot.gradient.view(), norm_.view());
+    backend_->add_sum_of_squares(gradients_->all(), norm_.view());
   });
   double sum = 0;
   backend_->download(norm_.view(), &sum);

@@ -22,7 +22,6 @@ class Optimizer {
   // The bytes a model of this shape needs beside weights and gradients.
   static int64_t state_bytes(Transformer& model);
 
-  void zero_gradients();
   // sqrt of the sum of squares of all gradients.
   double gradient_norm();
   // One update with the gradients as they are, scaled down to the clipping norm.

@@ -38,14 +38,10 @@ double LossSums::objective(double mtp_lambda) const {
 }
 
 Pass::Pass(Backend& backend, const Transformer& model, const Tensor& rope_table,
-           const ObjectiveOptions& options, bool with_gradients, int64_t memory)
-    : options_(options) {
-  PlanOptions how;
-  how.training = with_gradients;
-  how.memory = memory;
-  plan_ = std::make_unique<Plan>(backend, how);
+           const ObjectiveOptions& options, const PlanOptions& how)
+    : options_(options), plan_(std::make_unique<Plan>(backend, how)) {
   objective_ = record_objective(*plan_, model, rope_table, options);
-  if (with_gradients) plan_->backward(objective_.losses());
+  if (how.training) plan_->backward(objective_.losses());
   plan_->compile();
 }
 

@@ -33,9 +33,9 @@ struct LossSums {
 
 class Pass {
  public:
-  // Records; no memory yet. `memory`: see PlanOptions.
+  // Records; no memory yet. `how.training`: with gradients.
   Pass(Backend& backend, const Transformer& model, const Tensor& rope_table, const ObjectiveOptions& options,
-       bool with_gradients, int64_t memory = 0);
+       const PlanOptions& how);
 
   const ObjectiveOptions& options() const { return options_; }
   const Plan& plan() const { return *plan_; }

@@ -54,8 +54,7 @@ StepReport Trainer::step_once() {
     weights[d] = targets[d] > 0 ? share / static_cast<double>(targets[d]) : 0.0;
   }
 
-  optimizer_->zero_gradients();
-  for (const Batch& batch : micro_batches_) training_->run(batch, weights, report.losses, mode_);
+  run_micro_batches(weights, report.losses, mode_);
   report.objective = report.losses.objective(lambda);
   report.gradient_norm = optimizer_->gradient_norm();
   if (!std::isfinite(report.objective) || !std::isfinite(report.gradient_norm)) report_not_finite(weights);
@@ -80,6 +79,21 @@ StepReport Trainer::step_once() {
   return report;
 }
 
+void Trainer::run_micro_batches(std::span<const double> weights, LossSums& sums, Pass::Mode mode) {
+  for (const Batch& batch : micro_batches_) {
+    Pass& pass = &batch == micro_batches_.data() ? *training_ : *adding_;
+    pass.run(batch, weights, sums, mode);
+  }
+}
+
+std::map<std::string, double> Trainer::seconds_by_op() const {
+  std::map<std::string, double> sum = training_->seconds();
+  if (adding_) {
+    for (const auto& [op, seconds] : adding_->seconds()) sum[op] += seconds;
+  }
+  return sum;
+}
+
 void Trainer::add_load_figures(StepReport& report) {
   for (auto& [path, gate] : model_->gates()) {
     std::vector<float> load(static_cast<size_t>(gate->load.count()));
@@ -97,10 +111,9 @@ void Trainer::add_load_figures(StepReport& report) {
 
 // The weights are still those that made the bad value: the step is run again, looking at every op's result.
 void Trainer::report_not_finite(const std::vector<double>& weights) {
-  optimizer_->zero_gradients();
   LossSums sums;
   try {
-    for (const Batch& batch : micro_batches_) training_->run(batch, weights, sums, Pass::Mode::checked);
+    run_micro_batches(weights, sums, Pass::Mode::checked);
   } catch (const Error& error) {
     fail(
         "step {}: {}; the last saved state is unharmed (a lower learning rate or stronger clipping may help)",

@@ -107,7 +107,7 @@ class Trainer {
 
   // Time by op of the training passes, measured when asked for before run().
   void profile() { mode_ = Pass::Mode::profiled; }
-  const std::map<std::string, double>& seconds_by_op() const { return training_->seconds(); }
+  std::map<std::string, double> seconds_by_op() const;
 
  private:
   void read_model_options();
@@ -118,6 +118,7 @@ class Trainer {
   MemoryEstimate estimate_memory() const;
   Batches make_batches(const Corpus& corpus, bool validation) const;
   StepReport step_once();
+  void run_micro_batches(std::span<const double> weights, LossSums& sums, Pass::Mode mode);
   void add_load_figures(StepReport& report);
   [[noreturn]] void report_not_finite(const std::vector<double>& weights);
   void validate();
@@ -138,7 +139,8 @@ class Trainer {
   std::vector<int32_t> token_bytes_;
   std::optional<Batches> batches_;
   Tensor rope_table_;
-  std::unique_ptr<Pass> training_, validation_;
+  // Of a step the first micro-batch writes gradients (training_), further ones add to them (adding_, or null).
+  std::unique_ptr<Pass> training_, adding_, validation_;
   GradientMemory gradients_;
   std::unique_ptr<Optimizer> optimizer_;
   std::vector<Batch> micro_batches_;

@@ -181,15 +181,20 @@ void Trainer::record_passes(bool may_recompute) {
   objective.balance.devices = balance.devices;
   objective.balance.devices_per_token = balance.devices_per_token;
   objective.balance.per_sequence = balance.expert_alpha == 0;
-  const auto training_pass = [&, objective](int64_t memory) {
-    return std::make_unique<Pass>(*backend_, *model_, rope_table_, objective, true, memory);
+  const auto record_training = [&, objective](int64_t most) {
+    PlanOptions how{.training = true, .fresh_gradients = true, .memory = most};
+    training_ = std::make_unique<Pass>(*backend_, *model_, rope_table_, objective, how);
+    how.fresh_gradients = false;
+    adding_.reset();
+    if (accumulation > 1)
+      adding_ = std::make_unique<Pass>(*backend_, *model_, rope_table_, objective, how);
   };
-  training_ = training_pass(0);
+  record_training(0);
   validation_.reset();
   if (!validation_corpus_.empty()) {
     objective.count_load = false;
     objective.balance = {};
-    validation_ = std::make_unique<Pass>(*backend_, *model_, rope_table_, objective, false);
+    validation_ = std::make_unique<Pass>(*backend_, *model_, rope_table_, objective, PlanOptions{});
   }
 
   facts_.memory = estimate_memory();
@@ -197,7 +202,7 @@ void Trainer::record_passes(bool may_recompute) {
   const int64_t excess = facts_.memory.total() - facts_.available_memory;
   if (excess <= 0 || !may_recompute) return;
   const int64_t room = facts_.memory.activations - excess;
-  training_ = training_pass(std::max<int64_t>(room, 1));
+  record_training(std::max<int64_t>(room, 1));
   facts_.memory = estimate_memory();
   facts_.recomputed_share = training_->plan().recomputed_share();
 }
@@ -209,11 +214,11 @@ MemoryEstimate Trainer::estimate_memory() const {
     if (tensor.value().grad) memory.gradients += Tensor(tensor.value().grad).view().bytes();
   });
   memory.optimizer = Optimizer::state_bytes(*model_);
-  memory.activations = training_->plan().arena_bytes();
-  memory.inputs = training_->plan().input_bytes() + rope_table_.view().bytes();
-  if (validation_) {
-    memory.activations = std::max(memory.activations, validation_->plan().arena_bytes());
-    memory.inputs += validation_->plan().input_bytes();
+  memory.inputs = rope_table_.view().bytes();
+  for (const Pass* pass : {training_.get(), adding_.get(), validation_.get()}) {
+    if (!pass) continue;
+    memory.activations = std::max(memory.activations, pass->plan().arena_bytes());
+    memory.inputs += pass->plan().input_bytes();
   }
   return memory;
 }

@@ -57,8 +57,9 @@ void Trainer::start(Start how) {
   allocate_parameters(*model_);
   gradients_ = allocate_gradients(*backend_, *model_);
   std::shared_ptr<void> arena = backend_->allocate(memory.activations);
-  training_->allocate(arena);
-  if (validation_) validation_->allocate(arena);
+  for (Pass* pass : {training_.get(), adding_.get(), validation_.get()}) {
+    if (pass) pass->allocate(arena);
+  }
 
   LoadOptions to_device;
   to_device.device = backend_;

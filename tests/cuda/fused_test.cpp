@@ -1,6 +1,9 @@
 // Fused calls have the bits of the calls that they stand for, with few rows and with many.
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <functional>
+
 #include "base/random.h"
 #include "cuda/backend.h"
 #include "tensor/device.h"
@@ -38,6 +41,36 @@ class CudaFused : public testing::Test {
     EXPECT_EQ(read(a), read(b)) << rows << " rows";
   }
 
+  // Gradients of two weights and of what meets both, by the fused calls and by their parts: written, or added
+  // to what is there.
+  void expect_gradients(Shape input, Shape weight, const std::function<void(Backend&, bool, Grad)>& to_input,
+                        const std::function<void(Backend&, bool, Grad, Grad)>& to_weights) {
+    for (const bool accumulate : {false, true}) {
+      const Tensor start = accumulate ? normals(input) : empty(input);
+      Tensor d_x[2], d_gate[2], d_up[2];
+      for (const bool fused : {false, true}) {
+        d_x[fused] = empty(input);
+        device_.copy(start.view(), {d_x[fused].view(), false});
+        to_input(base_, fused, {d_x[fused].view(), accumulate});
+        d_gate[fused] = empty(weight, DType::f32), d_up[fused] = empty(weight, DType::f32);
+        if (accumulate) device_.fill(d_gate[fused].view(), 3.0), device_.fill(d_up[fused].view(), -2.0);
+        to_weights(base_, fused, {d_gate[fused].view(), accumulate}, {d_up[fused].view(), accumulate});
+      }
+      EXPECT_LT(distance(read(d_x[1]), read(d_x[0])), 6e-3) << "input, added: " << accumulate;
+      EXPECT_LT(distance(read(d_gate[1]), read(d_gate[0])), 1e-5) << "gate, added: " << accumulate;
+      EXPECT_LT(distance(read(d_up[1]), read(d_up[0])), 1e-5) << "up, added: " << accumulate;
+    }
+  }
+  // Of the norm.
+  static double distance(const std::vector<double>& got, const std::vector<double>& want) {
+    double error = 0, norm = 0;
+    for (size_t i = 0; i < want.size(); ++i) {
+      error += (got[i] - want[i]) * (got[i] - want[i]);
+      norm += want[i] * want[i];
+    }
+    return std::sqrt(error / norm);
+  }
+
   cuda::CudaBackend device_;
   Backend& base_ = device_;
   Random random_{3};
@@ -67,9 +100,81 @@ TEST_F(CudaFused, Gated) {
     const Tensor x = normals({rows, depth}, DType::bf16, 0.1);
     const Tensor s = empty({rows, width}), t = empty({rows, width}), a = empty({rows, width}),
                  b = empty({rows, width});
-    device_.gated_linear(x.view(), gate.view(), up.view(), s.view(), t.view(), a.view());
-    device_.Backend::gated_linear(x.view(), gate.view(), up.view(), s.view(), t.view(), b.view());
+    device_.gated_linear(x.view(), gate.view(), up.view(), s.view(), t.view(), a.view(), false);
+    device_.Backend::gated_linear(x.view(), gate.view(), up.view(), s.view(), t.view(), b.view(), false);
     expect_same(a, b, rows);
+  }
+}
+
+// What is kept for gradients, and gradients: those of the two products together are rounded once.
+TEST_F(CudaFused, GatedWithGradients) {
+  for (const auto& [depth, width] : {std::pair{264, 136}, {72, 64}, {768, 384}, {200, 320}}) {
+    const Tensor gate = normals({width, depth}, DType::bf16, 0.1),
+                 up = normals({width, depth}, DType::bf16, 0.1);
+    for (const int64_t rows : {3, 64, 129, 700, 3000}) {
+      SCOPED_TRACE(testing::Message() << rows << " x " << depth << " x " << width);
+      const Tensor x = normals({rows, depth});
+      const auto inner = [&, wide = width] { return empty({rows, wide}); };
+      const Tensor a[] = {inner(), inner(), inner()}, b[] = {inner(), inner(), inner()};
+      device_.gated_linear(x.view(), gate.view(), up.view(), a[0].view(), a[1].view(), a[2].view(), true);
+      base_.Backend::gated_linear(x.view(), gate.view(), up.view(), b[0].view(), b[1].view(), b[2].view(),
+                                  true);
+      for (int i = 0; i < 3; ++i) expect_same(a[i], b[i], rows);
+      const Tensor d_gated = normals({rows, width}), d_risen = normals({rows, width});
+      expect_gradients(
+          {rows, depth}, {width, depth},
+          [&](Backend& to, bool fused, Grad d_x) {
+            fused
+                ? to.gated_linear_backward_input(d_gated.view(), d_risen.view(), gate.view(), up.view(), d_x)
+                : to.Backend::gated_linear_backward_input(d_gated.view(), d_risen.view(), gate.view(),
+                                                          up.view(), d_x);
+          },
+          [&](Backend& to, bool fused, Grad d_gate, Grad d_up) {
+            fused ? to.gated_linear_backward_weight(d_gated.view(), d_risen.view(), x.view(), d_gate, d_up)
+                  : to.Backend::gated_linear_backward_weight(d_gated.view(), d_risen.view(), x.view(), d_gate,
+                                                             d_up);
+          });
+    }
+  }
+}
+
+TEST_F(CudaFused, GatedExpertsWithGradients) {
+  for (const auto& sizes :
+       {std::vector<int>{130, 0, 1, 70, 0, 63, 400}, {0, 0, 700, 3}, std::vector<int>(20, 77), {900, 64}}) {
+    for (const auto& [depth, width] : {std::pair{264, 136}, {768, 384}, {72, 320}}) {
+      const auto experts = static_cast<int64_t>(sizes.size());
+      std::vector<int32_t> bounds{0};
+      for (const int count : sizes) bounds.push_back(bounds.back() + count);
+      const int64_t sorted = bounds.back(), tokens = sorted / 2 + 1;
+      SCOPED_TRACE(testing::Message()
+                   << experts << " experts, " << sorted << " rows, " << depth << " x " << width);
+      const Tensor offsets = buffer(device_, {experts + 1}, DType::i32), rows = indices({sorted}, tokens);
+      device_.upload(bounds.data(), offsets.view());
+      const Tensor gate = normals({experts, width, depth}, DType::bf16, 0.1),
+                   up = normals({experts, width, depth}, DType::bf16, 0.1), x = normals({tokens, depth});
+      const auto inner = [&, wide = width] { return empty({sorted, wide}); };
+      const Tensor a[] = {inner(), inner(), inner()}, b[] = {inner(), inner(), inner()};
+      device_.grouped_gated_linear(x.view(), rows.view(), offsets.view(), gate.view(), up.view(), a[0].view(),
+                                   a[1].view(), a[2].view());
+      base_.Backend::grouped_gated_linear(x.view(), rows.view(), offsets.view(), gate.view(), up.view(),
+                                          b[0].view(), b[1].view(), b[2].view());
+      for (int i = 0; i < 3; ++i) expect_same(a[i], b[i], sorted);
+      const Tensor d_gated = normals({sorted, width}), d_risen = normals({sorted, width});
+      expect_gradients(
+          {sorted, depth}, {experts, width, depth},
+          [&](Backend& to, bool fused, Grad d_x) {
+            fused ? to.grouped_gated_linear_backward_input(d_gated.view(), d_risen.view(), offsets.view(),
+                                                           gate.view(), up.view(), d_x)
+                  : to.Backend::grouped_gated_linear_backward_input(
+                        d_gated.view(), d_risen.view(), offsets.view(), gate.view(), up.view(), d_x);
+          },
+          [&](Backend& to, bool fused, Grad d_gate, Grad d_up) {
+            fused ? to.grouped_gated_linear_backward_weight(d_gated.view(), d_risen.view(), x.view(),
+                                                            rows.view(), offsets.view(), d_gate, d_up)
+                  : to.Backend::grouped_gated_linear_backward_weight(
+                        d_gated.view(), d_risen.view(), x.view(), rows.view(), offsets.view(), d_gate, d_up);
+          });
+    }
   }
 }
 

@@ -99,7 +99,7 @@ std::vector<double> by_loops(const Sizes& at, const Weights& weights,
         const size_t matrix = static_cast<size_t>(e) * hidden * width;
         multiply(&weights.gate[matrix], x, gate);
         multiply(&weights.up[matrix], x, up);
-        for (size_t i = 0; i < hidden; ++i) gate[i] += up[i];
+        for (size_t i = 0; i < hidden; ++i) gate[i] *= up[i] / (1 + std::exp(-gate[i]));
         multiply(&weights.down[matrix], gate, y);
         for (size_t i = 0; i < width; ++i) out[i] += weight * y[i];
       }
@@ -120,8 +120,7 @@ double relative_error(const std::vector<double>& found, const std::vector<double
   return std::sqrt(difference / norm);
 }
 
-// Layers x = sum of experts down(gate(x) + up(x)), recorded through the model's own ops: down in two calls,
-// so that combine both writes and adds.
+// Layers x = sum of experts down(silu(gate(x)) · up(x)), recorded through the model's own ops.
 class MoePlan {
  public:
   explicit MoePlan(const Sizes& sizes) : at(sizes), plan(backend) {
@@ -142,9 +141,7 @@ class MoePlan {
         choose(step.view(), scores.view(), weights.view(), experts.view(), backend.stream());
       });
       order = expert_order(experts, at.experts);
-      auto [gate_out, up_out] = expert_gate_up(h, order, gate, up);
-      h = combine(expert_linear(gate_out, order, down), weights, order);
-      h = combine(expert_linear(up_out, order, down), weights, order, h);
+      h = combine(expert_linear(expert_gated_linear(h, order, gate, up), order, down), weights, order);
       logits.push_back(scores);
     }
     plan.record("keep_result", {step, h}, {results}, [=, this](Backend&) {
@@ -225,7 +222,7 @@ TEST_P(PlanGraphSizes, ReplaysFollowChoicesThatOnlyTheDeviceKnows) {
   moe.rewind();
   moe.host_visits = 0;
   const cuda::Graph graph(moe.backend.stream(), [&] { moe.plan.run_eagerly(); });
-  EXPECT_EQ(graph.node_count(), static_cast<size_t>(8 * at.layers + 2));
+  EXPECT_EQ(graph.node_count(), static_cast<size_t>(7 * at.layers + 2));
   for (int64_t s = 0; s < at.steps; ++s) graph.launch(moe.backend.stream());
   const std::vector<double> replayed = moe.read_results();
 

@@ -323,8 +323,8 @@ TEST(Experts, ForwardAndGradients) {
   for (bool onto : {false, true}) {
     auto out = check(inputs, [&](Plan& plan, const std::vector<Tensor>& p) {
       ExpertOrder order = expert_order(indices(plan, {tokens, 2}, choices), experts);
-      auto [gate, up] = expert_gate_up(leaf(plan, p[0]), order, p[1], p[2]);
-      Tensor y = expert_linear(swiglu(gate, up), order, p[3]);
+      Tensor middle = expert_gated_linear(leaf(plan, p[0]), order, p[1], p[2]);
+      Tensor y = expert_linear(middle, order, p[3]);
       return Graph{{combine(y, leaf(plan, p[4]), order, onto ? leaf(plan, p[5]) : Tensor())}, {}};
     });
     Numbers want(static_cast<size_t>(tokens * width), 0.0);
@@ -369,21 +369,21 @@ TEST(Experts, OfManySizes) {
            exact_input({tokens, top_k}, 5)},
           [&](Plan& plan, const std::vector<Tensor>& p) {
             ExpertOrder order = expert_order(indices(plan, {tokens, top_k}, chosen), experts);
-            auto [gate, up] = expert_gate_up(leaf(plan, p[0]), order, p[1], p[2]);
-            Tensor y = expert_linear(swiglu(gate, up), order, p[3]);
+            Tensor middle = expert_gated_linear(leaf(plan, p[0]), order, p[1], p[2]);
+            Tensor y = expert_linear(middle, order, p[3]);
             return Graph{{combine(y, leaf(plan, p[4]), order)}, {}};
           });
   }
 }
 
-// Only one of the two products is used, the input is used by others too, and a weight serves twice.
-TEST(Experts, WithPartsUnusedAndUsedTwice) {
+// The input is used by others too, and one weight serves three times.
+TEST(Experts, WithPartsUsedTwice) {
   std::vector<Input> inputs = {random_input({5, 4}, 1), random_input({6, 4, 4}, 2), exact_input({5, 2}, 5)};
   check(inputs, [&](Plan& plan, const std::vector<Tensor>& p) {
     ExpertOrder order = expert_order(indices(plan, {5, 2}, choices), 6);
     Tensor x = leaf(plan, p[0]), weights = leaf(plan, p[2]);
-    auto [gate, up] = expert_gate_up(x, order, p[1], p[1]);
-    Tensor y = expert_linear(gate, order, p[1]);
+    Tensor middle = expert_gated_linear(x, order, p[1], p[1]);
+    Tensor y = expert_linear(middle, order, p[1]);
     return Graph{{combine(y, weights, order, add(x, x)), combine(y, weights, order)}, {}};
   });
 }
@@ -401,8 +401,8 @@ TEST(MixtureOfExperts, GradientReachesTheRouter) {
     Tensor x = leaf(plan, p[0]);
     Routed routed = route(linear(x, p[1]), {}, {}, routing, {});
     ExpertOrder order = expert_order(routed.experts, 8);
-    auto [gate, up] = expert_gate_up(x, order, p[2], p[3]);
-    Tensor y = expert_linear(swiglu(gate, up), order, p[4]);
+    Tensor middle = expert_gated_linear(x, order, p[2], p[3]);
+    Tensor y = expert_linear(middle, order, p[4]);
     return Graph{{combine(y, routed.weights, order)}, {routed.balance_loss}};
   });
 }

@@ -164,13 +164,17 @@ struct Setting {
   bool reuse_memory = true;
   Backend* where = &cpu();
   int64_t memory = 0;  // PlanOptions::memory
+  bool fresh = false;  // PlanOptions::fresh_gradients
 };
 
 class Program {
  public:
   Program(const std::vector<Input>& inputs, const Build& build, Setting setting)
       : plan_(*setting.where,
-              {.training = true, .memory = setting.memory, .reuse_memory = setting.reuse_memory}) {
+              {.training = true,
+               .fresh_gradients = setting.fresh,
+               .memory = setting.memory,
+               .reuse_memory = setting.reuse_memory}) {
     for (const Input& input : inputs) {
       Tensor tensor = parameter(input.shape, input.exact ? exact_type(setting.dtype) : setting.dtype);
       tensor.value().name = "input " + std::to_string(parameters_.size());
@@ -219,9 +223,9 @@ class Program {
     for (size_t i = 0; i < parameters_.size(); ++i) all.push_back(gradient(i));
     return all;
   }
-  void zero_gradients() {
+  void fill_gradients(double value) {
     for (const Tensor& tensor : parameters_) {
-      if (tensor.value().grad) where().fill(Tensor(tensor.value().grad).view(), 0);
+      if (tensor.value().grad) where().fill(Tensor(tensor.value().grad).view(), value);
     }
   }
 
@@ -278,6 +282,10 @@ inline std::vector<Numbers> check_cpu(const std::vector<Input>& inputs, const Bu
     for (double& x : doubled) x *= 2;
     expect_close(twice.gradient(i), doubled, 1e-13, "accumulated gradient of input " + std::to_string(i));
   }
+  Program fresh(inputs, build, {.fresh = true});
+  fresh.fill_gradients(std::nan(""));
+  EXPECT_EQ(fresh.loss(), loss) << "gradients written";
+  for (size_t i = 0; i < inputs.size(); ++i) EXPECT_EQ(fresh.gradient(i), gradients[i]) << "input " << i;
 
   for (size_t i = 0; i < inputs.size(); ++i) {
     Numbers values = inputs[i].values, differences(values.size());
@@ -326,7 +334,7 @@ inline std::vector<Numbers> check_cuda(const std::vector<Input>& inputs, const B
                    std::string(name_of(dtype)) + " result " + std::to_string(i) + " of " +
                        std::to_string(want.size() - inputs.size()) + " outputs, then gradients");
     }
-    program.zero_gradients();
+    program.fill_gradients(0);
     program.loss();
     EXPECT_EQ(program.results(), got) << name_of(dtype) << ", recorded";
     Program apart(inputs, build, {dtype, false, &backend()});
@@ -335,6 +343,10 @@ inline std::vector<Numbers> check_cuda(const std::vector<Input>& inputs, const B
     Program tight(inputs, build, {dtype, true, &backend(), 1});
     tight.loss();
     EXPECT_EQ(tight.results(), got) << name_of(dtype) << ", made again";
+    Program fresh(inputs, build, {.dtype = dtype, .where = &backend(), .fresh = true});
+    fresh.fill_gradients(std::nan(""));
+    fresh.loss();
+    EXPECT_EQ(fresh.results(), got) << name_of(dtype) << ", gradients written";
   }
   std::vector<Numbers> outputs;
   for (size_t i = 0; i < reference.output_count(); ++i) outputs.push_back(reference.output(i));

@@ -7,6 +7,7 @@
 
 #include "base/random.h"
 #include "tensor/dtype.h"
+#include "tensor/panels.h"
 
 namespace latente {
 namespace {
@@ -92,6 +93,32 @@ TEST(Quantise, ZerosAndSmallGroupsStayWhatTheyAre) {
     for (size_t i = 0; i < 69; ++i) EXPECT_EQ(q.values[i], 0.0f);
     EXPECT_NEAR(q.values[69], -2.0f, 2e-3);
   }
+}
+
+TEST(Quantise, SquaresHaveTheirLargestMagnitudeAt448) {
+  const int64_t n = 150, k = 270;
+  std::vector<float> values = normal_row(n * k, 3);
+  for (int64_t i = 0; i < n * k; ++i) values[static_cast<size_t>(i)] *= i / k < 128 ? 1.0f : 1e-6f;
+  const auto bytes = static_cast<size_t>(quantised::matrix_bytes(DType::f8e4m3, quantised::square, n, k));
+  EXPECT_GE(bytes, static_cast<size_t>(6 * 4 + n * k));
+  std::vector<std::byte> matrix(bytes);
+  ASSERT_TRUE(quantised::quantise_squares(values.data(), n, k, matrix.data()));
+  const auto* scales = reinterpret_cast<const float*>(matrix.data());
+  const auto* codes = reinterpret_cast<const f8e4m3*>(matrix.data() + quantised::square_scale_bytes(n, k));
+  for (int64_t square = 0; square < 6; ++square) {
+    float largest = 0;
+    for (int64_t row = square / 3 * 128; row < std::min<int64_t>(n, square / 3 * 128 + 128); ++row) {
+      for (int64_t c = square % 3 * 128; c < std::min<int64_t>(k, square % 3 * 128 + 128); ++c) {
+        const float code = static_cast<float>(codes[row * k + c]),
+                    value = values[static_cast<size_t>(row * k + c)];
+        largest = std::max(largest, std::abs(code));
+        EXPECT_NEAR(code * scales[square], value, std::abs(value) / 16 + scales[square] / 512);
+      }
+    }
+    EXPECT_EQ(largest, 448.0f);
+  }
+  values[77] = std::nanf("");
+  EXPECT_FALSE(quantised::quantise_squares(values.data(), n, k, matrix.data()));
 }
 
 }  // namespace

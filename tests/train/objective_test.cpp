@@ -236,7 +236,7 @@ TEST(Pass, AddsUpWhatItsObjectiveFound) {
   Recorded recorded(plain());
   ObjectiveOptions options = plain();
   options.balance.alpha = 0.1;
-  Pass pass(backend, recorded.model, recorded.rope, options, true);
+  Pass pass(backend, recorded.model, recorded.rope, options, {.training = true});
   allocate_gradients(backend, recorded.model);
   pass.allocate(nullptr);
   const Batch batch = random_batch();
@@ -268,7 +268,7 @@ TEST(Pass, AddsUpWhatItsObjectiveFound) {
 TEST(Pass, CountsWhereTheModuleAndTheMainModelAgree) {
   CpuBackend backend(1);
   Recorded recorded(plain());
-  Pass pass(backend, recorded.model, recorded.rope, plain(), false);
+  Pass pass(backend, recorded.model, recorded.rope, plain(), {});
   pass.allocate(nullptr);
   const std::vector<double> ones = {1, 1, 1};
   const int32_t* main = recorded.objective.main.predicted.view().as<int32_t>();
