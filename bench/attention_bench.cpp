@@ -96,14 +96,29 @@ void attention_backward(benchmark::State& state) {
 
 // Absorbed MLA. Arguments: sequences, cached tokens of each, heads, latent, rope. The calls take turns with
 // several caches, as layers do: each has left the processor's caches when its turn comes.
-template <class S>
+template <DType type>
 void attention_decode(benchmark::State& state) {
   constexpr int64_t page = 64;
   const int64_t sequences = state.range(0), length = state.range(1), heads = state.range(2),
-                latent = state.range(3), width = latent + state.range(4), pages = length / page;
-  const int64_t layers = std::max<int64_t>(
-      1, (int64_t{256} << 20) / (sequences * length * width * static_cast<int64_t>(sizeof(S))));
-  std::vector<S> cache = random_values<S>(layers * sequences * length * width);
+                latent = state.range(3), rope = state.range(4), width = latent + rope, pages = length / page;
+  const bool narrow = Backend::is_narrow_cache(type);
+  const int64_t entry = narrow ? Backend::narrow_entry_bytes(latent, rope) : width;  // elements
+  const int64_t layers =
+      std::max<int64_t>(1, (int64_t{256} << 20) / (sequences * length * entry * size_of(type)));
+  const int64_t entries = layers * sequences * length, bytes = entries * entry * size_of(type);
+  const std::shared_ptr<void> cache = cpu().allocate(bytes);
+  const View stored(cache.get(), {entries / page, page, entry}, type);
+  for (int64_t at = 0; at < entries; at += length) {
+    std::vector<float> x = random_values<float>(length * width);
+    std::vector<int32_t> slots(static_cast<size_t>(length));
+    std::iota(slots.begin(), slots.end(), static_cast<int32_t>(at));
+    View slot(slots.data(), {length}, DType::i32), both(x.data(), {length, width}, DType::f32);
+    if (narrow) {
+      cpu().cache_store_narrow(columns_of(both, 0, latent), columns_of(both, latent, width), slot, stored);
+    } else {
+      cpu().cache_store(both, slot, stored);
+    }
+  }
   std::vector<float> q = random_values<float>(sequences * heads * width);
   std::vector<float> out(static_cast<size_t>(sequences * heads * latent));
   std::vector<int32_t> table(static_cast<size_t>(layers * sequences * pages)),
@@ -111,7 +126,7 @@ void attention_decode(benchmark::State& state) {
   std::iota(table.begin(), table.end(), 0);
   std::iota(sequence.begin(), sequence.end(), 0);
   std::vector<int32_t> position(static_cast<size_t>(sequences), static_cast<int32_t>(length - 1));
-  const View keys(cache.data(), {layers * sequences * pages, page, 1, width}, dtype_of<S>);
+  const View keys(cache.get(), {entries / page, page, 1, entry}, type);
   View values = keys;
   values.shape = {layers * sequences * pages, page, 1, latent};
   Pages at{View(table.data(), {sequences, pages}, DType::i32), View(sequence.data(), {sequences}, DType::i32),
@@ -123,9 +138,8 @@ void attention_decode(benchmark::State& state) {
                           View(out.data(), {sequences, heads, latent}, DType::f32));
   }
   report(state, 2 * static_cast<double>(sequences * length * heads * (width + latent)));
-  state.counters["bytes/s"] =
-      benchmark::Counter(static_cast<double>(cache.size() * sizeof(S)) / static_cast<double>(layers),
-                         benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["bytes/s"] = benchmark::Counter(static_cast<double>(bytes) / static_cast<double>(layers),
+                                                 benchmark::Counter::kIsIterationInvariantRate);
 }
 
 void training_shapes(benchmark::internal::Benchmark* b) {
@@ -142,8 +156,10 @@ void decode_shapes(benchmark::internal::Benchmark* b) {
   b->Args({1, 4096, 8, 512, 64})->Args({1, 4096, 16, 512, 64})->Args({8, 4096, 16, 512, 64});
   b->Args({1, 4096, 128, 512, 64})->UseRealTime()->Unit(benchmark::kMillisecond);
 }
-BENCHMARK(attention_decode<float>)->Apply(decode_shapes);
-BENCHMARK(attention_decode<bf16>)->Apply(decode_shapes);
+BENCHMARK(attention_decode<DType::f32>)->Apply(decode_shapes);
+BENCHMARK(attention_decode<DType::bf16>)->Apply(decode_shapes);
+BENCHMARK(attention_decode<DType::u8>)->Apply(decode_shapes);
+BENCHMARK(attention_decode<DType::f8e4m3>)->Apply(decode_shapes);
 
 }  // namespace
 }  // namespace latente

@@ -29,7 +29,7 @@ struct BenchOptions {
   RunWeights weights;
   int64_t prompt = 512, generate = 128, repeat = 3;
   std::vector<int64_t> depths = {0};
-  int threads = 0;
+  ThreadOptions threads;
   bool json = false, profile = false;
 };
 

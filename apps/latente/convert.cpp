@@ -20,7 +20,7 @@ struct Options {
   std::string model, out, weights, mtp_weights = "int8", calibration;
   int64_t shard_bytes = ConvertOptions().max_shard_bytes;
   int64_t group = default_group, calibration_tokens = 16384;
-  int threads = 0;
+  ThreadOptions threads;
 };
 
 DType type_named(const std::string& name) { return name == "int8" ? DType::q8 : DType::q4; }

@@ -51,7 +51,7 @@ double time(Backend& backend, const std::function<void()>& work) {
 
 }  // namespace
 
-Device::Device(const std::string& name, int threads) {
+Device::Device(const std::string& name, ThreadOptions threads) {
   if (name == "cpu" || (name == "auto" && gpu_count() == 0)) {
     auto cpu = std::make_unique<CpuBackend>(threads);
     cpu_ = cpu.get();

@@ -11,9 +11,9 @@ namespace latente {
 
 class Device {
  public:
-  // "cpu", "cuda", "cuda:1", or "auto": a GPU where there is one. `threads` of the CPU, 0 = all. Error for
+  // "cpu", "cuda", "cuda:1", or "auto": a GPU where there is one. `threads` of the CPU. Error for
   // other names, in a build without CUDA, and on a machine without that GPU.
-  explicit Device(const std::string& name, int threads = 0);
+  explicit Device(const std::string& name, ThreadOptions threads = {});
 
   Backend& backend() { return *backend_; }
   // "8 threads", or the GPU's name.

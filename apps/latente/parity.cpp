@@ -15,7 +15,7 @@ namespace {
 struct Options {
   std::string model, reference, dtype = "f32", device = "cpu";
   ParityOptions tolerances;
-  int threads = 0;
+  ThreadOptions threads;
 };
 
 bool run(const Options& options) {

@@ -18,7 +18,7 @@ struct PerplexityOptions {
   std::string model, file, device = "cpu";
   RunWeights weights;
   int64_t context = 0, stride = 0, most_tokens = 0;
-  int threads = 0;
+  ThreadOptions threads;
   bool json = false;
 };
 

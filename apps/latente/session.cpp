@@ -66,8 +66,9 @@ Tokenizer load_tokenizer(const std::string& model) {
 
 void add_weight_options(CLI::App& command, RunWeights& weights) {
   command
-      .add_option("--dtype,--weights", weights.type,
-                  "Weights in memory: auto (as stored), f32, bf16, f64, int8, int4, fp8 (on a GPU)")
+      .add_option(
+          "--dtype,--weights", weights.type,
+          "Weights in memory: auto (as stored), f32, bf16, f64, int8, int4, fp8 (on a CPU only as stored)")
       ->capture_default_str();
   command
       .add_option("--group", weights.group,
@@ -115,10 +116,12 @@ void add_cache_option(CLI::App& command, std::string& type) {
       ->check(CLI::IsMember({"auto", "f32", "bf16", "int8", "fp8"}));
 }
 
-void add_threads_option(CLI::App& command, int& threads) {
-  command.add_option("--threads", threads, "0 = all cores")
+void add_threads_option(CLI::App& command, ThreadOptions& threads) {
+  command.add_option("--threads", threads.count, "0 = all cores")
       ->capture_default_str()
       ->check(CLI::Range(0, 1024));
+  command.add_flag("--pin", threads.pin,
+                   "Keep each thread on a core of its own: for machines that do nothing else");
 }
 
 void add_model_options(CLI::App& command, SessionOptions& options) {

@@ -28,7 +28,7 @@ struct SessionOptions {
   int64_t context = 0;
   int64_t parallel = 1, cache_tokens = 0;  // sequences at a time; tokens of all of them, 0 = context for each
   int64_t cache_memory = 0;                // bytes; instead, if not 0
-  int threads = 0;
+  ThreadOptions threads;
   int64_t max_tokens = 256;
   // Not given = the model's own default; the seed is then from the clock.
   std::optional<double> temperature, top_p, min_p, typical_p, repetition_penalty, presence_penalty,
@@ -56,7 +56,8 @@ void add_weight_options(CLI::App& command, RunWeights& weights);
 void add_bytes_option(CLI::App& command, const std::string& name, int64_t& bytes, const std::string& help);
 
 void add_cache_option(CLI::App& command, std::string& type);
-void add_threads_option(CLI::App& command, int& threads);
+// --threads and --pin
+void add_threads_option(CLI::App& command, ThreadOptions& threads);
 
 // Says on stderr what of the experts is on the disk, if any are.
 void announce_experts(Transformer& model);

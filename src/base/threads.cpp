@@ -52,6 +52,25 @@ void end(std::vector<std::thread>& workers, std::atomic<bool>& ending, std::atom
   for (std::thread& worker : workers) worker.join();
 }
 
+std::vector<int> cores_allowed() {
+  std::vector<int> cores;
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof(set), &set) != 0) return cores;
+  for (int core = 0; core < CPU_SETSIZE; ++core) {
+    if (CPU_ISSET(core, &set)) cores.push_back(core);
+  }
+  return cores;
+}
+
+// A wish: where the system refuses, the thread runs anywhere.
+void stay_on(int core) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(core, &set);
+  sched_setaffinity(0, sizeof(set), &set);
+}
+
 // The CPU quota of cgroup v2, in whole cores; 0 = none.
 int cgroup_cores() {
   std::ifstream file("/sys/fs/cgroup/cpu.max");
@@ -73,11 +92,20 @@ int default_threads() {
   return std::max(cores, 1);
 }
 
-ThreadPool::ThreadPool(int threads) {
-  int count = threads > 0 ? threads : default_threads();
+ThreadPool::ThreadPool(ThreadOptions options) {
+  int count = options.count > 0 ? options.count : default_threads();
   if (count > most_threads) fail("threads: expected at most {}, found {}", most_threads, count);
+  const std::vector<int> cores = options.pin ? cores_allowed() : std::vector<int>();
+  if (options.pin && count > static_cast<int>(cores.size()))
+    fail("threads: expected at most {} to pin, one for each core, found {}", cores.size(), count);
   try {
-    for (int i = 1; i < count; ++i) workers_.emplace_back([this] { serve(); });
+    for (int i = 1; i < count; ++i) {
+      const int core = options.pin ? cores[static_cast<size_t>(i)] : -1;
+      workers_.emplace_back([this, core] {
+        if (core >= 0) stay_on(core);
+        serve();
+      });
+    }
   } catch (const std::system_error& error) {
     const int started = size();
     end(workers_, ending_, job_);

@@ -15,10 +15,21 @@ namespace latente {
 // Cores this process may use: affinity and cgroup quota considered; at least 1.
 int default_threads();
 
+struct ThreadOptions {
+  int count = 0;  // 0 = default_threads()
+  // Each worker stays on a core of its own, where its caches are. The thread that calls the pool is left to
+  // the system, since what it starts would be bound with it. Whoever else binds threads to the same cores, or
+  // keeps them busy, is then waited for.
+  bool pin = false;
+
+  ThreadOptions(int count_ = 0, bool pin_ = false) : count(count_), pin(pin_) {}
+};
+
 class ThreadPool {
  public:
-  // 0 = default_threads(). The calling thread is one of them.
-  explicit ThreadPool(int threads = 0);
+  // The calling thread is one of them. Error for more than there may be, or to pin to more cores than there
+  // are.
+  explicit ThreadPool(ThreadOptions options = {});
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;

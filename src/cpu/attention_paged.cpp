@@ -12,6 +12,7 @@
 #define HWY_TARGET_INCLUDE "cpu/attention_paged.cpp"
 #include "hwy/foreach_target.h"  // must precede highway.h
 
+#include "cpu/attention_int8-inl.h"
 #include "cpu/attention_tile-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -19,6 +20,10 @@ namespace latente::attention::HWY_NAMESPACE {
 
 // 32 vectors rather than 16.
 inline constexpr bool many_registers = HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM;
+
+// Whether latents and what meets them are multiplied as whole numbers.
+template <class S>
+inline constexpr bool as_codes = std::is_same_v<S, LatentInt8>;
 
 // A unit's result over some keys: out [rows, value] relative to the maxima, in base 2.
 template <class T>
@@ -39,7 +44,7 @@ template <class T, class S>
 struct ChunkScratch {
   ChunkScratch(const Paged<T, S>& a, const PagedUnit& unit, void* memory)
       : rows(round_up(unit.rows, lanes<T>())),
-        key_row(padded<T>(a.key)),
+        key_row(padded<T>(as_codes<S> ? a.key - a.value : a.key)),
         value_row(a.values_are_keys ? key_row : padded<T>(a.value)) {
     Carver<T> carver(memory);
     queries = carver.take(key_row * paged_rows);
@@ -49,16 +54,34 @@ struct ChunkScratch {
     factor = carver.take(paged_rows);
     first = carver.take(paged_rows);
     last = carver.take(paged_rows);
+    if constexpr (as_codes<S>) {
+      code_row = padded<int16_t>(a.value);
+      query_codes = reinterpret_cast<int16_t*>(carver.take(paged_rows * code_row / 2));
+      key_codes = reinterpret_cast<int16_t*>(carver.take(paged_block * code_row / 2));
+      weight_codes = reinterpret_cast<int32_t*>(carver.take(paged_block / 2 * paged_rows));
+      query_scale = carver.take(paged_rows);
+      key_scale = carver.take(paged_block);
+      weight_scale = carver.take(paged_rows);
+    }
     partials = carver.take(0);
   }
   static int64_t elements(const Paged<T, S>& a) {
-    return paged_block * (2 * padded<T>(a.key) + padded<T>(a.value) + paged_rows + 8) +
-           padded<T>(a.key) * paged_rows;
+    int64_t count = paged_block * (2 * padded<T>(a.key) + padded<T>(a.value) + paged_rows + 8) +
+                    padded<T>(a.key) * paged_rows;
+    if (as_codes<S>)
+      count += (paged_rows + paged_block) * padded<int16_t>(a.value) / 2 + paged_block / 2 * paged_rows +
+               2 * paged_rows + paged_block;
+    return count;
   }
 
   int64_t rows;  // of the unit, padded: the row length of scores [key, row]
   int64_t key_row, value_row;
   T *queries, *scores, *keys, *values, *factor, *first, *last;
+  // With codes, queries and keys above are the rotary parts alone.
+  int64_t code_row;
+  int16_t *query_codes, *key_codes;  // [row, code_row]
+  int32_t* weight_codes;             // pairs: [key / 2, row]
+  T *query_scale, *key_scale, *weight_scale;
   T* partials;  // what follows in memory
 };
 
@@ -92,7 +115,7 @@ RowAt row_at(const Paged<T, S>& a, const PagedUnit& unit, int64_t row) {
 // rows.
 template <class T, class S>
 bool rows_in_lanes(const Paged<T, S>& a) {
-  return !many_registers && a.rows_together >= lanes<T>();
+  return !as_codes<S> && !many_registers && a.rows_together >= lanes<T>();
 }
 
 template <class T, class S>
@@ -120,12 +143,21 @@ void load_paged_queries(const Paged<T, S>& a, const PagedUnit& unit, ChunkScratc
     T* to = s.queries + row * s.key_row;
     if (row >= unit.rows) {
       std::fill_n(to, s.key_row, T{0});
+      if constexpr (as_codes<S>) {
+        std::fill_n(s.query_codes + row * s.code_row, s.code_row, int16_t{0});
+        s.query_scale[row] = 0;
+      }
       continue;
     }
     const RowAt at = row_at(a, unit, row);
     const T* from = a.q.at(at.token, at.head);
-    for (int64_t i = 0; i < a.key; ++i) to[i] = scale * from[i];
-    std::fill(to + a.key, to + s.key_row, T{0});
+    int64_t width = a.key;
+    if constexpr (as_codes<S>) {
+      s.query_scale[row] = round_query(from, a.value, scale, s.query_codes + row * s.code_row);
+      from += a.value, width -= a.value;
+    }
+    for (int64_t i = 0; i < width; ++i) to[i] = scale * from[i];
+    std::fill(to + width, to + s.key_row, T{0});
   }
 }
 
@@ -166,16 +198,33 @@ HWY_INLINE void load_codes(const LatentFp8* from, int64_t count, float factor, f
   }
 }
 
+// The rotary part, in bfloat16 at what may be an odd address; returns the scale behind it.
+HWY_INLINE float load_rotary(const void* from, int64_t rope, float* to) {
+  const auto* at = static_cast<const uint8_t*>(from);
+  int64_t i = 0;
+#if HWY_TARGET != HWY_SCALAR
+  const Tag<float> d;
+  const hn::Rebind<uint16_t, Tag<float>> narrow;
+  const hn::RebindToUnsigned<Tag<float>> wide;
+  const hn::Repartition<uint8_t, decltype(narrow)> bytes;
+  for (; i + lanes<float>() <= rope; i += lanes<float>()) {
+    const auto bits = hn::PromoteTo(wide, hn::BitCast(narrow, hn::LoadU(bytes, at + 2 * i)));
+    hn::StoreU(hn::BitCast(d, hn::ShiftLeft<16>(bits)), d, to + i);
+  }
+#endif
+  for (; i < rope; ++i) {
+    uint16_t bits;
+    std::memcpy(&bits, at + 2 * i, sizeof bits);
+    to[i] = std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
+  }
+  float scale;
+  std::memcpy(&scale, at + 2 * rope, sizeof scale);
+  return scale;
+}
+
 template <class S>
 HWY_INLINE void load_latent(const S* entry, int64_t rank, int64_t rope, float* latent, float* rotary) {
-  float scale;
-  std::memcpy(&scale, entry + rank + 2 * rope, sizeof scale);
-  load_codes(entry, rank, scale, latent);
-  for (int64_t i = 0; i < rope; ++i) {
-    uint16_t bits;
-    std::memcpy(&bits, entry + rank + 2 * i, sizeof bits);  // it may lie at an odd address
-    rotary[i] = std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
-  }
+  load_codes(entry, rank, load_rotary(entry + rank, rope, rotary), latent);
 }
 void load_narrow_entry(DType type, const std::byte* entry, int64_t rank, int64_t rope, float* latent,
                        float* rotary) {
@@ -205,7 +254,12 @@ BlockRows<T> load_block(const Paged<T, S>& a, const PagedUnit& unit, int64_t at,
   }
   for (int64_t k = 0; k < count; ++k) {
     const Entry<S> entry = entry_at(a, unit, at + k);
-    if constexpr (is_narrow<S>) {
+    if constexpr (as_codes<S>) {
+      T* to = s.keys + k * s.key_row;
+      s.key_scale[k] = load_rotary(entry.key + a.value, a.key - a.value, to);
+      std::fill(to + a.key - a.value, to + s.key_row, T{0});
+      widen_codes(&entry.key->code, a.value, s.key_codes + k * s.code_row);
+    } else if constexpr (is_narrow<S>) {
       T* to = s.keys + k * s.key_row;
       load_latent(entry.key, a.value, a.key - a.value, to, to + a.value);
       std::fill(to + a.key, to + s.key_row, T{0});
@@ -216,23 +270,17 @@ BlockRows<T> load_block(const Paged<T, S>& a, const PagedUnit& unit, int64_t at,
       }
     }
   }
+  // The other one of a pair.
+  if (as_codes<S> && count % 2 == 1) std::fill_n(s.key_codes + count * s.code_row, s.code_row, int16_t{0});
   return {s.keys, s.values, s.key_row, s.value_row};
 }
 
-// Sums of the lanes of four vectors, to[0..3].
-template <class V>
-HWY_INLINE void store_sums([[maybe_unused]] Tag<float> d, V a, V b, V c, V e, float* to) {
-#if HWY_TARGET == HWY_SCALAR
-  to[0] = hn::GetLane(a), to[1] = hn::GetLane(b), to[2] = hn::GetLane(c), to[3] = hn::GetLane(e);
-#else
-  // Each 128-bit piece: partial sums of a, b, c, e.
-  const auto ac = hn::Add(hn::InterleaveLower(d, a, c), hn::InterleaveUpper(d, a, c));
-  const auto be = hn::Add(hn::InterleaveLower(d, b, e), hn::InterleaveUpper(d, b, e));
-  add_pieces(d, hn::Add(hn::InterleaveLower(d, ac, be), hn::InterleaveUpper(d, ac, be)), to);
+template <class T, class V>
+HWY_INLINE void store_lane_sums(V a, V b, V c, V e, T* to) {
+  const Tag<T> d;
+#if HWY_TARGET != HWY_SCALAR
+  if constexpr (sizeof(T) == sizeof(float)) return store_sums(d, a, b, c, e, to);
 #endif
-}
-template <class V>
-HWY_INLINE void store_sums([[maybe_unused]] Tag<double> d, V a, V b, V c, V e, double* to) {
   to[0] = hn::GetLane(hn::SumOfLanes(d, a)), to[1] = hn::GetLane(hn::SumOfLanes(d, b));
   to[2] = hn::GetLane(hn::SumOfLanes(d, c)), to[3] = hn::GetLane(hn::SumOfLanes(d, e));
 }
@@ -280,7 +328,7 @@ void score_tile(int64_t width, const T* HWY_RESTRICT queries, int64_t query_row,
   fetch = ahead;
   LATENTE_UNROLL
   for (int c = 0; c < C; ++c) {
-    store_sums(d, sum[c][0], sum[c][1], sum[c][2], sum[c][3], scores + c * score_row);
+    store_lane_sums(sum[c][0], sum[c][1], sum[c][2], sum[c][3], scores + c * score_row);
   }
 }
 
@@ -299,7 +347,8 @@ void score_block(const Paged<T, S>& a, const PagedUnit& unit, const ChunkScratch
         });
     return;
   }
-  const int64_t width = round_up(a.key, lanes<T>()), rows = round_up(unit.rows, 4);
+  const int64_t width = round_up(as_codes<S> ? a.key - a.value : a.key, lanes<T>()),
+                rows = round_up(unit.rows, 4);
   if (rows < s.rows) {
     for (int64_t k = 0; k < keys; ++k)
       std::fill(s.scores + k * s.rows + rows, s.scores + (k + 1) * s.rows, T{0});
@@ -311,8 +360,41 @@ void score_block(const Paged<T, S>& a, const PagedUnit& unit, const ChunkScratch
                                                                    s.key_row, block.keys + k * block.key_row,
                                                                    block.key_row, s.scores + k * s.rows + row,
                                                                    s.rows, fetch);
+      if constexpr (as_codes<S>) {
+        (count > 1 ? score_codes<keys_of_tile>
+                   : score_codes<1>)(a.value, s.query_codes + row * s.code_row, s.code_row,
+                                     s.query_scale + row, s.key_codes + k * s.code_row, s.code_row,
+                                     s.key_scale + k, s.scores + k * s.rows + row, s.rows);
+      }
     }
     k += count;
+  }
+}
+
+// to.out = start + the block's values, by their weights in s.scores; range as multiply() takes it.
+template <Start start, class T, class S, class RangeOf>
+HWY_INLINE void add_values(const Paged<T, S>& a, const PagedUnit& unit, const ChunkScratch<T, S>& s,
+                           const BlockRows<T>& block, int64_t keys, const Partial<T>& to,
+                           [[maybe_unused]] const RangeOf& range) {
+  constexpr int64_t L = lanes<T>();
+  const int64_t columns = round_up(a.value, L);
+  if constexpr (as_codes<S>) {
+    static constexpr auto tiles = value_table<start>(std::make_integer_sequence<int, wide_rows>());
+    round_weights(s.scores, s.rows, keys, s.key_scale, s.query_scale, s.weight_codes, s.weight_scale);
+    const int64_t count = round_up(unit.rows, wide_rows) / wide_rows;
+    for (int64_t n = 0; n < columns; n += shorts) {
+      for (int64_t i = 0, row = 0; i < count; ++i) {
+        const int64_t height = (unit.rows - row + count - i - 1) / (count - i);
+        tiles[static_cast<size_t>(height - 1)]((keys + 1) / 2, s.weight_codes + row, s.rows, s.key_codes + n,
+                                               s.code_row, to.out + row * to.out_row + n, to.out_row,
+                                               n + L < columns, s.weight_scale + row, s.factor + row);
+        row += height;
+      }
+    }
+  } else {
+    multiply<start, true, T>({unit.rows, columns, s.scores, 1, s.rows, block.values, block.value_row, to.out,
+                              to.out_row, s.factor},
+                             range);
   }
 }
 
@@ -364,8 +446,6 @@ void reduce_chunk(const Paged<T, S>& a, const PagedUnit& unit, int64_t chunk, co
       softmax(s.scores + i, padded_rows, keys, keys, s.first + i, s.last + i, to.maximum + i, to.sum + i,
               s.factor + i);
     }
-    const Product<T> product{unit.rows,    round_up(a.value, L), s.scores, 1,          padded_rows,
-                             block.values, block.value_row,      to.out,   to.out_row, s.factor};
     const int64_t tiles = round_up(unit.rows, wide_rows) / wide_rows * (round_up(a.value, 2 * L) / (2 * L));
     const int64_t entries_a_tile = round_up(paged_block, tiles) / tiles;
     auto range = [&](int64_t, int64_t, int64_t, int64_t) HWY_ATTR {
@@ -377,9 +457,9 @@ void reduce_chunk(const Paged<T, S>& a, const PagedUnit& unit, int64_t chunk, co
       return Range{0, keys};
     };
     if (start) {
-      multiply<Start::zero, true>(product, range);
+      add_values<Start::zero>(a, unit, s, block, keys, to, range);
     } else {
-      multiply<Start::scale, true>(product, range);
+      add_values<Start::scale>(a, unit, s, block, keys, to, range);
     }
   }
 }

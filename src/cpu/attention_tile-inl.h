@@ -177,13 +177,22 @@ HWY_INLINE hn::Vec<D> load_pieces(D d, const float* from, int64_t stride) {
 
 // to[0..3] = the sum of v's 128-bit pieces.
 template <class D, class V>
-HWY_INLINE void add_pieces(D d, V v, float* to) {
+HWY_INLINE void add_pieces(D d, V v, hn::TFromD<D>* to) {
   if constexpr (hn::MaxLanes(d) <= 4) {
     hn::StoreU(v, d, to);
   } else {
     const hn::Half<D> half;
     add_pieces(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)), to);
   }
+}
+
+// Sums of the lanes of four vectors of 32-bit numbers, to[0..3].
+template <class D, class V>
+HWY_INLINE void store_sums(D d, V a, V b, V c, V e, hn::TFromD<D>* to) {
+  // Each 128-bit piece: partial sums of a, b, c, e.
+  const auto ac = hn::Add(hn::InterleaveLower(d, a, c), hn::InterleaveUpper(d, a, c));
+  const auto be = hn::Add(hn::InterleaveLower(d, b, e), hn::InterleaveUpper(d, b, e));
+  add_pieces(d, hn::Add(hn::InterleaveLower(d, ac, be), hn::InterleaveUpper(d, ac, be)), to);
 }
 
 // to[c * to_row + r] = factor · from[r * from_row + c] for r < rows and c < columns, both multiples: of the

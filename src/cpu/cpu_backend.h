@@ -12,8 +12,8 @@ namespace latente {
 
 class CpuBackend final : public Backend {
  public:
-  // `threads` 0 = as many as this process may use.
-  explicit CpuBackend(int threads = 0);
+  // By default as many threads as this process may use.
+  explicit CpuBackend(ThreadOptions threads = {});
   ThreadPool& threads() { return pool_; }
 
   std::string name() const override;
@@ -43,6 +43,7 @@ class CpuBackend final : public Backend {
   void linear_backward_bias(View d_out, Grad d_bias) override;
   std::optional<Packed> packed(View w) const override;
   void pack(View w, View to) override;
+  bool pack_fp8(View codes, const float* scales, View to, int64_t index) override;
   std::optional<Packed> quantised(Shape shape, DType type, int64_t group) const override;
   void pack_quantised(const int8_t* codes, const float* scales, View to, int64_t index, int64_t row,
                       int64_t rows) override;
@@ -71,6 +72,9 @@ class CpuBackend final : public Backend {
   void attention_paged_expanded(View q, View cache, View kv_b, const Pages& pages, double scale,
                                 View out) override;
   void cache_store(View x, View slots, View cache) override;
+  bool fuses() const override { return true; }
+  void linear_both(View x, View w, View other_w, View out, View other_out) override;
+  void expert_layer(const ExpertLayer& layer) override;
   void most_likely(View logits, View out) override;
   void linear_cross_entropy(View h, View w, View targets, View token_weights, View scratch, View nll,
                             View predicted, View loss) override;

@@ -1,8 +1,10 @@
 #include "cpu/gemm.h"
 
 #include <algorithm>
+#include <atomic>
 #include <vector>
 
+#include "base/error.h"
 #include "cpu/gemm_kernels.h"
 #include "cpu/gemm_tasks.h"
 #include "cpu/scratch.h"
@@ -37,7 +39,7 @@ class Multiplication {
     const auto& p = problems_[task.problem];
     if (p.panels && (std::is_same_v<T, S> || task.last - task.first <= few_panels)) {
       compute_packed(task);
-    } else if (!p.panels && is_direct(task.panels, p.b)) {
+    } else if (is_direct(p, task)) {
       compute_directly(task);
     } else {
       compute_unpacked(task);
@@ -46,6 +48,16 @@ class Multiplication {
       for (int64_t r = task.panels.start(task.first); r < task.panels.start(task.last); ++r) {
         for (int64_t j = task.n0; j < task.n0 + task.n; ++j) p.c[r * p.c_row + j] += p.bias[j];
       }
+    }
+  }
+
+  static constexpr bool only_packed = std::is_same_v<S, f8e4m3>;
+
+  static bool is_direct(const Problem<T, S>& p, const Task& task) {
+    if constexpr (only_packed) {
+      return false;
+    } else {
+      return !p.panels && gemm::is_direct(task.panels, p.b);
     }
   }
 
@@ -77,13 +89,19 @@ class Multiplication {
     return p.panels + n0 / tile_columns<T>() * p.panel + k * tile_columns<T>();
   }
 
+  static PanelScales scales_at(const Problem<T, S>& p, int64_t n0, int64_t k) {
+    if (!p.scales) return {};
+    const int64_t count = scales_of(p.k);
+    return {p.scales + n0 / tile_columns<T>() * count + k / fp8_block, count, k % fp8_block};
+  }
+
   static void pack_columns(const Problem<T, S>& p, int64_t n0, int64_t n, int64_t k, int64_t count, T* to) {
     if constexpr (!std::is_same_v<T, S>) {
       if (p.panels) {
-        return widen_panels(panels_at(p, n0, k), p.panel, n, count, to);
+        return widen_panels(panels_at(p, n0, k), scales_at(p, n0, k), p.panel, n, count, to);
       }
     }
-    gemm::pack_columns(p.b, n0, n, k, count, to);
+    if constexpr (!only_packed) gemm::pack_columns(p.b, n0, n, k, count, to);
   }
 
   // Columns were packed long ago.
@@ -100,6 +118,7 @@ class Multiplication {
     for (int64_t k = 0; k == 0 || k < p.k; k += depth) {
       place(block, p, k, std::min(depth, p.k - k), task.n0);
       block.b = panels_at(p, task.n0, k);
+      block.scales = scales_at(p, task.n0, k);
       for (int64_t i = task.first; i < task.last; i += panels_at_once) {
         block.panels.origin = block.first = i;
         block.last = std::min(i + panels_at_once, task.last);
@@ -110,7 +129,11 @@ class Multiplication {
   }
 
   // A few rows: columns are not packed.
-  void compute_directly(const Task& task) {
+  void compute_directly([[maybe_unused]] const Task& task) {
+    if constexpr (!only_packed) stream_columns(task);
+  }
+
+  void stream_columns(const Task& task) {
     const auto& p = problems_[task.problem];
     const int64_t depth = depth_of_blocks(p.k);
     thread_local Scratch<T> of_rows;
@@ -176,12 +199,44 @@ void pack(ThreadPool& pool, const Lines<S>& b, int64_t n, int64_t k, S* panels) 
   });
 }
 
+bool pack_fp8(ThreadPool& pool, const uint8_t* codes, const float* scales, int64_t n, int64_t k,
+              f8e4m3* panels, float* panel_scales) {
+  LATENTE_ASSERT(k % 2 == 0);
+  constexpr float most_scale = 128;  // times 2^120 is finite
+  const int64_t width = tile_columns<float>(), half = width / 2, blocks = scales_of(k);
+  std::atomic<bool> fits{true};
+  pool.parallel_for(divide_up(n, width), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+      const float* scale = scales + p * width / fp8_block * blocks;
+      for (int64_t i = 0; i < blocks; ++i) {
+        if (!(scale[i] >= 0 && scale[i] <= most_scale)) fits.store(false, std::memory_order_relaxed);
+        panel_scales[p * blocks + i] = scale[i];
+      }
+      auto* to = reinterpret_cast<uint8_t*>(panels) + p * width * k;
+      bool numbers = true;
+      for (int64_t j = 0; j < width; ++j) {
+        uint8_t* at = to + j % half * 4 + j / half;
+        const uint8_t* row = codes + (p * width + j) * k;
+        const bool there = p * width + j < n;
+        for (int64_t i = 0; i < k; i += 2, at += 2 * width) {
+          at[0] = there ? row[i] : uint8_t{0};
+          at[2] = there ? row[i + 1] : uint8_t{0};
+          numbers &= (at[0] & 0x7f) != 0x7f && (at[2] & 0x7f) != 0x7f;
+        }
+      }
+      if (!numbers) fits.store(false, std::memory_order_relaxed);
+    }
+  });
+  return fits.load();
+}
+
 template void pack(ThreadPool& pool, const Lines<float>& b, int64_t n, int64_t k, float* panels);
 template void pack(ThreadPool& pool, const Lines<bf16>& b, int64_t n, int64_t k, bf16* panels);
 template void pack(ThreadPool& pool, const Lines<double>& b, int64_t n, int64_t k, double* panels);
 
 template void multiply(ThreadPool& pool, std::span<const Problem<float, float>> problems);
 template void multiply(ThreadPool& pool, std::span<const Problem<float, bf16>> problems);
+template void multiply(ThreadPool& pool, std::span<const Problem<float, f8e4m3>> problems);
 template void multiply(ThreadPool& pool, std::span<const Problem<double, double>> problems);
 
 }  // namespace latente::gemm

@@ -44,6 +44,7 @@ HWY_INLINE void prefetch_to_write(const void* line) {
 
 // Panels of b that a tile of `rows` rows takes at once: a low tile needs several for its chains of
 // multiply-adds to hide their latency.
+inline constexpr int64_t fp8_ahead = 2048;  // bytes of a panel
 constexpr int panels_at_once(int rows) { return rows == 1 ? 4 : 2 * rows <= rows_of_tile ? 2 : 1; }
 
 // Two vectors: the columns of a panel at one k.
@@ -68,10 +69,27 @@ HWY_INLINE void load_columns(const bf16* from, V& first, V& second) {
   second = hn::BitCast(d, hn::And(pairs, hn::Set(bits, 0xffff0000u)));
 }
 
+// Two neighbouring k of a panel of FP8, times `factor`: the scale by 2^120, since the exponent of a code,
+// moved to where float32 has its own, counts from 7 instead of 127. Subnormal codes become subnormal numbers,
+// which the product makes right, too.
+template <class V>
+HWY_INLINE void load_columns(const f8e4m3* from, V factor, V (&even)[2], V (&odd)[2]) {
+  const Tag<float> d;
+  const hn::RebindToSigned<Tag<float>> bits;
+  const auto four = hn::Load(bits, reinterpret_cast<const int32_t*>(from));
+  const auto mask = hn::Set(bits, static_cast<int32_t>(0x87f00000u));
+  const auto value = [&](hn::Vec<decltype(bits)> code) HWY_ATTR {  // in the upper byte
+    return hn::Mul(hn::BitCast(d, hn::And(hn::ShiftRight<4>(code), mask)), factor);
+  };
+  even[0] = value(hn::ShiftLeft<24>(four)), even[1] = value(hn::ShiftLeft<16>(four));
+  odd[0] = value(hn::ShiftLeft<8>(four)), odd[1] = value(four);
+}
+
 // c[H, columns] = init + a · b. a [k, H]; b: P panels [k, 2 vectors], `b_panel` elements apart.
 template <int H, int P, class T, class S>
-void tile(int64_t k, const T* HWY_RESTRICT a, const S* HWY_RESTRICT b, int64_t b_panel, T* c, int64_t c_row,
-          const T* init, int64_t init_row, int64_t columns) {
+void tile(int64_t k, const T* HWY_RESTRICT a, const S* HWY_RESTRICT b, int64_t b_panel,
+          [[maybe_unused]] const PanelScales& scales, T* c, int64_t c_row, const T* init, int64_t init_row,
+          int64_t columns) {
   const Tag<T> d;
   using V = hn::Vec<Tag<T>>;
   constexpr int64_t L = lanes<T>;
@@ -86,22 +104,52 @@ void tile(int64_t k, const T* HWY_RESTRICT a, const S* HWY_RESTRICT b, int64_t b
     LATENTE_UNROLL
     for (int j = 0; j < N; ++j) sum[i][j] = hn::Zero(d);
   }
-  LATENTE_UNROLL_4
-  for (; k > 0; --k) {
-    V row[N];
-    LATENTE_UNROLL
-    for (int j = 0; j < P; ++j) {
-      if (streams) hwy::Prefetch(b + j * b_panel + ahead);
-      load_columns(b + j * b_panel, row[2 * j], row[2 * j + 1]);
-    }
-    LATENTE_UNROLL
-    for (int i = 0; i < H; ++i) {
-      const V element = hn::Set(d, a[i]);
+  if constexpr (std::is_same_v<S, f8e4m3>) {
+    for (int64_t at = scales.offset; k > 0;) {
+      const float* scale = scales.first + at / fp8_block;
+      const int64_t count = std::min(k, fp8_block - at % fp8_block);
+      k -= count, at += count;
+      V factor[P];
       LATENTE_UNROLL
-      for (int j = 0; j < N; ++j) sum[i][j] = hn::MulAdd(element, row[j], sum[i][j]);
+      for (int j = 0; j < P; ++j) factor[j] = hn::Set(d, scale[j * scales.panel] * 0x1p120f);
+      for (int64_t pair = 0; pair < count; pair += 2) {
+        LATENTE_UNROLL
+        for (int j = 0; j < P; ++j) {
+          if constexpr (H < rows_of_tile) hwy::Prefetch(b + j * b_panel + fp8_ahead);
+          V even[2], odd[2];
+          load_columns(b + j * b_panel, factor[j], even, odd);
+          LATENTE_UNROLL
+          for (int i = 0; i < H; ++i) {
+            const V first = hn::Set(d, a[i]), second = hn::Set(d, a[H + i]);
+            LATENTE_UNROLL
+            for (int half = 0; half < 2; ++half) {
+              V& total = sum[i][2 * j + half];
+              total = hn::MulAdd(second, odd[half], hn::MulAdd(first, even[half], total));
+            }
+          }
+        }
+        a += 2 * H;
+        b += 4 * L;
+      }
     }
-    a += H;
-    b += 2 * L;
+  } else {
+    LATENTE_UNROLL_4
+    for (; k > 0; --k) {
+      V row[N];
+      LATENTE_UNROLL
+      for (int j = 0; j < P; ++j) {
+        if (streams) hwy::Prefetch(b + j * b_panel + ahead);
+        load_columns(b + j * b_panel, row[2 * j], row[2 * j + 1]);
+      }
+      LATENTE_UNROLL
+      for (int i = 0; i < H; ++i) {
+        const V element = hn::Set(d, a[i]);
+        LATENTE_UNROLL
+        for (int j = 0; j < N; ++j) sum[i][j] = hn::MulAdd(element, row[j], sum[i][j]);
+      }
+      a += H;
+      b += 2 * L;
+    }
   }
   if (columns == N * L) {
     LATENTE_UNROLL
@@ -129,7 +177,8 @@ void tile(int64_t k, const T* HWY_RESTRICT a, const S* HWY_RESTRICT b, int64_t b
 }
 
 template <class T, class S>
-using TileFunction = void (*)(int64_t, const T*, const S*, int64_t, T*, int64_t, const T*, int64_t, int64_t);
+using TileFunction = void (*)(int64_t, const T*, const S*, int64_t, const PanelScales&, T*, int64_t, const T*,
+                              int64_t, int64_t);
 
 template <bool wide, class T, class S, int... H>
 constexpr std::array<TileFunction<T, S>, sizeof...(H)> tile_table(std::integer_sequence<int, H...>) {
@@ -147,10 +196,12 @@ void block(const Block<T, S>& p) {
   for (int64_t j = 0; j < p.n;) {
     const bool several = at_once > 1 && p.n - j >= at_once * width;
     const int64_t columns = several ? at_once * width : std::min(width, p.n - j);
+    PanelScales scales = p.scales;
+    scales.first += j / width * scales.panel;
     for (int64_t i = p.first; i < p.last; ++i) {
       const int64_t start = p.panels.start(i), height = p.panels.height(i);
       (several ? wide : narrow)[static_cast<size_t>(height - 1)](
-          p.k, p.a + p.panels.offset(i, p.k), p.b + j / width * p.b_panel, p.b_panel,
+          p.k, p.a + p.panels.offset(i, p.k), p.b + j / width * p.b_panel, p.b_panel, scales,
           p.c + start * p.c_row + j, p.c_row, p.init ? p.init + start * p.init_row + j : nullptr, p.init_row,
           columns);
     }
@@ -474,6 +525,24 @@ void widen_panels_f32(const bf16* panels, int64_t panel, int64_t n, int64_t coun
   }
 }
 
+void widen_panels_fp8(const f8e4m3* panels, PanelScales scales, int64_t panel, int64_t n, int64_t count,
+                      float* to) {
+  constexpr int64_t width = columns_of_tile<float>, L = lanes<float>;
+  const Tag<float> d;
+  for (int64_t j = 0; j < n; j += width, panels += panel, scales.first += scales.panel) {
+    for (int64_t k = 0; k < count;) {
+      const int64_t at = scales.offset + k, end = std::min(count, k + fp8_block - at % fp8_block);
+      const auto factor = hn::Set(d, scales.first[at / fp8_block] * 0x1p120f);
+      for (; k < end; k += 2, to += 2 * width) {
+        hn::Vec<Tag<float>> even[2], odd[2];
+        load_columns(panels + k * width, factor, even, odd);
+        hn::Store(even[0], d, to), hn::Store(even[1], d, to + L);
+        hn::Store(odd[0], d, to + width), hn::Store(odd[1], d, to + width + L);
+      }
+    }
+  }
+}
+
 int64_t tile_rows_any() { return rows_of_tile; }
 int64_t tile_columns_f32() { return columns_of_tile<float>; }
 int64_t tile_columns_f64() { return columns_of_tile<double>; }
@@ -497,6 +566,7 @@ void columns_f64(const Lines<double>& b, int64_t n0, int64_t n, int64_t k, int64
 void block_f32(const Block<float>& p) { block(p); }
 void block_f64(const Block<double>& p) { block(p); }
 void block_bf16(const Block<float, bf16>& p) { block(p); }
+void block_fp8(const Block<float, f8e4m3>& p) { block(p); }
 void direct_f32(const Block<float>& p, const Lines<float>& b, int64_t n0, int64_t k) { direct(p, b, n0, k); }
 void direct_bf16(const Block<float>& p, const Lines<bf16>& b, int64_t n0, int64_t k) { direct(p, b, n0, k); }
 int64_t most_direct() { return most_direct_rows; }
@@ -518,8 +588,10 @@ HWY_EXPORT(columns_f64);
 HWY_EXPORT(block_f32);
 HWY_EXPORT(block_f64);
 HWY_EXPORT(block_bf16);
+HWY_EXPORT(block_fp8);
 HWY_EXPORT(panel);
 HWY_EXPORT(widen_panels_f32);
+HWY_EXPORT(widen_panels_fp8);
 HWY_EXPORT(direct_f32);
 HWY_EXPORT(direct_bf16);
 HWY_EXPORT(most_direct);
@@ -556,8 +628,14 @@ void multiply_block(const Block<float, bf16>& p) { HWY_DYNAMIC_DISPATCH(block_bf
 void pack_panel(const Lines<bf16>& b, int64_t n0, int64_t n, int64_t k, bf16* to) {
   HWY_DYNAMIC_DISPATCH(panel)(b, n0, n, k, to);
 }
-void widen_panels(const bf16* panels, int64_t panel, int64_t n, int64_t count, float* to) {
+void multiply_block(const Block<float, f8e4m3>& p) { HWY_DYNAMIC_DISPATCH(block_fp8)(p); }
+void widen_panels(const bf16* panels, const PanelScales&, int64_t panel, int64_t n, int64_t count,
+                  float* to) {
   HWY_DYNAMIC_DISPATCH(widen_panels_f32)(panels, panel, n, count, to);
+}
+void widen_panels(const f8e4m3* panels, const PanelScales& scales, int64_t panel, int64_t n, int64_t count,
+                  float* to) {
+  HWY_DYNAMIC_DISPATCH(widen_panels_fp8)(panels, scales, panel, n, count, to);
 }
 bool direct_rows_exist(int64_t rows) { return rows <= HWY_DYNAMIC_DISPATCH(most_direct)(); }
 void multiply_direct(const Block<float>& p, const Lines<float>& b, int64_t n0, int64_t k) {

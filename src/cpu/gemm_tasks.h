@@ -71,6 +71,7 @@ class Tasks {
   static constexpr Extent comfortable = {96, 192};  // repays packing
   static constexpr Extent smallest = {24, 1};       // where there would be fewer tasks than threads
   static constexpr int64_t tasks_a_thread = 2;      // more would pack more
+  static constexpr int64_t few_rows = 8;            // hardly need packing, and more tasks balance better
   static constexpr double least_work = 384 * 1024;  // multiply-adds that repay waking a thread
 
   static std::vector<Division>& reused_divisions() {
@@ -80,7 +81,7 @@ class Tasks {
 
   // A few rows take as long as eight: as long as it takes to read the columns.
   static double work_of(int64_t m, int64_t n, int64_t k) {
-    return static_cast<double>(std::max<int64_t>(m, 8) * n) * static_cast<double>(k);
+    return static_cast<double>(std::max<int64_t>(m, few_rows) * n) * static_cast<double>(k);
   }
 
   // `share` is a thread's part of all work.
@@ -100,7 +101,8 @@ class Tasks {
       }
     };
     if (pool_.size() > 1) {
-      cut(share / tasks_a_thread, {comfortable.rows, m > comfortable.rows ? comfortable.columns : 1});
+      cut(share / (m <= few_rows ? 2 * tasks_a_thread : tasks_a_thread),
+          {comfortable.rows, m > comfortable.rows ? comfortable.columns : 1});
       cut(share, smallest);
     }
     Division division;

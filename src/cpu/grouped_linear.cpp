@@ -6,8 +6,7 @@
 
 #include "base/residency.h"
 #include "cpu/cpu_backend.h"
-#include "cpu/gemm.h"
-#include "cpu/quantised.h"
+#include "cpu/products.h"
 
 namespace latente {
 namespace {
@@ -54,14 +53,6 @@ void for_resident(const View& w, const View& offsets, const Products& products) 
   }
 }
 
-// The matrix of an expert.
-template <class S>
-const S* matrix_of(const View& w, int64_t e) {
-  if (w.residency)
-    return reinterpret_cast<const S*>(w.residency->at(w.first_piece + static_cast<int32_t>(e)));
-  return static_cast<const S*>(w.data) + e * w.stride(0);
-}
-
 // Calls problem(e, begin, end) for each expert and solves the problems it returns.
 template <class T, class S, class MakeProblem>
 void solve(ThreadPool& pool, const View& offsets, const Chosen& experts, const MakeProblem& problem) {
@@ -80,44 +71,6 @@ template <class T>
 gemm::Lines<T> sorted_lines(const View& x, const View& rows, int64_t begin, bool along_k) {
   if (rows) return {x.as<T>(), x.stride(0), along_k, rows.as<int32_t>() + begin};
   return {x.as<T>() + begin * x.stride(0), x.stride(0), along_k};
-}
-
-template <class T, class S>
-void forward(ThreadPool& pool, const View& x, const View& rows, const View& offsets, const View& w,
-             const Chosen& experts, const View& out) {
-  solve<T, S>(pool, offsets, experts, [&](int64_t e, int64_t begin, int64_t end) {
-    Problem<T, S> problem{.m = end - begin,
-                          .n = w[1],
-                          .k = w[2],
-                          .a = sorted_lines<T>(x, rows, begin, true),
-                          .c = out.as<T>() + begin * out.stride(0),
-                          .c_row = out.stride(0)};
-    if (w.layout == Layout::panels) {
-      problem.panels = matrix_of<S>(w, e);
-      problem.panel = w.stride(1) * w.stride(2);
-    } else {
-      problem.b = {matrix_of<S>(w, e), w.stride(1), true};
-    }
-    return problem;
-  });
-}
-
-void forward_quantised(ThreadPool& pool, const View& x, const View& rows, const View& offsets, const View& w,
-                       const Chosen& experts, const View& out) {
-  thread_local std::vector<quantised::Problem> problems;
-  problems.clear();
-  const int32_t* offset = offsets.as<int32_t>();
-  for (int32_t number : experts.numbers) {
-    const int64_t e = experts.expert(number);
-    problems.push_back({.m = offset[e + 1] - offset[e],
-                        .n = w[1],
-                        .k = w[2],
-                        .a = sorted_lines<float>(x, rows, offset[e], true),
-                        .panels = matrix_of<std::byte>(w, e),
-                        .c = out.as<float>() + offset[e] * out.stride(0),
-                        .c_row = out.stride(0)});
-  }
-  quantised::multiply(pool, quantised::form_of(w), problems);
 }
 
 template <class T, class S>
@@ -154,17 +107,15 @@ void backward_weight(ThreadPool& pool, const View& d_out, const View& x, const V
 
 void CpuBackend::grouped_linear(View x, View rows, View offsets, View w, View out) {
   LATENTE_ASSERT(w.shape.rank() == 3 && offsets.count() == w[0] + 1);
-  LATENTE_ASSERT(x[1] == w[2] && out[1] == w[1] && out[0] == (rows ? rows.count() : x[0]));
+  LATENTE_ASSERT(out[0] == (rows ? rows.count() : x[0]));
+  const int32_t* offset = offsets.as<int32_t>();
   for_resident(w, offsets, [&](const Chosen& experts) {
-    if (is_quantised(w.dtype)) {
-      forward_quantised(pool_, x, rows, offsets, w, experts, out);
-    } else if (x.dtype == DType::f64) {
-      forward<double, double>(pool_, x, rows, offsets, w, experts, out);
-    } else if (w.dtype == DType::bf16) {
-      forward<float, bf16>(pool_, x, rows, offsets, w, experts, out);
-    } else {
-      forward<float, float>(pool_, x, rows, offsets, w, experts, out);
+    Products products(pool_);
+    for (int32_t number : experts.numbers) {
+      const int64_t e = experts.expert(number);
+      products.add_expert(x, rows, offset[e], offset[e + 1], w, e, out);
     }
+    products.solve();
   });
 }
 

@@ -4,8 +4,7 @@
 #include <vector>
 
 #include "cpu/cpu_backend.h"
-#include "cpu/gemm.h"
-#include "cpu/quantised.h"
+#include "cpu/products.h"
 
 namespace latente {
 namespace {
@@ -18,50 +17,12 @@ Lines<T> lines(const View& v, bool along_k) {
   return {v.as<T>(), v.stride(0), along_k};
 }
 
-// A weight [n, k] as the product x · wᵀ reads it.
-template <class T, class S>
-void set_weight(Problem<T, S>& problem, const View& w) {
-  if (w.layout == Layout::panels) {
-    problem.panels = w.panels_as<S>();
-    problem.panel = w.stride(0) * w.stride(1);
-  } else {
-    problem.b = lines<S>(w, true);
-  }
-}
-
 // A matrix of one column may have any stride there.
 void check_matrix(const View& v) { LATENTE_ASSERT(v.shape.rank() == 2 && (v[1] <= 1 || v.stride(1) == 1)); }
 
 template <class T, class S>
 void solve(ThreadPool& pool, const Problem<T, S>& problem) {
   gemm::multiply(pool, std::span(&problem, 1));
-}
-
-template <class T, class S>
-void forward(ThreadPool& pool, const View& x, const View& w, const View& bias, const Grad& out) {
-  Problem<T, S> problem{.m = x[0],
-                        .n = w[0],
-                        .k = x[1],
-                        .a = lines<T>(x, true),
-                        .c = out.view.as<T>(),
-                        .c_row = out.view.stride(0),
-                        .bias = bias.as_or_null<T>(),
-                        .accumulate = out.accumulate};
-  set_weight(problem, w);
-  solve<T, S>(pool, problem);
-}
-
-void forward_quantised(ThreadPool& pool, const View& x, const View& w, const View& bias, const Grad& out) {
-  const quantised::Problem problem{.m = x[0],
-                                   .n = w[0],
-                                   .k = x[1],
-                                   .a = lines<float>(x, true),
-                                   .panels = static_cast<const std::byte*>(w.data),
-                                   .c = out.view.as<float>(),
-                                   .c_row = out.view.stride(0),
-                                   .bias = bias.as_or_null<float>(),
-                                   .accumulate = out.accumulate};
-  quantised::multiply(pool, quantised::form_of(w), std::span(&problem, 1));
 }
 
 template <class T, class S>
@@ -133,7 +94,8 @@ void by_head_quantised(ThreadPool& pool, const View& x, const View& w, const Vie
   thread_local std::vector<quantised::Problem> heads;
   heads.clear();
   for (int64_t h = 0; h < w[0]; ++h) {
-    heads.push_back({.m = x[0],
+    heads.push_back({.form = quantised::form_of(w),
+                     .m = x[0],
                      .n = w[1],
                      .k = w[2],
                      .a = {x.as<float>() + h * x.stride(1), x.stride(0), true},
@@ -141,7 +103,7 @@ void by_head_quantised(ThreadPool& pool, const View& x, const View& w, const Vie
                      .c = out.as<float>() + h * out.stride(1),
                      .c_row = out.stride(0)});
   }
-  quantised::multiply(pool, quantised::form_of(w), heads);
+  quantised::multiply(pool, heads);
 }
 
 }  // namespace
@@ -150,17 +112,9 @@ void CpuBackend::linear(View x, View w, View bias, Grad out) {
   check_matrix(x);
   if (w.layout == Layout::rows) check_matrix(w);
   check_matrix(out.view);
-  LATENTE_ASSERT(w[1] == x[1] && out.view[0] == x[0] && out.view[1] == w[0]);
-  LATENTE_ASSERT(!bias || (bias.count() == w[0] && bias.contiguous()));
-  if (is_quantised(w.dtype)) {
-    forward_quantised(pool_, x, w, bias, out);
-  } else if (x.dtype == DType::f64) {
-    forward<double, double>(pool_, x, w, bias, out);
-  } else if (w.dtype == DType::bf16) {
-    forward<float, bf16>(pool_, x, w, bias, out);
-  } else {
-    forward<float, float>(pool_, x, w, bias, out);
-  }
+  Products products(pool_);
+  products.add(x, w, bias, out);
+  products.solve();
 }
 
 void CpuBackend::linear_backward_input(View d_out, View w, Grad d_x) {
@@ -204,20 +158,28 @@ void CpuBackend::linear_backward_bias(View d_out, Grad d_bias) {
 
 std::optional<Backend::Packed> CpuBackend::packed(View w) const {
   if (w.layout == Layout::panels || (w.shape.rank() != 2 && w.shape.rank() != 3)) return {};
-  if (w.dtype != DType::f32 && w.dtype != DType::f64 && w.dtype != DType::bf16) return {};
+  if (w.dtype == DType::f8e4m3 && w[-1] % 2 != 0) return {};
+  if (w.dtype != DType::f32 && w.dtype != DType::f64 && w.dtype != DType::bf16 && w.dtype != DType::f8e4m3)
+    return {};
   const int64_t width = gemm::panel_columns(w.dtype), n = w[-2], k = w[-1];
   const int64_t padded = (n + width - 1) / width * width;
   Packed packed;
   packed.view = w;
   packed.view.data = nullptr;
   packed.view.layout = Layout::panels;
+  int64_t matrix = padded * k;
+  if (w.dtype == DType::f8e4m3) {  // scales behind the codes
+    const int64_t scales = padded / width * gemm::scales_of(k) * static_cast<int64_t>(sizeof(float));
+    matrix = (matrix + scales + 63) / 64 * 64;
+  }
   packed.view.strides = w.shape.rank() == 2 ? std::array<int64_t, max_rank>{k, width}
-                                            : std::array<int64_t, max_rank>{padded * k, k, width};
-  packed.bytes = w.shape.count() / std::max<int64_t>(n, 1) * padded * size_of(w.dtype);
+                                            : std::array<int64_t, max_rank>{matrix, k, width};
+  packed.bytes = (w.shape.rank() == 2 ? 1 : w[0]) * matrix * size_of(w.dtype);
   return packed;
 }
 
 void CpuBackend::pack(View w, View to) {
+  LATENTE_ASSERT(w.dtype != DType::f8e4m3);
   const auto one = [&]<class S>(S) {
     const int64_t matrices = w.shape.rank() == 3 ? w[0] : 1;
     for (int64_t i = 0; i < matrices; ++i) {
@@ -233,6 +195,15 @@ void CpuBackend::pack(View w, View to) {
   } else {
     one(float{});
   }
+}
+
+bool CpuBackend::pack_fp8(View codes, const float* scales, View to, int64_t index) {
+  LATENTE_ASSERT(codes.contiguous() && to.dtype == DType::f8e4m3 && to.layout == Layout::panels);
+  LATENTE_ASSERT(codes[0] == to[-2] && codes[1] == to[-1]);
+  const int64_t n = to[-2], k = to[-1], width = to.stride(-1), panels = (n + width - 1) / width;
+  auto* at = static_cast<f8e4m3*>(to.data) + (to.shape.rank() == 3 ? index * to.stride(0) : 0);
+  return gemm::pack_fp8(pool_, static_cast<const uint8_t*>(codes.data), scales, n, k, at,
+                        reinterpret_cast<float*>(at + panels * width * k));
 }
 
 std::optional<Backend::Packed> CpuBackend::quantised(Shape shape, DType type, int64_t group) const {

@@ -34,7 +34,7 @@ bool is_finite(ThreadPool& pool, const View& x) {
 
 }  // namespace
 
-CpuBackend::CpuBackend(int threads) : pool_(threads) {}
+CpuBackend::CpuBackend(ThreadOptions threads) : pool_(threads) {}
 
 std::string CpuBackend::name() const { return "cpu"; }
 

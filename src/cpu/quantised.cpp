@@ -19,7 +19,8 @@ using gemm::divide_up, gemm::Task, gemm::Tasks;
 constexpr int64_t panels_at_once = 24;  // of rows
 constexpr int64_t usual_depth = 512;  // of a block of k: two panels of columns stay in the first-level cache
 
-void compute(Form form, const Problem& p, const Task& task) {
+void compute(const Problem& p, const Task& task) {
+  const Form form = p.form;
   const int64_t groups = groups_of(p.k, form.group);
   const Unit unit = unit_for(p.m);
   // One panel of rows reads the columns once, from end to end.
@@ -95,10 +96,10 @@ bool quantise(ThreadPool& pool, Form form, const float* values, const float* imp
   return finite.load();
 }
 
-void multiply(ThreadPool& pool, Form form, std::span<const Problem> problems) {
+void multiply(ThreadPool& pool, std::span<const Problem> problems) {
   // Two panels of columns share the activations.
   Tasks tasks(pool, problems, {[](int64_t rows) { return rows_of_tile(unit_for(rows)); }, 2 * panel_rows});
-  tasks.run([&](const Task& task) { compute(form, problems[task.problem], task); });
+  tasks.run([&](const Task& task) { compute(problems[task.problem], task); });
 }
 
 }  // namespace latente::quantised

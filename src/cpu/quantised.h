@@ -28,6 +28,7 @@ bool quantise(ThreadPool& pool, Form form, const float* values, const float* imp
 
 // c[m, n] (+)= a · wᵀ + bias
 struct Problem {
+  Form form{};
   int64_t m = 0, n = 0, k = 0;
   gemm::Lines<float> a{};  // along k
   const std::byte* panels = nullptr;
@@ -37,7 +38,7 @@ struct Problem {
   bool accumulate = false;
 };
 
-// Problems of one form, which must not overlap in c.
-void multiply(ThreadPool& pool, Form form, std::span<const Problem> problems);
+// Problems must not overlap in c.
+void multiply(ThreadPool& pool, std::span<const Problem> problems);
 
 }  // namespace latente::quantised

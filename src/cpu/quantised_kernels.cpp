@@ -133,9 +133,11 @@ void tile(const Block& b, const std::byte* HWY_RESTRICT a, int64_t panel, float*
     LATENTE_UNROLL
     for (int j = 0; j < N; ++j) total[i][j] = hn::LoadU(d, from + j * lanes);
   }
-  // One row alone waits for memory; the processor's own fetching stops at the end of each page.
+  // One row alone waits for memory; the processor's own fetching stops at the end of each page. What lies
+  // behind these panels' ends are their neighbours, which are read now; those read next begin P panels on.
+  int64_t ahead = 2048;
+  const std::byte* const near_end = codes + b.groups * b.form.group * panel_rows * bits / 8 - ahead;
   const auto fetch = [&]() HWY_ATTR {
-    constexpr int64_t ahead = 2048;
     LATENTE_UNROLL
     for (int p = 0; p < P; ++p) hwy::Prefetch(codes + p * b.panel + ahead);
   };
@@ -148,6 +150,7 @@ void tile(const Block& b, const std::byte* HWY_RESTRICT a, int64_t panel, float*
       for (int j = 0; j < N; ++j) sum[i][j] = start;
     }
     const std::byte* x = a + 8 * H;
+    if (H == 1 && ahead == 2048 && codes >= near_end) ahead += (P - 1) * b.panel;
     const auto multiply = [&](const V(&w)[N]) HWY_ATTR {
       LATENTE_UNROLL
       for (int i = 0; i < H; ++i) {

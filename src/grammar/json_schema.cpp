@@ -399,6 +399,7 @@ class Builder {
     }
     if (min > max) return choice({});
     if (schema.value("uniqueItems", false) && max > 1) return set_of(schema, min, max, path);
+    if (schema.contains("contains")) return containing(schema, min, max, path);
     const auto written = static_cast<uint32_t>(parts.size());
     min = min > written ? min - written : 0;
     const uint32_t left = max == Expression::unlimited ? max : max - written;
@@ -409,6 +410,59 @@ class Builder {
     }
     const Expression rest = schema_call(others, path_to(path, "items"));
     return chain(parts, &rest, min, left, path, false, false);
+  }
+
+  // A list of which some items match `contains`, at least minContains and at most maxContains. Where there
+  // are bounds on its length, too, the matching ones that are counted come last.
+  Expression containing(const Json& schema, uint32_t min, uint32_t max, const std::string& path) {
+    constexpr uint32_t most = 64;  // that are counted
+    const std::string at = path_to(path, "contains");
+    for (const char* other : {"prefixItems", "uniqueItems"}) {
+      if (schema.contains(other)) merge_.broken(at, fmt::format("cannot be honoured beside {}", other));
+    }
+    const Json items = schema.contains("items") ? schema["items"] : Json(true);
+    const uint32_t least = count(schema, "minContains").value_or(1);
+    const uint32_t bound = count(schema, "maxContains").value_or(Expression::unlimited);
+    const bool bounded = bound != Expression::unlimited;
+    if (least > bound || least > max) return choice({});
+    if (least > most || (bounded && bound > most && bound < max))
+      merge_.broken(at, fmt::format("can be honoured up to a count of {}", most));
+    const auto of = [&](const Json& what, const char* key) {
+      return what == false ? choice({}) : schema_call(what, path_to(path, key));
+    };
+    const Expression match = of(both(items, schema["contains"]), "contains");
+    // Where matches are not bounded, what comes between may match, too.
+    const Expression other =
+        of(bounded ? both(items, Json{{"not", schema["contains"]}}) : items, bounded ? "contains" : "items");
+    const auto before = [&](uint32_t from, uint32_t to) {
+      return repeat(sequence({other, comma()}), from, to);
+    };
+    std::vector<Expression> all;
+    if (min <= least && max == Expression::unlimited) {
+      const Expression any = repeat(sequence({comma(), other}), 0, Expression::unlimited);
+      const Expression unit = sequence({before(0, Expression::unlimited), match});
+      if (bound > 0) {
+        const uint32_t first = std::max<uint32_t>(least, 1);
+        all.push_back(sequence(
+            {unit, repeat(sequence({comma(), unit}), first - 1, bounded ? bound - 1 : first - 1), any}));
+      }
+      if (least == 0) all.push_back(optional(listed(other, 1, Expression::unlimited)));
+    } else {
+      const uint32_t last = bounded ? std::min(bound, max) : least;
+      for (uint32_t matches = least; matches <= last; ++matches) {
+        const uint32_t from = min > matches ? min - matches : 0,
+                       to = max == Expression::unlimited ? max : max - matches;
+        if (matches > 0) {
+          all.push_back(sequence({before(from, to), listed(match, matches, matches)}));
+        } else if (to > 0) {
+          Expression none = listed(other, std::max<uint32_t>(from, 1), to);
+          all.push_back(from == 0 ? optional(std::move(none)) : std::move(none));
+        } else {
+          all.push_back(literal(""));
+        }
+      }
+    }
+    return sequence({literal("["), space_, choice(std::move(all)), space_, literal("]")});
   }
 
   // A list of different values of an enumeration, in any order. A rule for each set of those written so far.

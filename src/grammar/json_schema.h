@@ -8,7 +8,8 @@
 //   others; other keys are not those of `properties`, but may repeat each other), patternProperties (not
 //   merged with another schema's properties), minProperties and maxProperties where they follow from the rest
 //   or nothing is declared; items, prefixItems (items as a list, additionalItems), minItems, maxItems,
-//   uniqueItems of at most 10 enumerated values; minLength, maxLength, pattern (pattern.h) and format (date,
+//   uniqueItems of at most 10 enumerated values, contains with minContains and maxContains up to 64
+//   (beside minItems or maxItems, the items counted come last); minLength, maxLength, pattern (pattern.h) and format (date,
 //   time, date-time, duration, uuid, ipv4, ipv6, hostname, email, uri; of the last three only common forms),
 //   also together; minimum, maximum, exclusive ones; multipleOf; anyOf, oneOf (as anyOf: that only one holds
 //   is not looked after), allOf (merged); not, if with then and else, dependentRequired, dependentSchemas and

@@ -40,6 +40,8 @@ void modernise(Json& schema) {
     if (schema.contains("additionalItems")) schema["items"] = schema["additionalItems"];
   }
   schema.erase("additionalItems");
+  // Said, so that merging does not take another's 0 for it.
+  if (schema.contains("contains") && !schema.contains("minContains")) schema["minContains"] = 1;
 }
 
 const Json* find(const Json& schema, const std::string& key) {
@@ -52,7 +54,9 @@ std::string_view kind_of_key(std::string_view key) {
       {"object",
        {"properties", "patternProperties", "required", "additionalProperties", "minProperties",
         "maxProperties"}},
-      {"array", {"items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems"}},
+      {"array",
+       {"items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems", "contains",
+        "minContains", "maxContains"}},
       {"string", {"minLength", "maxLength", "pattern", "format"}},
       {"number", {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}}};
   for (const auto& [kind, keys] : kinds) {
@@ -177,8 +181,9 @@ std::vector<Json> SchemaMerge::alternatives(const Json& schema, const std::strin
 void SchemaMerge::check(const std::string& key, const Json& value, const std::string& path) const {
   static const std::set<std::string, std::less<>> types{"object",  "array",   "string", "number",
                                                         "integer", "boolean", "null"};
-  static const std::set<std::string, std::less<>> counts{"minLength", "maxLength",     "minItems",
-                                                         "maxItems",  "minProperties", "maxProperties"};
+  static const std::set<std::string, std::less<>> counts{"minLength",   "maxLength",     "minItems",
+                                                         "maxItems",    "minProperties", "maxProperties",
+                                                         "minContains", "maxContains"};
   const auto all = [&](auto holds) {
     return value.is_array() && std::all_of(value.begin(), value.end(), holds);
   };
@@ -209,7 +214,8 @@ void SchemaMerge::check(const std::string& key, const Json& value, const std::st
     if (!value.is_number() && !value.is_boolean()) expected = "a number";
   } else if (key == "uniqueItems") {
     if (!value.is_boolean()) expected = "true or false";
-  } else if (key != "items" && key != "additionalProperties" && key != "additionalItems") {
+  } else if (key != "items" && key != "contains" && key != "additionalProperties" &&
+             key != "additionalItems") {
     broken(path, "this keyword cannot be honoured");
   }
   if (expected != nullptr)

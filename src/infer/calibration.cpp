@@ -76,7 +76,7 @@ Importance calibrate(Backend& backend, const Transformer& model, std::span<const
   LATENTE_ASSERT(backend.is_host());
   const auto total = static_cast<int64_t>(tokens.size()), count = options.context;
   if (total < count) fail("calibration: expected a text of at least {} tokens, found {}", count, total);
-  UncachedPass pass(backend, model, count);
+  UncachedPass pass(backend, model, count, {.fuse = false});  // sees what each product reads
   Squares squares;
   for (int64_t done = 0; done + count <= total; done += count) {
     backend.upload(tokens.data() + done, pass.ids.view());

@@ -138,7 +138,7 @@ void Drafter::draw(Sequence& s, const Outcome& row) {
   }
   Distribution distribution = distribution_of(row.logits, {sequence_, static_cast<size_t>(s.prompt)},
                                               s.request.options.sampling, admitted);
-  const int32_t token = sample(distribution, s.random);
+  const int32_t token = s.draw(distribution, s.length() + static_cast<int64_t>(s.drafts.size()));
   if (!s.may_draft(token)) return;
   // Drafts behind an end will not be looked at.
   if (s.ahead && s.ahead->finished()) s.ahead.reset();

@@ -68,7 +68,8 @@ uint64_t Engine::submit(Request request) {
   s->prompt = s->unread = s->length();
   s->stats.prompt_tokens = s->prompt;
   s->depth = runner_.modules() == 0 ? 0 : options.draft < 0 ? runner_.modules() : options.draft;
-  s->adaptive = options.draft < 0 && (options.sampling.greedy() || !options.repeatable);
+  s->adaptive = options.draft < 0;
+  s->by_position = options.repeatable;
   s->predicted.assign(static_cast<size_t>(runner_.modules()), 0);
   if (options.constraint) s->constraint = options.constraint->fork();
   s->submitted = Sequence::Clock::now();
@@ -342,7 +343,7 @@ void Engine::read() {
     s.first_token = Sequence::Clock::now();
     s.stats.prompt_seconds = Sequence::seconds_between(s.started, s.first_token);
     try {
-      s.ended = !emit(s, sample(next[i].distribution, s.random), false, next[i]);
+      s.ended = !emit(s, s.draw(next[i].distribution, s.length()), false, next[i]);
     } catch (...) {
       s.fail_with_current();
     }

@@ -18,6 +18,14 @@ void keep_nearest(std::vector<Sequence*>& sequences, size_t count) {
   sequences.resize(count);
 }
 
+// With a seed the token is what it would be without drafts, and a draft is right if it is the same. Else more
+// are: those that speculative sampling accepts.
+Verdict judge(Sequence& s, const Distribution& distribution, const Sequence::Draft& draft) {
+  if (!s.by_position) return verify(distribution, draft.distribution, draft.token, s.random);
+  const int32_t token = s.draw(distribution, s.length());
+  return {token == draft.token, token};
+}
+
 }  // namespace
 
 Engine::Lengths& Engine::lengths_for(size_t sequences) {
@@ -188,7 +196,7 @@ int64_t Engine::conclude(Sequence& s, Outcome outcome) {
   try {
     for (const Sequence::Draft& draft : s.drafts) {
       const Next next = next_of(s, outcome.take(1));
-      const Verdict verdict = verify(next.distribution, draft.distribution, draft.token, s.random);
+      const Verdict verdict = judge(s, next.distribution, draft);
       rejected = !verdict.accepted;
       right += verdict.accepted ? 1 : 0;
       s.stats.accepted += verdict.accepted ? 1 : 0;
@@ -197,7 +205,7 @@ int64_t Engine::conclude(Sequence& s, Outcome outcome) {
     }
     if (!rejected && !s.ended) {
       const Next next = next_of(s, outcome.take(1));
-      s.ended = !emit(s, sample(next.distribution, s.random), false, next);
+      s.ended = !emit(s, s.draw(next.distribution, s.length()), false, next);
     }
   } catch (...) {
     s.fail_with_current();

@@ -19,8 +19,9 @@ struct GenerationOptions {
   // Tokens drafted a pass, beyond the modules by the last one again; -1 = up to one for each module, or what
   // followed the same few tokens before (prompt lookup, Saxena 2023), as long as that pays (DraftLength).
   int64_t draft = -1;
-  // Sampled text depends on the seed alone; then -1 means one for each module, whether it pays or not.
-  // (Greedy text depends on nothing anyway.)
+  // Sampled text depends on the seed alone, not on drafts: each token on the seed, its position and its
+  // distribution, of which somewhat fewer drafts are right than speculative sampling would accept. (Greedy
+  // text depends on nothing anyway.)
   bool repeatable = true;
   // What the reply must look like, as it is before the first token; null = anything. It must know the stop
   // tokens. Drafts obey it too, so that greedy text does not depend on them.

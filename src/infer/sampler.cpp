@@ -86,19 +86,26 @@ void keep_most_likely(Distribution& all, size_t count) {
   all.resize(count);
 }
 
-// All but the fewest that reach the probability. Only as many are sorted as may be among them.
-void keep_top(Distribution& all, double probability) {
-  double reached = 0.0;
+// How many of the most likely it takes for their probabilities to satisfy reached(sum); these come first, in
+// falling order, and only as many are sorted as may be among them.
+template <class Reached>
+size_t sort_until(Distribution& all, const Reached& reached) {
+  double sum = 0.0;
   size_t count = 0;
-  for (size_t sorted = 0; count < all.size() && reached < probability;) {
+  for (size_t sorted = 0; count < all.size() && !reached(sum);) {
     const auto begin = all.begin() + static_cast<ptrdiff_t>(sorted);
     sorted = std::min(std::max<size_t>(64, 4 * sorted), all.size());
     const auto end = all.begin() + static_cast<ptrdiff_t>(sorted);
     if (end != all.end()) std::nth_element(begin, end, all.end(), more_likely);
     std::sort(begin, end, more_likely);
-    while (count < sorted && reached < probability) reached += all[count++].probability;
+    while (count < sorted && !reached(sum)) sum += all[count++].probability;
   }
-  all.resize(count);
+  return count;
+}
+
+// All but the fewest that reach the probability.
+void keep_top(Distribution& all, double probability) {
+  all.resize(sort_until(all, [&](double sum) { return sum >= probability; }));
   renormalise(all);
 }
 
@@ -191,6 +198,14 @@ int32_t sample(const Distribution& distribution, Random& random) {
     if (at < 0.0) return candidate.id;
   }
   return distribution.back().id;
+}
+
+int32_t token_at(const Distribution& distribution, double number) {
+  if (distribution.size() == 1) return distribution.front().id;
+  thread_local Distribution sorted;
+  sorted = distribution;
+  const size_t count = sort_until(sorted, [&](double sum) { return sum > number; });
+  return sorted[count - 1].id;
 }
 
 TokenLogprobs logprobs_of(std::span<const float> logits, int32_t token, int64_t top) {

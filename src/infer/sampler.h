@@ -68,6 +68,12 @@ Distribution distribution_of(int32_t most_likely);
 
 int32_t sample(const Distribution& distribution, Random& random);
 
+// The token that a number of [0, 1) falls on where the probabilities stand one behind the other, the highest
+// first (ties: lowest id). With the same number, distributions that are alike mostly give the same token:
+// drafts that are so drawn, and taken where the model's own token is the same, leave the text what it is
+// without them.
+int32_t token_at(const Distribution& distribution, double number);
+
 // How likely a token was: natural logarithms of the softmax over all logits, as the model gave them.
 struct TokenLogprobs {
   int32_t token = 0;

@@ -27,9 +27,10 @@ struct Sequence {
   // The modules' context begins here, at the beginning of a page; -1 = they have lost the thread: the hidden
   // states that they would go on from are gone.
   int64_t modules_from = 0;
-  int64_t states_from = 0;  // hidden states before this position were never computed
-  int64_t depth = 0;        // drafts of modules a pass, at most
-  bool adaptive = false;    // as many as pay
+  int64_t states_from = 0;   // hidden states before this position were never computed
+  int64_t depth = 0;         // drafts of modules a pass, at most
+  bool adaptive = false;     // as many as pay
+  bool by_position = false;  // a token depends on the seed, its position and its distribution alone
   // Behind the last token, and behind the last draft; null = anything may follow.
   std::unique_ptr<TokenConstraint> constraint, ahead;
 
@@ -76,6 +77,12 @@ struct Sequence {
   // Whether the most likely token of a row is all that is to be known of it.
   bool plain() const {
     return request.options.sampling.plain() && !constraint && request.options.top_logprobs < 0;
+  }
+  // The token of a position.
+  int32_t draw(const Distribution& distribution, int64_t position) {
+    if (!by_position) return sample(distribution, random);
+    random.seek(2 * static_cast<uint64_t>(position));  // words that a uniform number takes
+    return token_at(distribution, random.uniform());
   }
   Runner::Asked asked() const { return plain() ? Runner::Asked::likely : Runner::Asked::logits; }
   bool reports_prompt() const { return request.options.prompt_logprobs; }

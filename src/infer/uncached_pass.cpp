@@ -6,7 +6,8 @@
 
 namespace latente {
 
-UncachedPass::UncachedPass(Backend& backend, const Transformer& model, int64_t count) : plan(backend) {
+UncachedPass::UncachedPass(Backend& backend, const Transformer& model, int64_t count, PlanOptions options)
+    : plan(backend, options) {
   Step at;
   at.positions = plan.input("positions", {count}, DType::i32);
   at.starts = plan.input("starts", {count}, DType::i32);

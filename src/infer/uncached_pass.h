@@ -6,7 +6,7 @@
 namespace latente {
 
 struct UncachedPass {
-  UncachedPass(Backend& backend, const Transformer& model, int64_t count);
+  UncachedPass(Backend& backend, const Transformer& model, int64_t count, PlanOptions options = {});
 
   Plan plan;
   Tensor ids;     // [count] i32: to be filled before the plan runs

@@ -25,7 +25,7 @@ Tensor Moe::operator()(const Tensor& x, Step& at) const {
       route(logits, gate.e_score_correction_bias, at.token_mask, how, at.count_load ? gate.load : Tensor());
   if (routed.balance_loss) at.balance_losses.push_back(routed.balance_loss);
 
-  if (x.plan()->fuses()) {
+  if (x.plan()->fuses() && !experts.gate_proj.view().residency) {
     const Mlp& shared = shared_experts;
     return expert_layer(x, routed,
                         {experts.gate_proj, experts.up_proj, experts.down_proj, shared.gate_proj.weight,

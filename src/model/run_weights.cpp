@@ -6,6 +6,7 @@
 #include "base/memory.h"
 #include "model/converted.h"
 #include "model/experts_on_demand.h"
+#include "model/fp8_weights.h"
 #include "model/gguf.h"
 #include "model/quantised.h"
 #include "model/quantised_places.h"
@@ -40,7 +41,7 @@ DType base_type(const ModelSource& source, const RunWeights& weights) {
   // Activations that meet quantised weights are float32.
   if (quantised_type(source, weights)) return stored == DType::f64 ? DType::f32 : stored;
   if (weights.type == "auto") return stored;
-  if (weights.type == "fp8") return DType::bf16;
+  if (weights.type == "fp8") return DType::bf16;  // of what is not
   const std::optional<DType> type = dtype_from_name(weights.type);
   if (type != DType::f32 && type != DType::bf16 && type != DType::f64)
     fail("weights: expected auto, f32, bf16, f64, fp8, int8 or int4, found {}", weights.type);
@@ -144,8 +145,6 @@ std::unique_ptr<Transformer> load_for_running(const ModelSource& source, const R
     decoded.type = "bf16";
     return load_for_running(source, decoded, backend);
   }
-  if (weights.type == "fp8" && !keeps_squares(backend))
-    fail("weights: fp8 is for GPUs (--device cuda): {} has no kernels for it", backend.name());
   const bool narrow = quantised_type(source, weights).has_value();
   const DType type = narrow && !backend.is_host() ? DType::bf16 : base_type(source, weights);
   auto model = std::make_unique<Transformer>(source.config, type);
@@ -172,18 +171,27 @@ std::unique_ptr<Transformer> load_for_running(const ModelSource& source, const R
     }
     return model;
   }
-  const bool fp8 = weights.type == "fp8";
+  const bool fp8 = weights.type == "fp8", as_stored = weights.type == "auto";
   if (fp8 && !source.tensors) {
-    initialise_with_squares(*model, seed, backend);
+    keeps_squares(backend) ? initialise_with_squares(*model, seed, backend)
+                           : initialise_fp8(*model, seed, backend);
     return model;
   }
-  if (source.tensors && (fp8 || (weights.type == "auto" && type == DType::bf16 && keeps_squares(backend)))) {
+  if (source.tensors && keeps_squares(backend) && (fp8 || (as_stored && type == DType::bf16))) {
     SquareOptions how;
     how.quantise = fp8;
     how.memory = weights.memory > 0 ? weights.memory : default_memory(backend);
     load_with_squares(*model, *source.tensors, backend, how);
     return model;
   }
+  if (source.tensors && (fp8 || as_stored) && runs_fp8(*source.tensors, backend)) {
+    if (weights.memory > 0) check_whole(weights, fp8_bytes(*model, *source.tensors, backend));
+    load_fp8(*model, *source.tensors, backend);
+    return model;
+  }
+  if (fp8)
+    fail("weights: {} runs FP8 with a scale for each 128 rows and columns as it is stored, and here is none",
+         backend.name());
   if (source.tensors) {
     load_floating(*model, *source.tensors, weights, backend);
     return model;

@@ -12,9 +12,10 @@ namespace latente {
 
 struct RunWeights {
   // "auto" (as stored, see load_as_stored for GGUF files; bf16 for random weights), "f32", "bf16", "f64";
-  // "int8" and "int4" quantise (see model/quantised.h), and what they leave out is then as stored; "fp8", on
-  // a GPU alone, keeps or rounds to FP8 (model/square_weights.h). A converted model (model/converted.h) only
-  // runs as it is stored. On a GPU what meets quantised weights is bfloat16, and "auto" keeps FP8 as FP8.
+  // "int8" and "int4" quantise (see model/quantised.h), and what they leave out is then as stored; "fp8"
+  // keeps FP8 (model/fp8_weights.h), on a GPU also rounds to it (model/square_weights.h). A converted model
+  // (model/converted.h) only runs as it is stored. "auto" keeps FP8 as FP8. On a GPU what meets quantised
+  // weights is bfloat16.
   std::string type = "auto";
   int64_t group = 0;  // of int8 and int4; 0 = as stored, else default_group
   // Bytes that weights may take. When they are more, and lie in safetensors in the form that they run in,

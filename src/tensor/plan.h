@@ -33,6 +33,8 @@ struct PlanOptions {
   // Bytes that intermediates should fit in, if not 0: results of the forward pass are then dropped and made
   // again for the backward pass, cheapest a byte first, until they do, or as far as it helps.
   int64_t memory = 0;
+  // false records each op by itself even without gradients: for whoever looks between them
+  bool fuse = true;
   // false gives every intermediate its own memory: the oracle of the liveness tests
   bool reuse_memory = true;
 };
@@ -89,7 +91,7 @@ class Plan {
   Backend& backend() const { return *backend_; }
   bool training() const { return options_.training; }
   // Whether ops are recorded as the backend's fused calls where there are such.
-  bool fuses() const { return !options_.training && backend_->fuses(); }
+  bool fuses() const { return !options_.training && options_.fuse && backend_->fuses(); }
   // Whether gates and what they gate are recorded as one node: not where parts of it may have to be made
   // again for want of memory.
   bool fuses_gates() const { return options_.training ? options_.memory == 0 : fuses(); }

@@ -1,9 +1,14 @@
 #include "base/threads.h"
 
 #include <gtest/gtest.h>
+#include <sched.h>
 
 #include <atomic>
+#include <chrono>
+#include <mutex>
+#include <set>
 #include <stdexcept>
+#include <thread>
 #include <vector>
 
 #include "base/error.h"
@@ -67,6 +72,36 @@ TEST(Threads, AnExceptionComesBackAndThePoolLivesOn) {
 }
 
 TEST(Threads, TooManyAreRefused) { EXPECT_THROW(ThreadPool(1 << 20), Error); }
+
+TEST(Threads, PinnedOnesStayOnCoresOfTheirOwn) {
+  cpu_set_t all;
+  CPU_ZERO(&all);
+  ASSERT_EQ(sched_getaffinity(0, sizeof(all), &all), 0);
+  const int cores = CPU_COUNT(&all);
+  ThreadPool pool(ThreadOptions(cores, true));
+  std::mutex mutex;
+  std::set<int> found;
+  const auto caller = std::this_thread::get_id();
+  // Until all have come: each worker joins while there is work.
+  for (int round = 0; round < 1000 && static_cast<int>(found.size()) < cores - 1; ++round) {
+    pool.run([&](int) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      if (std::this_thread::get_id() == caller) return;
+      cpu_set_t mine;
+      CPU_ZERO(&mine);
+      sched_getaffinity(0, sizeof(mine), &mine);
+      const std::lock_guard lock(mutex);
+      EXPECT_EQ(CPU_COUNT(&mine), 1);
+      found.insert(sched_getcpu());
+    });
+  }
+  EXPECT_EQ(static_cast<int>(found.size()), cores - 1);
+  cpu_set_t after;
+  CPU_ZERO(&after);
+  sched_getaffinity(0, sizeof(after), &after);
+  EXPECT_TRUE(CPU_EQUAL(&all, &after));
+  EXPECT_THROW(ThreadPool(ThreadOptions(cores + 1, true)), Error);
+}
 
 TEST(Threads, LoopsInsideLoopsRunInPlace) {
   ThreadPool pool(3);

@@ -203,6 +203,34 @@ TEST(Engine, SampledTextDependsOnTheSeedAlone) {
   EXPECT_NE(generated(other, prompt, options), first);
 }
 
+// Whatever is drafted, by modules or by looking up, and however much of it.
+TEST(Engine, SampledTextWithASeedIsThatWithoutDrafts) {
+  GenerationStats all;
+  for (uint64_t seed = 1; seed <= 20; ++seed) {
+    Random random(seed, 3);
+    Tiny tiny{.mtp = random.between(0, 2), .vocabulary = random.between(5, 64)};
+    Transformer model = made(tiny, seed, 0.2);
+    RunnerOptions how{.context = 100, .page_size = 16, .chunk = 32};
+    const std::vector<int32_t> prompt = random_tokens(random, random.between(1, 20), tiny.vocabulary);
+    GenerationOptions options;
+    options.max_tokens = 60;
+    options.sampling = {.temperature = random.uniform(0.3, 1.2), .seed = seed};
+    if (random.chance(0.5)) options.sampling.top_p = 0.9;
+    options.draft = 0;
+    Engine plain_engine(backend(), model, how);
+    const Text want = generated(plain_engine, prompt, options);
+    for (int64_t draft : {-1, 1, 3}) {
+      Engine engine(backend(), model, how);
+      options.draft = draft;
+      GenerationStats stats;
+      EXPECT_EQ(generated(engine, prompt, options, &stats), want) << "seed " << seed << ", draft " << draft;
+      all.drafted += stats.drafted, all.accepted += stats.accepted;
+    }
+  }
+  EXPECT_GT(all.acceptance(), 0.1);
+  EXPECT_LT(all.acceptance(), 0.95);
+}
+
 TEST(Engine, RefusesWhatItCannotDo) {
   Transformer model = made({.mtp = 1}, 3);
   Engine engine(backend(), model, {.context = 16, .page_size = 16, .chunk = 8});
@@ -315,7 +343,9 @@ TEST(Engine, SampledSpeculationHasThePlainDistribution) {
                                         .penalty_window = 2,
                                         .logit_bias = {{2, 0.3}}}}};
   constexpr int64_t texts = 60'000;
-  for (size_t s = 0; s < settings.size(); ++s) {
+  for (size_t i = 0; i < 2 * settings.size(); ++i) {
+    const size_t s = i / 2;
+    const bool by_position = i % 2 == 0;
     const Setting& setting = settings[s];
     Tiny tiny{.mtp = setting.modules, .layers = 1, .vocabulary = letters, .hidden = 8};
     Transformer model = made(tiny, 20 + s, 0.5);
@@ -325,10 +355,11 @@ TEST(Engine, SampledSpeculationHasThePlainDistribution) {
     Engine engine(backend(), model, how);
     GenerationOptions options;
     options.max_tokens = text_length, options.draft = setting.draft, options.sampling = setting.sampling;
+    options.repeatable = by_position;
     std::vector<int64_t> counts(64, 0);
     GenerationStats all;
-    for (int64_t i = 0; i < texts; ++i) {
-      options.sampling.seed = static_cast<uint64_t>(i);
+    for (int64_t text = 0; text < texts; ++text) {
+      options.sampling.seed = static_cast<uint64_t>(text);
       size_t code = 0;
       GenerationStats stats = engine.generate(prompt, options, [&](GeneratedToken token) {
         code = code * letters + static_cast<size_t>(token.id);

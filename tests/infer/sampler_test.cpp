@@ -291,6 +291,25 @@ std::vector<double> dense(const Distribution& distribution, size_t vocabulary) {
   return p;
 }
 
+TEST(Sampler, PutsProbabilitiesOneBehindTheOther) {
+  const Distribution distribution{{3, 0.2}, {5, 0.5}, {8, 0.2}, {9, 0.1}};
+  for (const auto& [number, token] : std::vector<std::pair<double, int32_t>>{
+           {0, 5}, {0.49, 5}, {0.51, 3}, {0.69, 3}, {0.71, 8}, {0.89, 8}, {0.91, 9}, {1 - 0x1p-53, 9}})
+    EXPECT_EQ(token_at(distribution, number), token) << number;
+  EXPECT_EQ(token_at({{4, 1.0}}, 0.7), 4);
+  Distribution many;
+  for (int32_t id = 0; id < 1000; ++id) many.push_back({id, (id + 1) / 500500.0});
+  int32_t last = 1000;
+  for (double number = 0; number < 1; number += 1e-3) {
+    const int32_t token = token_at(many, number);
+    EXPECT_LE(token, last);
+    // The sum over those above it.
+    EXPECT_NEAR(1 - static_cast<double>(token + 1) * static_cast<double>(token + 2) / 2 / 500500, number,
+                3e-3);
+    last = token;
+  }
+}
+
 TEST(Sampler, DrawsByProbability) {
   for (uint64_t seed : {1, 2, 3, 4, 5}) {
     Random random(seed);
