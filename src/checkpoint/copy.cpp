@@ -10,7 +10,7 @@ namespace latente {
 
 namespace {
 
-constexpr int64_t piece = 1 << 16;  // elements converted at a time: stays in cache
+constexpr int64_t piece_size = 1 << 16;  // elements converted at a time: stays in cache
 
 int64_t load_integer(DType type, const std::byte* at) {
   if (type == DType::i64) {
@@ -121,7 +121,7 @@ void copy_out(const View& source, DType to, const std::string& name,
     sink({element(source, 0), static_cast<size_t>(source.bytes())});
     return;
   }
-  std::vector<double> buffer(static_cast<size_t>(piece * size_of(to)) / sizeof(double));
+  std::vector<double> buffer(static_cast<size_t>(piece_size * size_of(to)) / sizeof(double));
   std::byte* out = reinterpret_cast<std::byte*>(buffer.data());
   int64_t filled = 0;
   auto flush = [&] {
@@ -130,11 +130,11 @@ void copy_out(const View& source, DType to, const std::string& name,
   };
   for_each_run(source, [&](int64_t first, int64_t count) {
     for (int64_t done = 0; done < count;) {
-      int64_t n = std::min(count - done, piece - filled);
+      int64_t n = std::min(count - done, piece_size - filled);
       convert_run(source.dtype, element(source, first + done), to, out + filled * size_of(to), n, name);
       done += n;
       filled += n;
-      if (filled == piece) flush();
+      if (filled == piece_size) flush();
     }
   });
   if (filled > 0) flush();
