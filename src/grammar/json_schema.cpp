@@ -1,9 +1,11 @@
 #include "grammar/json_schema.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <deque>
 #include <map>
+#include <set>
 
 #include "base/error.h"
 #include "grammar/json_format.h"
@@ -21,11 +23,16 @@ namespace {
 constexpr int most_filtered = 1000;
 constexpr size_t most_bytes = size_t{4} << 20, most_rules = 50'000;
 constexpr int most_schema_nesting = 128;
+constexpr uint64_t most_comparisons = uint64_t{1} << 27;  // of names: 16'000 members of one object
+constexpr uint64_t steps_a_character = 16;  // of a pattern or a key, each of which becomes states
 
-// nlohmann's parser and its values are fine with any depth; what walks them here is not.
-void check_nesting(std::string_view text, const std::string& name) {
+// nlohmann's parser and its values are fine with any depth; what walks them here is not. And each member of
+// an object is looked for among those before it.
+void check_shape(std::string_view text, const std::string& name) {
   int depth = 0;
   bool in_string = false;
+  std::array<uint64_t, most_schema_nesting + 1> members{};  // of the open objects, by depth
+  uint64_t comparisons = 0;
   for (size_t i = 0; i < text.size(); ++i) {
     const char c = text[i];
     if (in_string) {
@@ -36,7 +43,13 @@ void check_nesting(std::string_view text, const std::string& name) {
     if (c == '"') in_string = true;
     if (c == '{' || c == '[') ++depth;
     if (c == '}' || c == ']') --depth;
+    if (depth < 0) return;  // not JSON
     if (depth > most_schema_nesting) fail("{}: nests deeper than {}", name, most_schema_nesting);
+    const auto level = static_cast<size_t>(depth);
+    if (c == '{') members[level] = 0;
+    if (c == ':') comparisons += members[level]++;
+    if (comparisons > most_comparisons)
+      fail("{}: objects of too many members, {} in one of them", name, members[level]);
   }
 }
 
@@ -48,7 +61,8 @@ std::string format_names() {
 
 class Builder {
  public:
-  Builder(const Json& schema, const std::string& name) : merge_(schema, name), name_(name) {
+  Builder(const Json& schema, const std::string& name, Work& work)
+      : merge_(schema, name, work), work_(work), name_(name) {
     // Rules that all share.
     any_character_ = rule("character", any_json_character());
     any_characters_ = repeat(any_json_character(), 0, Expression::unlimited);
@@ -93,6 +107,7 @@ class Builder {
 
   // The rule of a schema; equal ones share it, which also ends recursion.
   uint32_t schema_rule(const Json& schema, const std::string& path) {
+    merge_.spend(1 + weight_of(schema), path);
     auto [known, is_new] = known_.try_emplace(schema.dump(), 0);
     if (is_new) {
       known->second = rule(path, {});
@@ -169,11 +184,13 @@ class Builder {
                                                      [&](const auto& type) { return has_type(value, type); });
     });
     if (values.empty() || rest.empty() || (rest.size() == 1 && rest.contains("type"))) return values;
+    constexpr uint64_t steps_to_filter = 4096, steps_to_match = 256;  // about
+    merge_.spend(steps_to_filter + steps_to_match * (values.size() + weight_of(values)), path);
     if (filtering_ || ++filtered_ > most_filtered)
       merge_.broken(path, "too many enumerations beside other keywords, or one in another");
     std::shared_ptr<const Automaton> others;
     try {
-      others = std::make_shared<const Automaton>(Builder(merge_.root(), name_).whole_at(rest, path));
+      others = std::make_shared<const Automaton>(Builder(merge_.root(), name_, work_).whole_at(rest, path));
     } catch (const Error& error) {
       merge_.broken(path, fmt::format("enum or const beside what cannot be honoured ({})", error.what()));
     }
@@ -250,9 +267,8 @@ class Builder {
     if (schema.contains("additionalProperties")) additional = schema["additionalProperties"];
     std::vector<std::string> required;
     if (schema.contains("required")) required = schema["required"].get<std::vector<std::string>>();
-    const auto is_required = [&](const std::string& key) {
-      return std::find(required.begin(), required.end(), key) != required.end();
-    };
+    const std::set<std::string> all_required(required.begin(), required.end());
+    const auto is_required = [&](const std::string& key) { return all_required.contains(key); };
 
     std::vector<std::pair<Machine, Json>> by_pattern;
     for (const auto& [pattern, value] : patterns.items()) {
@@ -262,6 +278,7 @@ class Builder {
     const auto matching = [&](const std::string& key) {
       Json all = true;
       for (const auto& [pattern, value] : by_pattern) {
+        merge_.spend(1 + key.size(), path);
         if (pattern.matches(content_of(key))) all = both(all, value);
       }
       return all;
@@ -269,8 +286,11 @@ class Builder {
 
     std::vector<Part> parts;
     std::vector<std::string> keys;
+    std::set<std::string> added;
     const auto add = [&](const std::string& key, const Json& value, const std::string& at) {
+      merge_.spend(steps_a_character * (1 + key.size()), at);
       keys.push_back(key);
+      added.insert(key);
       if (value == false && !is_required(key)) return;
       parts.push_back(
           {sequence({literal(Json(key).dump()), colon_, schema_call(value, at)}), is_required(key)});
@@ -278,7 +298,7 @@ class Builder {
     for (const auto& [key, value] : properties.items())
       add(key, both(value, matching(key)), path_to(path_to(path, "properties"), key));
     for (const std::string& key : required) {
-      if (std::find(keys.begin(), keys.end(), key) != keys.end()) continue;
+      if (added.contains(key)) continue;
       // Where others are not mentioned, it is one more property.
       const Json patterned = matching(key);
       const Json value = patterned != true                         ? patterned
@@ -324,25 +344,31 @@ class Builder {
                                     const Json& additional, const std::vector<std::string>& declared,
                                     const std::string& path) {
     constexpr size_t most_sets = 64;
+    const std::string at = path_to(path, "patternProperties");
     std::vector<Expression> taken;
     for (const std::string& key : declared) taken.push_back(literal(content_of(key)));
     struct Keys {
       Machine machine;
       Json schema;  // null: of no pattern
     };
-    std::vector<Keys> sets{
-        {first_only(machine(plain_characters_, path), machine(choice(std::move(taken)), path)), {}}};
+    std::vector<Keys> sets{{limited(at,
+                                    [&] {
+                                      return first_only(machine_of(grammar_, plain_characters_, work_),
+                                                        machine_of(grammar_, choice(std::move(taken)), work_),
+                                                        work_);
+                                    }),
+                            {}}};
     for (const auto& [pattern, value] : patterns) {
       std::vector<Keys> next;
       for (Keys& keys : sets) {
-        Keys matching{limited(path, [&, &pattern = pattern] { return both_of(keys.machine, pattern); }),
+        Keys matching{limited(at, [&, &pattern = pattern] { return both_of(keys.machine, pattern, work_); }),
                       keys.schema.is_null() ? value : both(keys.schema, value)};
-        keys.machine = limited(path, [&, &pattern = pattern] { return first_only(keys.machine, pattern); });
+        keys.machine =
+            limited(at, [&, &pattern = pattern] { return first_only(keys.machine, pattern, work_); });
         if (!matching.machine.empty()) next.push_back(std::move(matching));
         if (!keys.machine.empty()) next.push_back(std::move(keys));
       }
-      if (next.size() > most_sets)
-        merge_.broken(path_to(path, "patternProperties"), "too many patterns that match the same keys");
+      if (next.size() > most_sets) merge_.broken(at, "too many patterns that match the same keys");
       sets = std::move(next);
     }
     std::vector<Expression> all;
@@ -371,7 +397,7 @@ class Builder {
     }
   }
   Machine machine(const Expression& expression, const std::string& path) const {
-    return limited(path, [&] { return machine_of(grammar_, expression); });
+    return limited(path, [&] { return machine_of(grammar_, expression, work_); });
   }
   // What matches all of some expressions and none of others.
   Expression all_but(const std::vector<Expression>& all, const std::vector<Expression>& none,
@@ -379,9 +405,9 @@ class Builder {
     if (all.size() == 1 && none.empty()) return all[0];
     Machine out = machine(all[0], path);
     for (size_t i = 1; i < all.size(); ++i)
-      out = limited(path, [&] { return both_of(out, machine(all[i], path)); });
+      out = limited(path, [&] { return both_of(out, machine_of(grammar_, all[i], work_), work_); });
     for (const Expression& one : none)
-      out = limited(path, [&] { return first_only(out, machine(one, path)); });
+      out = limited(path, [&] { return first_only(out, machine_of(grammar_, one, work_), work_); });
     return out.empty() ? choice({}) : expression_of(std::move(out));
   }
 
@@ -534,6 +560,7 @@ class Builder {
     const Expression& any = alone ? any_characters_ : plain_characters_;
     std::vector<Expression> all, none;
     const auto parsed = [&](const Json& pattern, const char* key) {
+      merge_.spend(steps_a_character * pattern.get_ref<const std::string&>().size(), path);
       return parse_pattern(pattern.get_ref<const std::string&>(), name_ + path_to(path, key), any);
     };
     for (const Json& pattern : patterns) all.push_back(parsed(pattern, "pattern"));
@@ -542,6 +569,7 @@ class Builder {
       if (known == string_formats().end())
         merge_.broken(path_to(path, "format"),
                       fmt::format("expected one of {}, found {}", format_names(), format.dump()));
+      merge_.spend(steps_a_character * known->second.size(), path);
       all.push_back(parse_pattern(known->second, known->first, any));
     }
     if (limited) {
@@ -580,6 +608,7 @@ class Builder {
           merge_.broken(path_to(path, "multipleOf"),
                         fmt::format("expected a step of at most {} of its last decimal place, found {}",
                                     most_step, step.dump()));
+        merge_.spend(steps_a_character * machine->states.size(), path);
         all.push_back(expression_of(*machine));
       }
     }
@@ -592,6 +621,7 @@ class Builder {
   }
 
   SchemaMerge merge_;
+  Work& work_;
   std::string name_;
   Grammar grammar_;
   std::map<std::string, uint32_t> known_;  // schema's text → rule
@@ -607,16 +637,20 @@ class Builder {
 
 Grammar parse_json_schema(std::string_view schema, const std::string& name) {
   if (schema.size() > most_bytes) fail("{}: larger than {} bytes", name, most_bytes);
-  check_nesting(schema, name);
+  check_shape(schema, name);
   Json json;
   try {
     json = Json::parse(schema);
   } catch (const Json::exception& error) {
     fail("{}: not JSON: {}", name, error.what());
   }
-  return Builder(json, name).whole(json);
+  Work work;
+  return Builder(json, name, work).whole(json);
 }
 
-Grammar json_object_grammar() { return Builder(Json(true), "JSON").any_object(); }
+Grammar json_object_grammar() {
+  Work work;
+  return Builder(Json(true), "JSON", work).any_object();
+}
 
 }  // namespace latente::grammar

@@ -7,10 +7,12 @@
 #include <vector>
 
 #include "grammar/grammar.h"
+#include "grammar/work.h"
 
 namespace latente::grammar {
 
-// State 0 is the first; a byte that no edge reads leads nowhere. Edges of a state do not overlap.
+// State 0 is the first; a byte that no edge reads leads nowhere. Edges of a state are in order and do not
+// overlap.
 struct Machine {
   static constexpr size_t most_states = size_t{1} << 16;
 
@@ -28,11 +30,11 @@ struct Machine {
   bool matches(std::string_view text) const;
 };
 
-// Of an expression whose rules do not call themselves. Error: it needs too many states.
-Machine machine_of(const Grammar& grammar, const Expression& expression);
-// Texts that match both, and those that match `a` only. Error: too many states.
-Machine both_of(const Machine& a, const Machine& b);
-Machine first_only(const Machine& a, const Machine& b);
+// Of an expression whose rules do not call themselves. Error: it needs too many states, or too much work.
+Machine machine_of(const Grammar& grammar, const Expression& expression, Work& work);
+// Texts that match both, and those that match `a` only. Error: too many states, or too much work.
+Machine both_of(const Machine& a, const Machine& b, Work& work);
+Machine first_only(const Machine& a, const Machine& b, Work& work);
 
 Expression expression_of(Machine machine);
 

@@ -94,6 +94,18 @@ std::vector<Json> values_of(const Json& value) {
   return value.is_array() ? std::vector<Json>(value.begin(), value.end()) : std::vector<Json>{value};
 }
 
+uint64_t weight_of(const Json& json) {
+  constexpr size_t text_step = 16;
+  if (json.is_string()) return 1 + json.get_ref<const std::string&>().size() / text_step;
+  uint64_t weight = 1;
+  if (json.is_object()) {
+    for (const auto& [key, value] : json.items()) weight += key.size() / text_step + weight_of(value);
+  } else if (json.is_array()) {
+    for (const Json& element : json) weight += weight_of(element);
+  }
+  return weight;
+}
+
 std::string path_to(const std::string& path, const std::string& key) {
   std::string out = path + "/";
   for (const char c : key) {
@@ -135,6 +147,14 @@ std::vector<std::string> types_of(const Json& schema) {
 
 void SchemaMerge::broken(const std::string& path, const std::string& what) const {
   fail("{}{}: {}", name_, path, what);
+}
+
+void SchemaMerge::spend(uint64_t steps, const std::string& path) const {
+  try {
+    work_.spend(steps);
+  } catch (const Error& error) {
+    broken(path, error.what());
+  }
 }
 
 const Json& SchemaMerge::target(const Json& reference, const std::string& path) const {
@@ -227,6 +247,7 @@ std::vector<Json> SchemaMerge::expand(const Json& schema, const std::string& pat
   if (schema.is_boolean())
     return schema.get<bool>() ? std::vector{Json(Json::object())} : std::vector<Json>{};
   if (!schema.is_object()) broken(path, "expected a schema: an object, true or false");
+  spend(schema.size() + path.size() / 16, path);
   Json own = Json::object();
   std::vector<Json> all{Json::object()};
   for (const auto& [key, value] : schema.items()) {
@@ -258,8 +279,10 @@ std::vector<Json> SchemaMerge::expand(const Json& schema, const std::string& pat
     } else if (key == "const" || key == "enum") {
       const Json values = key == "const" ? Json::array({value}) : value;
       if (!values.is_array()) broken(at, "expected a list of values");
+      spend(weight_of(values), at);
       own["enum"] = own.contains("enum") ? merged_values("enum", own["enum"], values, at) : values;
     } else {
+      spend(weight_of(value), at);
       check(key, value, at);
       own[key] = value;
     }
@@ -303,6 +326,7 @@ std::vector<Json> SchemaMerge::negate(const Json& schema, const std::string& pat
   if (schema.is_boolean())
     return schema.get<bool>() ? std::vector<Json>{} : std::vector{Json(Json::object())};
   if (!schema.is_object()) broken(path, "expected a schema: an object, true or false");
+  spend(weight_of(schema) + path.size() / 16, path);
   Json own = schema;
   modernise(own);
   std::vector<Json> any;
@@ -417,6 +441,7 @@ std::vector<Json> SchemaMerge::combine(const std::vector<Json>& a, const std::ve
   std::vector<Json> all;
   for (const Json& one : a) {
     for (const Json& other : b) {
+      spend(weight_of(one) + weight_of(other) + all.size(), path);
       Json merged = merge(one, other, path);
       if (std::find(all.begin(), all.end(), merged) == all.end()) all.push_back(std::move(merged));
     }
@@ -460,6 +485,7 @@ Json SchemaMerge::merge(const Json& a, const Json& b, const std::string& path) c
 Json SchemaMerge::merged_values(const std::string& key, const Json& a, const Json& b,
                                 const std::string& path) const {
   if (a == b) return a;
+  if (a.is_array() && b.is_array()) spend(a.size() * b.size(), path);
   if (key == "type") {
     Json out = Json::array();
     for (const Json& one : values_of(a)) {

@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "grammar/work.h"
+
 namespace latente::grammar {
 
 using Json = nlohmann::ordered_json;
@@ -13,8 +15,9 @@ class SchemaMerge {
  public:
   static constexpr size_t most_alternatives = 1000;
 
-  // name: of the schema, for messages. The root must outlive this.
-  SchemaMerge(const Json& root, std::string name) : root_(root), name_(std::move(name)) {}
+  // name: of the schema, for messages. The root must outlive this, and so must what may be spent on it.
+  SchemaMerge(const Json& root, std::string name, Work& work)
+      : root_(root), name_(std::move(name)), work_(work) {}
 
   const Json& root() const { return root_; }
 
@@ -27,6 +30,9 @@ class SchemaMerge {
   const Json& target(const Json& reference, const std::string& path) const;
 
   [[noreturn]] void broken(const std::string& path, const std::string& what) const;
+
+  // Error, which names the path, when the whole schema needs too much.
+  void spend(uint64_t steps, const std::string& path) const;
 
  private:
   void check(const std::string& key, const Json& value, const std::string& path) const;
@@ -43,6 +49,7 @@ class SchemaMerge {
 
   const Json& root_;
   std::string name_;
+  Work& work_;
 };
 
 // A schema for what satisfies both.
@@ -50,6 +57,8 @@ Json both(const Json& a, const Json& b);
 // A value, or the values of a list.
 std::vector<Json> values_of(const Json& value);
 // "#/a/b", of "#/a" and "b".
+// Its members and elements, and what is in them; long texts count as several.
+uint64_t weight_of(const Json& json);
 std::string path_to(const std::string& path, const std::string& key);
 // The types that a schema without combinators admits: those of `type`, else those that its keywords speak of,
 // else all.

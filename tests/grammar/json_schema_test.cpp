@@ -301,6 +301,55 @@ TEST(JsonSchema, ErrorsNameThePath) {
   EXPECT_THROW(of_schema(R"({"enum":[]})"), Error);
 }
 
+// Small schemas of which a naive compiler makes very much.
+TEST(JsonSchema, RefusesWhatNeedsTooMuchWork) {
+  const auto expect_refused = [](const Json& schema, std::string_view path, std::string_view what) {
+    try {
+      parse_json_schema(schema.dump(), "s");
+      ADD_FAILURE() << schema.dump().substr(0, 200) << " is accepted";
+    } catch (const Error& error) {
+      const std::string message = error.what();
+      EXPECT_TRUE(message.starts_with(path)) << message;
+      EXPECT_NE(message.find(what), message.npos) << message;
+    }
+  };
+  const std::string steps = "more than 8388608 steps are needed to compile it";
+  // Keys may match any of the patterns, at any place.
+  Json patterns;
+  for (const char* word : {"dependentRequired", "else", "if", "properties", "then", "type"})
+    patterns["patternProperties"][word] = {{"type", "integer"}};
+  expect_refused(patterns, "s#/patternProperties: ", steps);
+  // Each definition stands for two of the next.
+  Json doubled = {{"$ref", "#/$defs/0"}, {"title", ""}};
+  for (int i = 0; i < 30; ++i) {
+    const Json next = {{"$ref", "#/$defs/" + std::to_string(i + 1)}};
+    doubled["$defs"][std::to_string(i)] = {{"allOf", {next, next}}};
+  }
+  doubled["$defs"]["30"] = {{"type", "integer"}};
+  expect_refused(doubled, "s#/$ref/allOf/0/", steps);
+  std::string members = R"({"properties":{)";
+  for (int i = 0; i < 20'000; ++i) members += (i > 0 ? ",\"" : "\"") + std::to_string(i) + R"(":{})";
+  try {
+    parse_json_schema(members + "}}", "s");
+    ADD_FAILURE() << "20'000 properties are accepted";
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(), "s: objects of too many members, 16385 in one of them");
+  }
+  Json required;
+  for (int i = 0; i < 100'000; ++i) required["required"].push_back("r" + std::to_string(i));
+  expect_refused(required, "s#/required: ", steps);
+
+  // What is large, but not that large, is compiled.
+  Json common;
+  for (int i = 0; i < 2000; ++i) common["properties"]["k" + std::to_string(i)] = {{"type", "string"}};
+  for (int i = 0; i < 30; ++i) {
+    common["properties"]["p" + std::to_string(i)] = {
+        {"type", "string"}, {"pattern", "^[a-z_-]+" + std::to_string(i) + "?$"}, {"maxLength", 100}};
+  }
+  common["additionalProperties"] = false;
+  EXPECT_GT(of_schema(common.dump())->states(), 10'000u);
+}
+
 // Walks through documents by admitted tokens alone: whatever is written parses, and every prefix goes on.
 TEST(JsonSchema, WhatIsWrittenParses) {
   std::vector<std::string> tokens{""};

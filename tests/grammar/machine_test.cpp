@@ -55,8 +55,9 @@ TEST(Machine, SaysOfTextsWhatTheExpressionsSay) {
   for (uint64_t seed = 1; seed <= 150; ++seed) {
     Random random(seed);
     const Expression a = random_expression(random, 3), b = random_expression(random, 3);
-    const Machine of_a = machine_of({}, a), of_b = machine_of({}, b);
-    const Machine of_both = both_of(of_a, of_b), of_first = first_only(of_a, of_b);
+    Work work;
+    const Machine of_a = machine_of({}, a, work), of_b = machine_of({}, b, work);
+    const Machine of_both = both_of(of_a, of_b, work), of_first = first_only(of_a, of_b, work);
     bool any_of_both = false;
     for (int i = 0; i < 60; ++i) {
       const std::string text = random_text(random);
@@ -85,14 +86,15 @@ TEST(Machine, ReadsRulesInPlaceUnlessTheyCallThemselves) {
   Grammar grammar;
   grammar.rules.push_back({"pair", sequence({call(1), literal("-"), call(1)})});
   grammar.rules.push_back({"digits", repeat(one_of({{'0', '9'}}), 1, 3)});
-  const Machine machine = machine_of(grammar, call(0));
+  Work work;
+  const Machine machine = machine_of(grammar, call(0), work);
   EXPECT_TRUE(machine.matches("12-345"));
   EXPECT_FALSE(machine.matches("12-3456"));
-  EXPECT_TRUE(first_only(machine, machine).empty());
+  EXPECT_TRUE(first_only(machine, machine, work).empty());
   grammar.rules.push_back(
       {"nested", choice({literal("x"), sequence({literal("("), call(2), literal(")")})})});
-  EXPECT_THROW(machine_of(grammar, call(2)), Error);
-  EXPECT_THROW(machine_of(grammar, repeat(literal("abcdefgh"), 50'000, 50'000)), Error);
+  EXPECT_THROW(machine_of(grammar, call(2), work), Error);
+  EXPECT_THROW(machine_of(grammar, repeat(literal("abcdefgh"), 50'000, 50'000), work), Error);
 }
 
 }  // namespace
