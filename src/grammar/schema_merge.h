@@ -56,9 +56,9 @@ class SchemaMerge {
 Json both(const Json& a, const Json& b);
 // A value, or the values of a list.
 std::vector<Json> values_of(const Json& value);
-// "#/a/b", of "#/a" and "b".
 // Its members and elements, and what is in them; long texts count as several.
 uint64_t weight_of(const Json& json);
+// "#/a/b", of "#/a" and "b".
 std::string path_to(const std::string& path, const std::string& key);
 // The types that a schema without combinators admits: those of `type`, else those that its keywords speak of,
 // else all.

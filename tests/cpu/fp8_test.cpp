@@ -52,7 +52,7 @@ struct Packed {
 };
 
 // Of gemm_kernels.cpp.
-std::vector<int64_t> targets() {
+std::vector<int64_t> gemm_targets() {
   std::vector<int64_t> found;
   for (int64_t target : {HWY_AVX3, HWY_AVX2, HWY_NEON, HWY_STATIC_TARGET}) {
     if (hwy::SupportedTargets() & target) found.push_back(target);
@@ -65,7 +65,7 @@ TEST(Fp8Weights, MultiplyAsTheirValuesInFloat32) {
   for (const auto& [n, k] :
        {std::pair<int64_t, int64_t>{16, 128}, {200, 384}, {130, 1408}, {5, 66}, {640, 2}}) {
     Stored stored(random, 1, n, k);
-    for (const int64_t target : targets()) {
+    for (const int64_t target : gemm_targets()) {
       hwy::SetSupportedTargetsForTest(target | HWY_STATIC_TARGET);
       CpuBackend cpu(2);
       const Packed w(cpu, stored, {n, k});

@@ -13,6 +13,12 @@
 
 namespace latente {
 
+// 1 or 3.
+inline CpuBackend& threads(int count) {
+  static CpuBackend one(1), three(3);
+  return count == 1 ? one : three;
+}
+
 // [outer, rows, columns]; with gaps after rows and matrices, filled with NaN.
 template <class T>
 struct Array {

@@ -10,11 +10,6 @@
 namespace latente {
 namespace {
 
-CpuBackend& threads(int count) {
-  static CpuBackend one(1), three(3);
-  return count == 1 ? one : three;
-}
-
 template <class T>
 View view_of(std::vector<T>& x) {
   return View(x.data(), {static_cast<int64_t>(x.size())}, dtype_of<T>);

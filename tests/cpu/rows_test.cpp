@@ -17,11 +17,6 @@ template <class T>
 class Rows : public ::testing::Test {};
 TYPED_TEST_SUITE(Rows, RowTypes);
 
-CpuBackend& threads(int count) {
-  static CpuBackend one(1), three(3);
-  return count == 1 ? one : three;
-}
-
 template <class T>
 Array<T> random_array(int64_t rows, int64_t columns, uint64_t seed, int64_t gap = 5) {
   Random random(seed);
