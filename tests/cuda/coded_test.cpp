@@ -10,6 +10,7 @@
 #include "cuda/backend.h"
 #include "cuda/coded.h"
 #include "cuda/kernels.h"
+#include "cuda/small_model.h"
 #include "infer/engine.h"
 #include "infer/sequence_runner.h"
 #include "model/convert.h"
@@ -28,7 +29,7 @@ struct Kind {
 void PrintTo(const Kind& kind, std::ostream* out) { *out << name_of(kind.type) << kind.group; }
 
 // Everything goes by these numbers of rows.
-constexpr int64_t counts[] = {1, 2, 4, 5, 8, 9, 17, 32, 33, 64, 100, 300};
+constexpr int64_t coded_rows[] = {1, 2, 4, 5, 8, 9, 17, 32, 33, 64, 100, 300};
 
 class CudaCoded : public testing::TestWithParam<Kind> {
  protected:
@@ -113,7 +114,7 @@ TEST_P(CudaCoded, Linear) {
   for (const auto& [n, k] : shapes) {
     const Pair w = weight({n, k});
     const Tensor bias = normals({n}, DType::f32);
-    for (const int64_t rows : counts) {
+    for (const int64_t rows : coded_rows) {
       const Tensor x = normals({rows, k});
       for (const DType type : {DType::bf16, DType::f32}) {
         const Tensor a = empty({rows, n}, type), b = empty({rows, n}, type);
@@ -131,7 +132,7 @@ TEST_P(CudaCoded, Linear) {
 TEST_P(CudaCoded, ProductsThatShareALaunch) {
   const int64_t depth = 264;
   const Pair w = weight({200, depth}), other = weight({72, depth}), third = weight({200, depth});
-  for (const int64_t rows : counts) {
+  for (const int64_t rows : coded_rows) {
     const Tensor x = normals({rows, depth}, DType::bf16, 0.1);
     const Tensor a = empty({rows, 200}), b = empty({rows, 72}), c = empty({rows, 200}), d = empty({rows, 72});
     device_.linear_both(x.view(), w.coded.view(), other.coded.view(), a.view(), b.view());
@@ -151,7 +152,7 @@ TEST_P(CudaCoded, AbsorbedQueries) {
   const Tensor table = normals({64, rope}, DType::f32);
   for (const int64_t nope : {64, 136}) {
     const Pair w = weight({heads, rank, nope});
-    for (const int64_t rows : counts) {
+    for (const int64_t rows : coded_rows) {
       std::vector<int32_t> places;
       for (int64_t t = 0; t < rows; ++t) places.push_back(static_cast<int32_t>(random_.below(64)));
       const Tensor q = normals({rows, heads, nope + rope}), positions = indices(places, {rows});
@@ -184,7 +185,7 @@ TEST_P(CudaCoded, Experts) {
         of_shared.push_back(weight({shared, width})), of_shared.push_back(weight({shared, width}));
         of_shared.push_back(weight({width, shared}));
       }
-      for (const int64_t rows : counts) {
+      for (const int64_t rows : coded_rows) {
         std::vector<int32_t> chosen;
         for (int64_t t = 0; t < rows; ++t) {
           const auto first = static_cast<int64_t>(random_.below(static_cast<uint64_t>(experts - 1)));
@@ -250,30 +251,6 @@ TEST_P(CudaCoded, WidenedPieceByPiece) {
 
 const std::string references = LATENTE_TEST_DATA "/reference/";
 
-// Of sizes that products of few rows take.
-Config config_of(bool compressed_queries) {
-  Config config;
-  config.model_type = "deepseek_v3";
-  config.vocab_size = 520;
-  config.hidden_size = 128;
-  config.intermediate_size = 192;
-  config.moe_intermediate_size = 64;
-  config.num_hidden_layers = 3;
-  config.num_mtp_layers = 1;
-  config.num_attention_heads = config.num_key_value_heads = 4;
-  config.n_shared_experts = 1;
-  config.n_routed_experts = 8;
-  config.num_experts_per_tok = 3;
-  config.q_lora_rank = compressed_queries ? 96 : 0;
-  config.kv_lora_rank = 192;
-  config.qk_rope_head_dim = 32;
-  config.qk_nope_head_dim = 64;
-  config.v_head_dim = 64;
-  config.first_k_dense_replace = 1;
-  config.topk_method = "noaux_tc";
-  return config;
-}
-
 std::vector<int32_t> tokens(Random& random, int64_t count) {
   std::vector<int32_t> ids;
   for (int64_t i = 0; i < count; ++i) ids.push_back(static_cast<int32_t>(random.below(64)));
@@ -302,7 +279,7 @@ std::vector<std::vector<float>> logits_of(Backend& backend, const Transformer& m
 
 using Logits = std::vector<std::vector<float>>;
 
-double distance(const std::vector<float>& a, const std::vector<float>& b) {
+double relative_distance(const std::vector<float>& a, const std::vector<float>& b) {
   double difference = 0, norm = 0;
   for (size_t i = 0; i < a.size(); ++i) {
     difference += std::pow(a[i] - b[i], 2), norm += std::pow(b[i], 2);
@@ -315,7 +292,7 @@ double distance(const std::vector<float>& a, const std::vector<float>& b) {
 void expect_near(const Logits& got, const Logits& want, const std::string& what) {
   ASSERT_EQ(got.size(), want.size());
   std::vector<double> distances;
-  for (size_t i = 0; i < want.size(); ++i) distances.push_back(distance(got[i], want[i]));
+  for (size_t i = 0; i < want.size(); ++i) distances.push_back(relative_distance(got[i], want[i]));
   std::sort(distances.begin(), distances.end());
   EXPECT_LT(distances[distances.size() / 2], 0.02) << what;
   EXPECT_LT(distances[distances.size() * 4 / 5], 0.06) << what << ", largest " << distances.back();
@@ -361,8 +338,8 @@ TEST(CudaCodedModel, RandomModelsAnswerAsOnTheCpu) {
     for (const std::string type : {"int8", "int4"}) {
       RunWeights how;
       how.type = type;
-      const auto there = load_for_running({config_of(compressed), nullptr}, how, device);
-      const auto here = load_for_running({config_of(compressed), nullptr}, how, cpu);
+      const auto there = load_for_running({small_config(compressed), nullptr}, how, device);
+      const auto here = load_for_running({small_config(compressed), nullptr}, how, cpu);
       expect_near(logits_of(device, *there, DType::bf16), logits_of(cpu, *here, DType::f32), type);
     }
   }
@@ -374,7 +351,7 @@ TEST(CudaCodedModel, TextsDoNotDependOnCompany) {
   for (const std::string type : {"int8", "int4", "fp8"}) {
     RunWeights how;
     how.type = type;
-    const auto model = load_for_running({config_of(true), nullptr}, how, device);
+    const auto model = load_for_running({small_config(true), nullptr}, how, device);
     std::vector<std::vector<int32_t>> prompts;
     Random random(7);
     for (int64_t s = 0; s < 11; ++s) prompts.push_back(tokens(random, 3 + 9 * (s % 4)));

@@ -77,12 +77,12 @@ class CudaFused : public testing::Test {
 };
 
 // Everything about the parts of a call goes by these numbers of rows.
-constexpr int64_t counts[] = {1, 2, 3, 4, 5, 8, 9, 17, 31, 32, 33, 64, 65, 100};
+constexpr int64_t row_counts[] = {1, 2, 3, 4, 5, 8, 9, 17, 31, 32, 33, 64, 65, 100};
 
 TEST_F(CudaFused, ProductsThatShareALaunch) {
   for (const int64_t depth : {72, 768, 2048}) {
     const Tensor w = normals({200, depth}), other = normals({72, depth});
-    for (const int64_t rows : counts) {
+    for (const int64_t rows : row_counts) {
       const Tensor x = normals({rows, depth});
       const Tensor a = empty({rows, 200}), b = empty({rows, 72}), c = empty({rows, 200}),
                    d = empty({rows, 72});
@@ -96,7 +96,7 @@ TEST_F(CudaFused, ProductsThatShareALaunch) {
 TEST_F(CudaFused, Gated) {
   const int64_t depth = 264, width = 136;
   const Tensor gate = normals({width, depth}), up = normals({width, depth});
-  for (const int64_t rows : counts) {
+  for (const int64_t rows : row_counts) {
     const Tensor x = normals({rows, depth}, DType::bf16, 0.1);
     const Tensor s = empty({rows, width}), t = empty({rows, width}), a = empty({rows, width}),
                  b = empty({rows, width});
@@ -217,7 +217,7 @@ TEST_F(CudaFused, AbsorbedQueries) {
   for (const int64_t nope : {64, 136}) {
     const Tensor kv_b = normals({heads, nope + 24, rank});
     const Tensor w = kv_b.slice(1, 0, nope);
-    for (const int64_t rows : counts) {
+    for (const int64_t rows : row_counts) {
       const Tensor q = normals({rows, heads, nope + rope}), positions = indices({rows}, 64);
       const Tensor a = empty({rows, heads, rank + rope}), b = empty({rows, heads, rank + rope});
       const Tensor other_q = buffer(device_, q.shape(), DType::bf16);  // it may be rotated in place
@@ -242,7 +242,7 @@ TEST_F(CudaFused, Experts) {
         weights[0] = normals({shared, width}), weights[1] = normals({shared, width});
         weights[2] = normals({width, shared});
       }
-      for (const int64_t rows : counts) {
+      for (const int64_t rows : row_counts) {
         ExpertLayer at;
         std::vector<Tensor> kept;
         auto keep = [&](Tensor tensor) { return kept.emplace_back(std::move(tensor)).view(); };
