@@ -59,12 +59,11 @@ void launch(const Product<A, B, C>& p, int64_t rows, int64_t batches, const char
     product_kernel<K><<<grid_of(K::rows, K::columns), K::threads, 0, context.stream>>>(p);
     check_launch(name);
   };
-  // Tiles of few rows where those of many would be mostly empty.
-  if ((grouped ? rows / p.experts : rows) <= 64) {
-    in_tiles_of(FloatTile<32, 1>{});
-  } else {
-    in_tiles_of(FloatTile<128, 2>{});
+  // Tiles of few rows where those of many would be mostly empty: gradients of routers' weights.
+  if constexpr (std::is_same_v<A, float>) {
+    if ((grouped ? rows / p.experts : rows) <= 64) return in_tiles_of(FloatTile<32, 1>{});
   }
+  in_tiles_of(FloatTile<128, 2>{});
 }
 
 // `width` elements a thread.
