@@ -729,14 +729,19 @@ class Limits(WithServer):
         self.assertLess(closes_after(b"GET /health HTTP/1.1\r\nX: ", b"y"), 5)
         self.assertLess(closes_after(b"POST /tokenize HTTP/1.1\r\nContent-Length: 10000\r\n\r\n", b"x"), 5)
 
+    def stream_without_reading(self):
+        """A connection that has asked for an endless stream, and never reads it."""
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", self.server.port))
+        body = json.dumps({"prompt": "the", "temperature": 0, "max_tokens": 300000, "logit_bias": ENDLESS, "stream": True,
+                           "logprobs": 5})
+        connection.sendall(f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+        commands.wait_for(lambda: self.server.running() == 1, "it runs")
+        return connection
+
     def test_who_does_not_read_is_dropped(self):
-        with socket.socket() as connection:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            connection.connect(("127.0.0.1", self.server.port))
-            body = json.dumps({"prompt": "the", "temperature": 0, "max_tokens": 300000, "logit_bias": ENDLESS, "stream": True,
-                               "logprobs": 5})
-            connection.sendall(f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
-            commands.wait_for(lambda: self.server.running() == 1, "it runs")
+        with self.stream_without_reading():
             commands.wait_for(lambda: self.server.running() == 0, "it is dropped")
 
     def test_more_at_once_than_could_ever_run(self):
@@ -746,13 +751,7 @@ class Limits(WithServer):
         self.assertLess(time.monotonic() - begin, PATIENCE / 4)
 
     def test_who_does_not_read_and_leaves_frees_the_place(self):
-        connection = socket.socket()
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.connect(("127.0.0.1", self.server.port))
-        body = json.dumps({"prompt": "the", "temperature": 0, "max_tokens": 300000, "logit_bias": ENDLESS, "stream": True,
-                           "logprobs": 5})
-        connection.sendall(f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
-        commands.wait_for(lambda: self.server.running() == 1, "it runs")
+        connection = self.stream_without_reading()
         time.sleep(0.5)  # until sockets hold no more
         self.assertEqual(self.server.running(), 1)
         begin = time.monotonic()
