@@ -23,15 +23,10 @@ bool is_matrix(const std::string& path, const Tensor& tensor) {
   return is_expert_stack(path) || is_for_products(path, tensor);
 }
 
-std::string matrix_name(const std::string& path, int64_t index) {
-  return is_expert_stack(path) ? expert_path(path, index) : path;
-}
-int64_t matrices_of(const Tensor& tensor) { return tensor.shape().rank() == 3 ? tensor[0] : 1; }
-
 bool is_stored(const TensorSource& source, const std::string& path, const Tensor& tensor) {
   if (!is_matrix(path, tensor)) return false;
   for (int64_t i = 0; i < matrices_of(tensor); ++i) {
-    const std::string name = matrix_name(path, i);
+    const std::string name = matrix_path(path, i);
     if (!source.contains(name) || !source.scale_name(name) || !source.map(name)) return false;
   }
   return true;
@@ -87,7 +82,7 @@ void load(Transformer& model, Backend& backend, Places plan, const Fill& fill, c
 }
 
 void pack_stored(const TensorSource& source, Backend& backend, const Place& place, int64_t index) {
-  const std::string name = matrix_name(place.path, index), scale_name = *source.scale_name(name);
+  const std::string name = matrix_path(place.path, index), scale_name = *source.scale_name(name);
   const View codes = source.map(name)->view;
   const Shape shape{place.view[-2], place.view[-1]};
   if (codes.shape != shape)

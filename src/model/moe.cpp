@@ -53,4 +53,10 @@ std::string expert_path(const std::string& stack, int64_t expert) {
   return stack.substr(0, at + 1) + std::to_string(expert) + stack.substr(at) + ".weight";
 }
 
+int64_t matrices_of(const Tensor& parameter) { return parameter.shape().rank() == 3 ? parameter[0] : 1; }
+
+std::string matrix_path(const std::string& path, int64_t index) {
+  return is_expert_stack(path) ? expert_path(path, index) : path;
+}
+
 }  // namespace latente

@@ -38,5 +38,8 @@ struct Moe {
 bool is_expert_stack(const std::string& path);
 // "….mlp.experts.gate_proj", 17 → "….mlp.experts.17.gate_proj.weight"
 std::string expert_path(const std::string& stack, int64_t expert);
+// The matrices that a checkpoint holds for a parameter: one, or of a stack one an expert; and their names.
+int64_t matrices_of(const Tensor& parameter);
+std::string matrix_path(const std::string& path, int64_t index);
 
 }  // namespace latente

@@ -216,7 +216,7 @@ class PlanningAsStored final : public Planning {
 }  // namespace
 
 std::string QuantisedPlace::source_of(int64_t i) const {
-  return is_expert_stack(source) ? expert_path(source, i) : source;
+  return matrix_path(source, i);
 }
 
 QuantisedPlaces quantised_places(Transformer& model, Backend& backend, const QuantisedOptions& options) {

@@ -24,19 +24,13 @@ bool may_be_squares(const std::string& path, const Tensor& tensor) {
   return true;
 }
 
-int64_t matrices_of(const Tensor& tensor) { return tensor.shape().rank() == 3 ? tensor[0] : 1; }
-
-std::string name_of_matrix(const std::string& path, int64_t i) {
-  return is_expert_stack(path) ? expert_path(path, i) : path;
-}
-
 Shape squares_of(const Tensor& tensor) {
   return {(tensor[-2] + square - 1) / square, (tensor[-1] + square - 1) / square};
 }
 
 bool is_stored_so(const std::string& path, const Tensor& tensor, const TensorSource& checkpoint) {
   for (int64_t i = 0; i < matrices_of(tensor); ++i) {
-    const std::string name = name_of_matrix(path, i);
+    const std::string name = matrix_path(path, i);
     const auto scales = checkpoint.contains(name) ? checkpoint.scale_name(name) : std::nullopt;
     if (!scales) return false;
     const auto codes = checkpoint.map(name), stored = checkpoint.map(*scales);
@@ -98,7 +92,7 @@ void load_with_squares(Transformer& model, const TensorSource& checkpoint, Backe
     const int64_t n = tensor[-2], k = tensor[-1];
     const bool stored = is_stored_so(path, tensor, checkpoint);
     hold_as_squares(tensor, backend, pool, [&](int64_t i, std::byte* matrix) {
-      const std::string name = name_of_matrix(path, i);
+      const std::string name = matrix_path(path, i);
       if (stored) {
         checkpoint.read(*checkpoint.scale_name(name), View(matrix, squares_of(tensor), DType::f32));
         std::memcpy(matrix + quantised::square_scale_bytes(n, k), checkpoint.map(name)->view.data,
