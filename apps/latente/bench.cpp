@@ -16,10 +16,10 @@
 #include "model/gguf.h"
 #include "model/model_source.h"
 #include "model/run_weights.h"
-#include "tensor/device.h"
 #include "profile.h"
 #include "session.h"
 #include "status_line.h"
+#include "tensor/device.h"
 
 namespace latente {
 namespace {

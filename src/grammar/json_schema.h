@@ -9,12 +9,13 @@
 //   merged with another schema's properties), minProperties and maxProperties where they follow from the rest
 //   or nothing is declared; items, prefixItems (items as a list, additionalItems), minItems, maxItems,
 //   uniqueItems of at most 10 enumerated values, contains with minContains and maxContains up to 64
-//   (beside minItems or maxItems, the items counted come last); minLength, maxLength, pattern (pattern.h) and format (date,
-//   time, date-time, duration, uuid, ipv4, ipv6, hostname, email, uri; of the last three only common forms),
-//   also together; minimum, maximum, exclusive ones; multipleOf; anyOf, oneOf (as anyOf: that only one holds
-//   is not looked after), allOf (merged); not, if with then and else, dependentRequired, dependentSchemas and
-//   dependencies, where what is not to hold speaks of type, enum and const (of single values), required,
-//   properties, pattern and bounds, and of allOf, anyOf, not and $ref; $ref to places in the schema itself
+//   (beside minItems or maxItems, the items counted come last); minLength, maxLength, pattern (pattern.h) and
+//   format (date, time, date-time, duration, uuid, ipv4, ipv6, hostname, email, uri; of the last three only
+//   common forms), also together; minimum, maximum, exclusive ones; multipleOf; anyOf, oneOf (as anyOf: that
+//   only one holds is not looked after), allOf (merged); not, if with then and else, dependentRequired,
+//   dependentSchemas and dependencies, where what is not to hold speaks of type, enum and const (of single
+//   values), required, properties, pattern and bounds, and of allOf, anyOf, not and $ref; $ref to places in
+//   the schema itself
 //   (#, #/$defs/..., any JSON pointer), also recursive.
 // Titles, descriptions, defaults, examples and the like are ignored. Any other keyword, and one that
 // cannot be honoured beside others, is an Error that names its path, and so is what needs too much work or

@@ -35,7 +35,7 @@ Tensor Moe::operator()(const Tensor& x, Step& at) const {
   const auto from_shared = [&] { return shared_experts.gate_proj ? shared_experts(x, at) : Tensor(); };
   // Computed first where there is something to wait for.
   const bool reading = expert_read(order, experts.gate_proj, experts.up_proj, experts.down_proj);
-  Tensor shared = reading ? from_shared() : Tensor();                               // [T, hidden]
+  Tensor shared = reading ? from_shared() : Tensor();                                // [T, hidden]
   Tensor inner = expert_gated_linear(x, order, experts.gate_proj, experts.up_proj);  // [T·K, inner]
   Tensor y = expert_linear(inner, order, experts.down_proj);                         // [T·K, hidden]
   if (!reading) shared = from_shared();

@@ -215,9 +215,7 @@ class PlanningAsStored final : public Planning {
 
 }  // namespace
 
-std::string QuantisedPlace::source_of(int64_t i) const {
-  return matrix_path(source, i);
-}
+std::string QuantisedPlace::source_of(int64_t i) const { return matrix_path(source, i); }
 
 QuantisedPlaces quantised_places(Transformer& model, Backend& backend, const QuantisedOptions& options) {
   return PlanningByOptions(model, backend, options).plan();

@@ -17,7 +17,7 @@ View expert_view(const View& stack, int64_t expert) {
   return {data, shape, stack.dtype};
 }
 
-constexpr int64_t worth_threads = 1 << 18;   // elements
+constexpr int64_t worth_threads = 1 << 18;     // elements
 constexpr int64_t elements_at_once = 1 << 16;  // read at once
 
 uint64_t hash_of(const std::string& text) {  // FNV-1a
@@ -51,10 +51,11 @@ void read_by_all(ThreadPool& pool, const TensorSource& checkpoint, const std::st
                  const View& target) {
   if (target.shape.rank() != 2 || target.count() < worth_threads) return checkpoint.read(name, target);
   const int64_t columns = target[1], bytes = target.stride(0) * size_of(target.dtype);
-  pool.parallel_for(target[0], std::max<int64_t>(elements_at_once / columns, 1), [&](int64_t row, int64_t end) {
-    const View rows(static_cast<char*>(target.data) + row * bytes, {end - row, columns}, target.dtype);
-    checkpoint.read_rows(name, target[0], row, rows);
-  });
+  pool.parallel_for(
+      target[0], std::max<int64_t>(elements_at_once / columns, 1), [&](int64_t row, int64_t end) {
+        const View rows(static_cast<char*>(target.data) + row * bytes, {end - row, columns}, target.dtype);
+        checkpoint.read_rows(name, target[0], row, rows);
+      });
 }
 
 }  // namespace

@@ -139,7 +139,8 @@ class Trainer {
   std::vector<int32_t> token_bytes_;
   std::optional<Batches> batches_;
   Tensor rope_table_;
-  // Of a step the first micro-batch writes gradients (training_), further ones add to them (adding_, or null).
+  // Of a step the first micro-batch writes gradients (training_), further ones add to them (adding_, or
+  // null).
   std::unique_ptr<Pass> training_, adding_, validation_;
   GradientMemory gradients_;
   std::unique_ptr<Optimizer> optimizer_;

@@ -186,8 +186,7 @@ void Trainer::record_passes(bool may_recompute) {
     training_ = std::make_unique<Pass>(*backend_, *model_, rope_table_, objective, how);
     how.fresh_gradients = false;
     adding_.reset();
-    if (accumulation > 1)
-      adding_ = std::make_unique<Pass>(*backend_, *model_, rope_table_, objective, how);
+    if (accumulation > 1) adding_ = std::make_unique<Pass>(*backend_, *model_, rope_table_, objective, how);
   };
   record_training(0);
   validation_.reset();

@@ -170,11 +170,10 @@ struct Setting {
 class Program {
  public:
   Program(const std::vector<Input>& inputs, const Build& build, Setting setting)
-      : plan_(*setting.where,
-              {.training = true,
-               .fresh_gradients = setting.fresh,
-               .memory = setting.memory,
-               .reuse_memory = setting.reuse_memory}) {
+      : plan_(*setting.where, {.training = true,
+                               .fresh_gradients = setting.fresh,
+                               .memory = setting.memory,
+                               .reuse_memory = setting.reuse_memory}) {
     for (const Input& input : inputs) {
       Tensor tensor = parameter(input.shape, input.exact ? exact_type(setting.dtype) : setting.dtype);
       tensor.value().name = "input " + std::to_string(parameters_.size());
