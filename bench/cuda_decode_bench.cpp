@@ -58,15 +58,15 @@ class Bench {
       for (int64_t i = 0; i < pages; ++i) runner.set_page(s, i, static_cast<int32_t>(s * pages + i));
     }
     fill(runner);
-    std::vector<Row> rows;
+    Runner::Pass main;
     auto pass = [&] {
-      rows.clear();
+      main.rows.clear();
       for (int64_t s = 0; s < batch; ++s) {
         const auto token =
             static_cast<int32_t>(random_.below(static_cast<uint64_t>(runner.config().vocab_size)));
-        rows.push_back({token, static_cast<int32_t>(context), static_cast<int32_t>(s), 0, -1, true});
+        main.rows.push_back({token, static_cast<int32_t>(context), static_cast<int32_t>(s), 0, -1, true});
       }
-      runner.forward(rows, Runner::Form::absorbed, Runner::Asked::likely);
+      runner.run(main, Runner::Asked::tokens);
     };
     const double seconds = median_seconds(device_, 7, 20, pass);
     const double bound = bytes(batch, context) / rate_;

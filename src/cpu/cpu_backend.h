@@ -75,7 +75,8 @@ class CpuBackend final : public Backend {
   bool fuses() const override { return true; }
   void linear_both(View x, View w, View other_w, View out, View other_out) override;
   void expert_layer(const ExpertLayer& layer) override;
-  void most_likely(View logits, View out) override;
+  void choose(View logits, View choices, View out) override;
+  void take_chosen(View ids, View from, View chosen, View out) override;
   void linear_cross_entropy(View h, View w, View targets, View token_weights, View scratch, View nll,
                             View predicted, View loss) override;
   void linear_cross_entropy_with_gradient(View h, View w, View targets, View token_weights, View scratch,

@@ -296,7 +296,12 @@ void CudaBackend::cache_store(View x, View slots, View cache) {
   cuda::cache_store(x, slots, cache, context_);
 }
 
-void CudaBackend::most_likely(View logits, View out) { cuda::most_likely(logits, out, context_); }
+void CudaBackend::choose(View logits, View choices, View out) {
+  cuda::choose(logits, choices, out, context_);
+}
+void CudaBackend::take_chosen(View ids, View from, View chosen, View out) {
+  cuda::take_chosen(ids, from, chosen, out, context_);
+}
 
 // Fused for few rows; the parts one after the other for many.
 void CudaBackend::linear_both(View x, View w, View other_w, View out, View other_out) {

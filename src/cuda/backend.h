@@ -73,7 +73,8 @@ class CudaBackend final : public Backend {
   void attention_paged_expanded(View q, View cache, View kv_b, const Pages& pages, double scale,
                                 View out) override;
   void cache_store(View x, View slots, View cache) override;
-  void most_likely(View logits, View out) override;
+  void choose(View logits, View choices, View out) override;
+  void take_chosen(View ids, View from, View chosen, View out) override;
   bool fuses() const override { return true; }
   void linear_both(View x, View w, View other_w, View out, View other_out) override;
   void gated_linear(View x, View gate, View up, View gated, View risen, View out, bool kept) override;

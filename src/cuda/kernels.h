@@ -115,7 +115,8 @@ void cache_store_narrow(View latent, View rotary, View slots, View cache, const 
 void cache_store(View x, View slots, View cache, const Context& context);
 
 // sample.cu
-void most_likely(View logits, View out, const Context& context);
+void choose(View logits, View choices, View out, const Context& context);
+void take_chosen(View ids, View from, View chosen, View out, const Context& context);
 
 // norm.cu, fused.cu: what decoding does in a row. Each returns false, having done nothing, for what it has no
 // kernel for: other types than bfloat16, many rows.

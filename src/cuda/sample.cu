@@ -2,11 +2,13 @@
 #include "cuda/elements.cuh"
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
+#include "tensor/choice.h"
 
 namespace latente::cuda {
 namespace {
 
 constexpr int threads = 256, pieces = 32;  // of a row: a block each
+constexpr int choosers = 512;              // threads that choose from a row
 
 // Orders (logit, first index) as whole numbers; NaN above everything.
 __device__ unsigned long long key_of(float x, int index) {
@@ -39,29 +41,249 @@ __global__ __launch_bounds__(threads) void highest_of_pieces_kernel(const float*
   if (thread == 0) keys[blockIdx.y * pieces + blockIdx.x] = key;
 }
 
-// A warp a row.
-__global__ __launch_bounds__(pieces) void most_likely_kernel(const float* logits, int64_t stride,
-                                                             const unsigned long long* keys, int32_t* out) {
+// Where a token stands among a row's: lower ranks are more likely.
+__device__ unsigned long long rank_of(float x, int index) { return ~key_of(x, index); }
+
+// Tokens by a number that rises with their rank.
+struct Bins {
+  static constexpr int count = 2048, each = count / choosers;
+  unsigned long long weight[count];
+  unsigned tokens[count];
+  int last[count];  // one of the tokens: the only one where there is one
+
+  __device__ void clear() {
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += choosers) weight[i] = 0, tokens[i] = 0;
+    __syncthreads();
+  }
+  // All of a warp. Where all that counts is in one bin, as where all logits are equal, one of them adds it.
+  __device__ void add(bool counts, int bin, int token, unsigned long long its_weight) {
+    const unsigned members = __ballot_sync(whole_warp, counts);
+    if (members == 0) return;
+    const int leader = __ffs(static_cast<int>(members)) - 1;
+    const bool alike = __all_sync(whole_warp, !counts || bin == __shfl_sync(whole_warp, bin, leader));
+    unsigned tokens_there = 1;
+    if (alike) {
+      tokens_there = static_cast<unsigned>(__popc(members));
+      if (!counts) its_weight = 0;
+      for (int step = warp_size / 2; step > 0; step /= 2)
+        its_weight += __shfl_xor_sync(whole_warp, its_weight, step);
+      counts = static_cast<int>(threadIdx.x) % warp_size == leader;
+    }
+    if (!counts) return;
+    atomicAdd(&weight[bin], its_weight);
+    atomicAdd(&tokens[bin], tokens_there);
+    atomicExch(&last[bin], token);
+  }
+};
+
+struct Sums {
+  unsigned long long weight, tokens;
+};
+
+// A row, its threads, and what they share.
+struct Chooser {
+  struct Shared {
+    Bins all, some;
+    Sums of_warps[choosers / warp_size];
+    unsigned long long lowest, highest;
+    int bin;
+    Sums before;
+  };
+  const float* logits;
+  int count;
+  float top;
+  Choice choice;
+  Shared& shared;
+
+  __device__ unsigned long long weight_of(float x) const {
+    const float exponent = (x - top) / choice.temperature;
+    return exponent > Choice::least_exponent ? static_cast<unsigned long long>(expf(exponent) * Choice::one)
+                                             : 0;
+  }
+  __device__ int bin_of(float x) const {
+    constexpr float scale = Bins::count / Choice::least_exponent;
+    return min(static_cast<int>((x - top) / choice.temperature * scale), Bins::count - 1);
+  }
+  // f(valid, index, logit), by all threads the same number of times.
+  template <class F>
+  __device__ void each(const F& f) const {
+    for (int base = 0; base < count; base += choosers) {
+      const int i = base + static_cast<int>(threadIdx.x);
+      f(i < count, i, i < count ? logits[i] : top);
+    }
+  }
+
+  // Sums over the threads before this one, and over all of them.
+  __device__ Sums before_this(Sums own, Sums& all) const {
+    const int thread = static_cast<int>(threadIdx.x), lane = thread % warp_size, warp = thread / warp_size;
+    Sums sum = own;
+    for (int step = 1; step < warp_size; step *= 2) {
+      const unsigned long long weight = __shfl_up_sync(whole_warp, sum.weight, step);
+      const unsigned long long tokens = __shfl_up_sync(whole_warp, sum.tokens, step);
+      if (lane >= step) sum.weight += weight, sum.tokens += tokens;
+    }
+    __syncthreads();
+    if (lane == warp_size - 1) shared.of_warps[warp] = sum;
+    __syncthreads();
+    Sums before{sum.weight - own.weight, sum.tokens - own.tokens};
+    all = {};
+    for (int w = 0; w < choosers / warp_size; ++w) {
+      if (w == warp) before.weight += all.weight, before.tokens += all.tokens;
+      all.weight += shared.of_warps[w].weight, all.tokens += shared.of_warps[w].tokens;
+    }
+    return before;
+  }
+
+  // The bin in which the sum, of tokens or of weights, exceeds `least`; what stands before it in `before`.
+  __device__ int locate(const Bins& bins, bool by_tokens, unsigned long long least, Sums& before) const {
+    const int first = static_cast<int>(threadIdx.x) * Bins::each;
+    Sums own{}, all;
+    for (int i = 0; i < Bins::each; ++i)
+      own.weight += bins.weight[first + i], own.tokens += bins.tokens[first + i];
+    Sums sum = before_this(own, all);
+    sum.weight += before.weight, sum.tokens += before.tokens;
+    for (int i = 0; i < Bins::each; ++i) {
+      const Sums next{sum.weight + bins.weight[first + i], sum.tokens + bins.tokens[first + i]};
+      const bool here =
+          by_tokens ? sum.tokens <= least && next.tokens > least : sum.weight <= least && next.weight > least;
+      if (here) shared.bin = first + i, shared.before = sum;
+      sum = next;
+    }
+    __syncthreads();
+    before = shared.before;
+    return shared.bin;
+  }
+
+  // The token with which the sum exceeds `least`, which is less than the sum of all; `through`: the weight of
+  // the tokens up to it.
+  __device__ int find(bool by_tokens, unsigned long long least, unsigned long long& through) const {
+    Sums before{};
+    const int bin = locate(shared.all, by_tokens, least, before);
+    unsigned long long low = 0, high = ~0ull;
+    const Bins* bins = &shared.all;
+    int part = bin;
+    while (bins->tokens[part] > 1) {
+      // The ranks that are there, cut into parts.
+      __syncthreads();
+      if (threadIdx.x == 0) shared.lowest = ~0ull, shared.highest = 0;
+      __syncthreads();
+      unsigned long long lowest = ~0ull, highest = 0;
+      each([&](bool valid, int i, float x) {
+        const unsigned long long rank = rank_of(x, i);
+        if (!valid || weight_of(x) == 0 || bin_of(x) != bin || rank < low || rank > high) return;
+        lowest = min(lowest, rank), highest = max(highest, rank);
+      });
+      if (lowest <= highest) atomicMin(&shared.lowest, lowest), atomicMax(&shared.highest, highest);
+      shared.some.clear();
+      low = shared.lowest, high = shared.highest;
+      const unsigned long long width = (high - low) / Bins::count + 1;
+      each([&](bool valid, int i, float x) {
+        const unsigned long long rank = rank_of(x, i), weight = weight_of(x);
+        const bool counts = valid && weight > 0 && bin_of(x) == bin && rank >= low && rank <= high;
+        shared.some.add(counts, counts ? static_cast<int>((rank - low) / width) : 0, i, weight);
+      });
+      __syncthreads();
+      bins = &shared.some;
+      part = locate(*bins, by_tokens, least, before);
+      low += static_cast<unsigned long long>(part) * width;
+      high = low + width - 1;
+    }
+    through = before.weight + bins->weight[part];
+    const int token = bins->last[part];
+    __syncthreads();
+    return token;
+  }
+
+  __device__ int choose() {
+    shared.all.clear();
+    each([&](bool valid, int i, float x) {
+      const unsigned long long weight = valid ? weight_of(x) : 0;
+      shared.all.add(weight > 0, bin_of(x), i, weight);
+    });
+    __syncthreads();
+    Sums own{}, all;
+    for (int i = static_cast<int>(threadIdx.x); i < Bins::count; i += choosers)
+      own.weight += shared.all.weight[i], own.tokens += shared.all.tokens[i];
+    before_this(own, all);
+    unsigned long long weight = all.weight;
+    unsigned long long last = ~0ull;  // rank of the last one that is kept
+    if (choice.top_k > 0 && static_cast<unsigned>(choice.top_k) < all.tokens) {
+      const int token = find(true, static_cast<unsigned>(choice.top_k) - 1, weight);
+      last = rank_of(logits[token], token);
+    }
+    if (choice.top_p < 1) {
+      const auto share = static_cast<unsigned long long>(
+          ceil(static_cast<double>(choice.top_p) * static_cast<double>(weight)));
+      const int token = find(false, min(share, weight) - 1, weight);
+      last = rank_of(logits[token], token);
+    }
+    if (choice.min_p > 0) {
+      const float least = choice.min_p * Choice::one;
+      Sums kept{};
+      each([&](bool valid, int i, float x) {
+        const unsigned long long its = weight_of(x);
+        if (valid && its > 0 && (static_cast<float>(its) >= least || x == top) && rank_of(x, i) <= last)
+          kept.weight += its;
+      });
+      Sums sum;
+      before_this(kept, sum);
+      weight = sum.weight;
+    }
+    const unsigned long long number = static_cast<unsigned long long>(choice.high) << 32 | choice.low;
+    unsigned long long through;
+    return find(false, __umul64hi(number, weight), through);
+  }
+};
+
+// A block a row.
+__global__ __launch_bounds__(choosers) void choose_kernel(const float* logits, int64_t stride, int count,
+                                                          const unsigned long long* keys,
+                                                          const Choice* choices, int32_t* out) {
+  extern __shared__ __align__(16) unsigned char bytes[];
   wait_for_earlier_kernels();
-  const unsigned long long key = warp_highest(keys[blockIdx.x * pieces + threadIdx.x]);
-  if (threadIdx.x != 0) return;
-  const auto index = static_cast<int32_t>(0xffffffffu - static_cast<unsigned>(key));
-  const float x = logits[blockIdx.x * stride + index];
-  out[blockIdx.x] = isnan(x) ? Backend::not_a_number : isinf(x) ? Backend::not_finite : index;
+  const int64_t row = blockIdx.x;
+  const unsigned long long key = warp_highest(keys[row * pieces + threadIdx.x % warp_size]);
+  const auto index = static_cast<int>(0xffffffffu - static_cast<unsigned>(key));
+  const float top = logits[row * stride + index];
+  const Choice choice = choices[row];
+  int chosen = isnan(top) ? Backend::not_a_number : isinf(top) ? Backend::not_finite : index;
+  if (chosen >= 0 && !choice.greedy()) {
+    chosen = Chooser{logits + row * stride, count, top, choice, *reinterpret_cast<Chooser::Shared*>(bytes)}
+                 .choose();
+  }
+  if (threadIdx.x == 0) out[row] = chosen;
+}
+
+__global__ __launch_bounds__(threads) void take_chosen_kernel(const int32_t* ids, const int32_t* from,
+                                                              const int32_t* chosen, int32_t* out,
+                                                              int count) {
+  wait_for_earlier_kernels();
+  const int t = static_cast<int>(blockIdx.x) * threads + static_cast<int>(threadIdx.x);
+  if (t < count) out[t] = from[t] < 0 ? ids[t] : max(chosen[from[t]], 0);
 }
 
 }  // namespace
 
-void most_likely(View logits, View out, const Context& context) {
+void choose(View logits, View choices, View out, const Context& context) {
   LATENTE_ASSERT(logits.shape.rank() == 2 && out.count() == logits[0] && out.contiguous());
+  LATENTE_ASSERT(choices.count() == logits[0] * Choice::words && choices.contiguous());
   const int64_t rows = logits[0];
   if (rows == 0) return;
   auto* keys = static_cast<unsigned long long*>(context.workspace);
   LATENTE_ASSERT(rows * pieces * int64_t{sizeof(*keys)} <= context.workspace_bytes);
-  launch_early(highest_of_pieces_kernel, dim3(pieces, static_cast<unsigned>(rows)), threads, 0, "most_likely",
+  launch_early(highest_of_pieces_kernel, dim3(pieces, static_cast<unsigned>(rows)), threads, 0, "choose",
                context, logits.as<float>(), logits.stride(0), static_cast<int>(logits[1]), keys);
-  launch_early(most_likely_kernel, static_cast<unsigned>(rows), pieces, 0, "most_likely", context,
-               logits.as<float>(), logits.stride(0), keys, out.as<int32_t>());
+  launch_early(choose_kernel, static_cast<unsigned>(rows), choosers, sizeof(Chooser::Shared), "choose",
+               context, logits.as<float>(), logits.stride(0), static_cast<int>(logits[1]), keys,
+               reinterpret_cast<const Choice*>(choices.as<int32_t>()), out.as<int32_t>());
+}
+
+void take_chosen(View ids, View from, View chosen, View out, const Context& context) {
+  const auto count = static_cast<int>(ids.count());
+  LATENTE_ASSERT(from.count() == count && out.count() == count);
+  launch_early(take_chosen_kernel, static_cast<unsigned>((count + threads - 1) / threads), threads, 0,
+               "take_chosen", context, ids.as<int32_t>(), from.as<int32_t>(), chosen.as<int32_t>(),
+               out.as<int32_t>(), count);
 }
 
 }  // namespace latente::cuda

@@ -42,9 +42,9 @@ void Drafter::catch_up(std::span<const Behind> sequences) {
   for (int64_t k = 0; k < runner_->modules(); ++k) {
     left.assign(sequences.begin(), sequences.end());
     while (!left.empty()) {
-      rows_.clear();
+      Runner::Pass pass{k, k};
+      std::vector<Row>& rows = pass.rows;
       later.clear();
-      Runner::Form form{};
       for (const Behind& behind : left) {
         Sequence& s = *behind.sequence;
         if (s.lost() || k >= s.depth) continue;
@@ -55,61 +55,74 @@ void Drafter::catch_up(std::span<const Behind> sequences) {
         if (done >= end) continue;
         const int64_t most = runner_->options().chunk, piece = std::min(end - done, most);
         const Runner::Form its = runner_->form_for(done, piece);
-        const int64_t room = most - static_cast<int64_t>(rows_.size());
-        if (rows_.empty()) form = its;
-        if (its != form || piece > room) {
+        const int64_t room = most - std::ssize(rows);
+        if (rows.empty()) pass.form = its;
+        if (its != pass.form || piece > room) {
           later.push_back(behind);
           continue;
         }
         for (int64_t i = done; i < done + piece; ++i) {
           const int32_t state = state_of(s, i, behind.last);
-          rows_.push_back(
+          rows.push_back(
               {s.tokens[static_cast<size_t>(i + k + 1)], static_cast<int32_t>(i), s.place, state, state});
         }
         done += piece;
         if (done < end) later.push_back(behind);
       }
-      if (!rows_.empty()) runner_->predict(k, k, rows_, form);
+      if (!rows.empty()) runner_->run(pass, Runner::Asked::tokens);
       left.swap(later);
     }
   }
 }
 
-void Drafter::draft(std::span<Sequence* const> sequences, std::span<const int64_t> wanted) {
+// Module j from where it stopped to the last processed position; the last module again one further on its own
+// hidden state each time.
+Runner::Pass Drafter::pass_of(int64_t j, std::span<Sequence* const> sequences) const {
+  const int64_t modules = runner_->modules(), module = std::min(j, modules - 1);
+  Runner::Pass pass{module, j < modules ? j : modules};
+  for (Sequence* s : sequences) {
+    const int64_t last = s->processed - 1 + std::max<int64_t>(j + 1 - modules, 0);
+    const int64_t begin = j < modules ? s->predicted[static_cast<size_t>(j)] : last;
+    LATENTE_ASSERT(begin <= last);
+    for (int64_t position = begin; position <= last; ++position) {
+      Row row{.position = static_cast<int32_t>(position), .place = s->place, .write = state_of(*s, position)};
+      row.read = j < modules ? row.write : state_of(*s, position - 1);
+      const int64_t known = position + module + 1, draft = known - s->length();
+      if (draft < 0) {
+        row.token = s->tokens[static_cast<size_t>(known)];
+      } else {
+        row.token = s->drafts[static_cast<size_t>(draft)].token;
+        row.follows = s->drafts[static_cast<size_t>(draft)].row;
+      }
+      if (position == last) row.wanted = true, row.choice = s->choice(s->length() + j);
+      pass.rows.push_back(row);
+    }
+    if (j < modules) s->predicted[static_cast<size_t>(j)] = std::max<int64_t>(s->length() - 1 - j, 0);
+  }
+  return pass;
+}
+
+void Drafter::draft(std::span<Sequence* const> sequences, std::span<const int64_t> wanted,
+                    std::vector<Runner::Pass>* chain) {
   for (Sequence* s : sequences) s->drafts.clear();
   const int64_t most = wanted.empty() ? 0 : *std::max_element(wanted.begin(), wanted.end());
-  const int64_t modules = runner_->modules();
   std::vector<Sequence*> drafting;
+  int32_t chosen = 0;
   for (int64_t j = 0; j < most; ++j) {
-    rows_.clear();
     drafting.clear();
-    const int64_t module = std::min(j, modules - 1);
     for (size_t i = 0; i < sequences.size(); ++i) {
-      Sequence& s = *sequences[i];
-      const bool stopped = static_cast<int64_t>(s.drafts.size()) < j;
-      if (wanted[i] <= j || stopped) continue;
-      drafting.push_back(&s);
-      auto token_at = [&](int64_t position) {
-        const int64_t draft = position - s.length();
-        return draft < 0 ? s.tokens[static_cast<size_t>(position)]
-                         : s.drafts[static_cast<size_t>(draft)].token;
-      };
-      // Module j from where it stopped to the last processed position; the last module again one further on
-      // its own hidden state each time.
-      const int64_t last = s.processed - 1 + std::max<int64_t>(j + 1 - modules, 0);
-      const int64_t begin = j < modules ? s.predicted[static_cast<size_t>(j)] : last;
-      LATENTE_ASSERT(begin <= last);
-      for (int64_t position = begin; position <= last; ++position) {
-        const int32_t write = state_of(s, position);
-        const int32_t read = j < modules ? write : state_of(s, position - 1);
-        rows_.push_back({token_at(position + module + 1), static_cast<int32_t>(position), s.place, read,
-                         write, position == last});
-      }
-      if (j < modules) s.predicted[static_cast<size_t>(j)] = std::max<int64_t>(s.length() - 1 - j, 0);
+      const bool stopped = std::ssize(sequences[i]->drafts) < j;
+      if (wanted[i] > j && !stopped) drafting.push_back(sequences[i]);
     }
     if (drafting.empty()) return;
-    Outcome outcome = runner_->predict(module, j < modules ? j : modules, rows_, Runner::Form::absorbed,
-                                       asked_by(drafting));
+    const Runner::Pass pass = pass_of(j, drafting);
+    if (chain) {
+      for (Sequence* s : drafting) s->drafts.push_back({0, {}, chosen++});
+      chain->push_back(pass);
+      continue;
+    }
+    Outcome outcome = runner_->run(
+        pass, latente::chosen_by_passes(drafting) ? Runner::Asked::tokens : Runner::Asked::logits);
     for (Sequence* s : drafting) {
       if (j == 0) s->draft_from_here();
       const Outcome row = outcome.take(1);
@@ -123,9 +136,9 @@ void Drafter::draft(std::span<Sequence* const> sequences, std::span<const int64_
 }
 
 // The next draft of a sequence, or none where its constraint cannot follow.
-void Drafter::draw(Sequence& s, const Outcome& row) {
-  if (!row.likely.empty()) {
-    s.drafts.push_back({row.likely.front(), distribution_of(row.likely.front())});
+void Drafter::draw(Sequence& s, Outcome row) {
+  if (s.chosen_by_passes()) {
+    s.drafts.push_back({row.chosen.front(), distribution_of(row.chosen.front())});
     return;
   }
   sequence_ = s.tokens;

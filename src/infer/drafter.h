@@ -38,8 +38,11 @@ class Drafter {
   // for it; the text is the same. False where no page begins among the positions whose states are kept.
   bool begin_anew(Sequence& sequence);
 
-  // Drafts wanted[i] tokens for sequences[i], whose modules must be at most a few positions behind.
-  void draft(std::span<Sequence* const> sequences, std::span<const int64_t> wanted);
+  // Drafts wanted[i] tokens for sequences[i], whose modules must be at most a few positions behind. If they
+  // are chained, passes choose them: they are only put into the chain, and drafts are rows of it until it has
+  // been run.
+  void draft(std::span<Sequence* const> sequences, std::span<const int64_t> wanted,
+             std::vector<Runner::Pass>* chain = nullptr);
 
   // Up to `most` tokens that followed the last few tokens where these occurred before, the latest place and
   // the longest agreement first. Nothing unless at least `shortest` tokens agree.
@@ -47,10 +50,10 @@ class Drafter {
   static constexpr int64_t shortest = 3, longest = 8;
 
  private:
-  void draw(Sequence& sequence, const Outcome& row);
+  Runner::Pass pass_of(int64_t draft, std::span<Sequence* const> sequences) const;
+  void draw(Sequence& sequence, Outcome row);
 
   Runner* runner_;
-  std::vector<Row> rows_;
   std::vector<int32_t> sequence_;  // with its drafts
 };
 

@@ -30,6 +30,7 @@ bool is_being_read(const Sequence& s, std::span<const std::unique_ptr<Sequence>>
 
 Engine::Engine(Backend& backend, const Transformer& model, const RunnerOptions& options)
     : config_(&model.config()),
+      chains_(!backend.is_host()),
       runner_(backend, model, with_states(options, model)),
       drafter_(runner_),
       pool_(runner_.pages(), options.page_size, runner_.modules()) {
@@ -196,7 +197,10 @@ bool Engine::start(Sequence& s) {
     s.started = Sequence::Clock::now();
     s.stats.waiting_seconds = Sequence::seconds_between(s.submitted, s.started);
   }
-  if (running_.empty()) runner_.prepare(s.depth, s.asked());
+  if (running_.empty()) {
+    const bool chosen = s.chosen_by_passes();
+    runner_.prepare(s.depth, chosen ? Runner::Asked::tokens : Runner::Asked::logits, chosen && chains_);
+  }
   return true;
 }
 
@@ -248,9 +252,8 @@ bool Engine::cover(Sequence& s, int64_t end) {
 
 // -- A step
 
-Runner::Asked asked_by(std::span<Sequence* const> sequences) {
-  const bool plain = std::all_of(sequences.begin(), sequences.end(), [](Sequence* s) { return s->plain(); });
-  return plain ? Runner::Asked::likely : Runner::Asked::logits;
+bool chosen_by_passes(std::span<Sequence* const> sequences) {
+  return std::all_of(sequences.begin(), sequences.end(), [](Sequence* s) { return s->chosen_by_passes(); });
 }
 
 bool Engine::step() {
@@ -278,8 +281,8 @@ void Engine::read() {
     return a->request.priority > b->request.priority;
   });
   std::vector<Piece> pieces;
-  std::vector<Row> rows;
-  Runner::Form form = Runner::Form::absorbed;
+  Runner::Pass pass;
+  std::vector<Row>& rows = pass.rows;
   for (Sequence* s : readers) {
     if (s->place < 0) continue;  // driven out by one before
     const int64_t first = s->processed, room = runner_.options().chunk - static_cast<int64_t>(rows.size());
@@ -288,15 +291,16 @@ void Engine::read() {
     const int64_t count = std::min(
         end - first, reports ? std::min(longest_reported, runner_.options().chunk) : runner_.options().chunk);
     const Runner::Form its = first < s->prompt ? runner_.form_for(first, count) : Runner::Form::absorbed;
-    if (!pieces.empty() && (count > room || its != form)) continue;
+    if (!pieces.empty() && (count > room || its != pass.form)) continue;
     if (!cover(*s, first + count)) continue;
-    form = its;
+    pass.form = its;
     const bool samples = first + count == s->unread && s->stats.generated_tokens == 0;
     pieces.push_back({s, {first, count, static_cast<int64_t>(rows.size())}, samples, reports});
     for (int64_t i = first; i < first + count; ++i) {
       const int32_t state = runner_.modules() > 0 ? drafter_.state_of(*s, i, pieces.back().stretch) : -1;
       rows.push_back({s->tokens[static_cast<size_t>(i)], static_cast<int32_t>(i), s->place, 0, state,
                       reports || (samples && i + 1 == first + count)});
+      if (rows.back().wanted) rows.back().choice = s->choice(i + 1);
     }
   }
   // Later ones may have driven out earlier ones: then all is tried anew in the next step.
@@ -306,7 +310,8 @@ void Engine::read() {
   std::vector<Sequence*> theirs;
   for (const Piece& piece : pieces) theirs.push_back(piece.sequence);
   const bool reports = std::any_of(pieces.begin(), pieces.end(), [](const Piece& p) { return p.reports; });
-  Outcome outcome = runner_.forward(rows, form, reports ? Runner::Asked::logits : asked_by(theirs));
+  const bool logits = reports || !chosen_by_passes(theirs);
+  Outcome outcome = runner_.run(pass, logits ? Runner::Asked::logits : Runner::Asked::tokens);
   std::vector<Next> next;
   for (const Piece& piece : pieces) {
     Sequence& s = *piece.sequence;

@@ -21,6 +21,10 @@ class Engine {
  public:
   // options.states is the engine's own affair.
   Engine(Backend& backend, const Transformer& model, const RunnerOptions& options = {});
+  // Whether drafts and the pass that verifies them are one chain (Runner::run), where no logits are needed:
+  // what a device does then does not wait for the host. By default where the device is not the host, which
+  // would only record more plans for it. The tokens are the same.
+  void chain_passes(bool chained) { chains_ = chained; }
 
   // Queues a sequence; it begins when there is a place and there are pages for it. Higher priorities begin
   // first, but whoever is passed over by `patience` others rises by one. What the cache holds of the prompt
@@ -87,21 +91,23 @@ class Engine {
   void learn(std::span<Sequence* const> sequences, std::span<const int64_t> right, double seconds,
              bool unusual);
   // Whether modules had much to make up for.
-  bool propose(std::span<Sequence* const> sequences);
-  // What one sequence makes of its rows of logits. Returns how many drafts were right.
+  bool propose(std::span<Sequence* const> sequences, std::vector<Runner::Pass>* chain);
+  static void settle(Sequence& sequence, const Outcome& drafts);
+  // What one sequence makes of its rows. Returns how many drafts were right.
   int64_t conclude(Sequence& sequence, Outcome rows);
   // The distribution of what comes next, and the logits themselves if they are to be reported.
   struct Next {
     Distribution distribution;
     std::vector<float> logits;
   };
-  static Next next_of(Sequence& sequence, const Outcome& row);
+  static Next next_of(Sequence& sequence, Outcome row);
   bool emit(Sequence& sequence, int32_t token, bool drafted, const Next& next);
   static void report_prompt(Sequence& sequence, int64_t position, std::span<const float> logits);
   Sequence* find(uint64_t id);
   void finish(Sequence& sequence);
 
   const Config* config_;
+  bool chains_;
   Runner runner_;
   Drafter drafter_;
   PagePool pool_;

@@ -48,7 +48,7 @@ bool Engine::keeps_up(const Sequence& s, size_t sequences) {
   return !s.adaptive || lengths_for(sequences).modules.pays();
 }
 
-bool Engine::propose(std::span<Sequence* const> sequences) {
+bool Engine::propose(std::span<Sequence* const> sequences, std::vector<Runner::Pass>* chain) {
   Lengths& lengths = lengths_for(sequences.size());
   int64_t by_look_up = -1;  // chosen when somebody asks
   const auto room = [&](const Sequence& s) {
@@ -93,7 +93,7 @@ bool Engine::propose(std::span<Sequence* const> sequences) {
     if (s->behind() > s->depth + usually_behind) behind.push_back({s});
   }
   drafter_.catch_up(behind);
-  drafter_.draft(drafting, counts);
+  drafter_.draft(drafting, counts, chain);
   return !behind.empty();
 }
 
@@ -132,24 +132,35 @@ void Engine::write() {
     }
   }
   drafter_.catch_up(behind);
-  const bool caught_up = propose(sequences) || !behind.empty();
+  // The drafts' passes and the one that verifies them.
+  std::vector<Runner::Pass> chain;
+  const bool tokens = chosen_by_passes(sequences);
+  const bool caught_up = propose(sequences, chains_ && tokens ? &chain : nullptr) || !behind.empty();
 
-  std::vector<Row> rows;
+  int64_t drafted = 0;
+  for (const Runner::Pass& pass : chain) {
+    for (const Row& row : pass.rows) drafted += row.wanted ? 1 : 0;
+  }
+  Runner::Pass main;
   for (Sequence* s : sequences) {
     if (s->ended) s->drafts.clear();  // drafting failed
     LATENTE_ASSERT(s->processed == s->length() - 1);
-    auto add = [&](int32_t token, int64_t position) {
+    auto add = [&](int32_t token, int32_t follows, int64_t position) {
       const int32_t state = runner_.modules() > 0 ? drafter_.state_of(*s, position) : -1;
-      rows.push_back({token, static_cast<int32_t>(position), s->place, 0, state, true});
+      main.rows.push_back({token, static_cast<int32_t>(position), s->place, 0, state, true,
+                           s->choice(position + 1), follows});
     };
-    add(s->tokens.back(), s->processed);
+    add(s->tokens.back(), -1, s->processed);
     for (size_t i = 0; i < s->drafts.size(); ++i)
-      add(s->drafts[i].token, s->length() + static_cast<int64_t>(i));
+      add(s->drafts[i].token, s->drafts[i].row, s->length() + static_cast<int64_t>(i));
   }
-  Outcome outcome = runner_.forward(rows, Runner::Form::absorbed, asked_by(sequences));
+  chain.push_back(std::move(main));
+  Outcome outcome = runner_.run(chain, tokens ? Runner::Asked::tokens : Runner::Asked::logits);
+  const Outcome drafts = outcome.take(drafted);
   std::vector<int64_t> right;
   for (Sequence* s : sequences) {
     const Outcome its = outcome.take(1 + static_cast<int64_t>(s->drafts.size()));
+    settle(*s, drafts);
     right.push_back(s->ended ? 0 : conclude(*s, its));
   }
   for (Sequence* s : sequences) {
@@ -214,10 +225,23 @@ int64_t Engine::conclude(Sequence& s, Outcome outcome) {
   return right;
 }
 
-Engine::Next Engine::next_of(Sequence& s, const Outcome& row) {
+// The drafts that the chain has chosen.
+void Engine::settle(Sequence& s, const Outcome& drafts) {
+  try {
+    for (Sequence::Draft& draft : s.drafts) {
+      if (draft.row < 0) continue;
+      draft.token = drafts.chosen[static_cast<size_t>(draft.row)];
+      draft.distribution = distribution_of(draft.token);
+    }
+  } catch (...) {
+    s.fail_with_current();
+  }
+}
+
+Engine::Next Engine::next_of(Sequence& s, Outcome row) {
   Next next;
-  if (!row.likely.empty()) {
-    next.distribution = distribution_of(row.likely.front());
+  if (s.chosen_by_passes()) {
+    next.distribution = distribution_of(row.chosen.front());
     return next;
   }
   if (s.request.options.top_logprobs >= 0) next.logits.assign(row.logits.begin(), row.logits.end());

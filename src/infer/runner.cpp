@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <limits>
 
 #include "base/memory.h"
@@ -37,12 +38,11 @@ int64_t bytes_a_token(const std::vector<LayerCache>& caches) {
 
 Outcome Outcome::take(int64_t rows) {
   Outcome first = *this;
-  if (likely.empty()) {
-    const auto count = static_cast<size_t>(rows * vocabulary);
-    first.logits = logits.first(count), logits = logits.subspan(count);
-  } else {
-    const auto count = static_cast<size_t>(rows);
-    first.likely = likely.first(count), likely = likely.subspan(count);
+  const auto count = static_cast<size_t>(rows);
+  first.chosen = chosen.first(count), chosen = chosen.subspan(count);
+  if (!logits.empty()) {
+    const auto values = static_cast<size_t>(rows * vocabulary);
+    first.logits = logits.first(values), logits = logits.subspan(values);
   }
   return first;
 }
@@ -132,11 +132,22 @@ Runner::Form Runner::form_for(int64_t first, int64_t count) const {
   return expanded < absorbed ? Form::expanded : Form::absorbed;
 }
 
-void Runner::prepare(int64_t drafts, Asked asked) {
-  for (int64_t tokens = 1; tokens <= drafts + 1; ++tokens) {
-    recorded({-1, 0, tokens, tokens, Form::absorbed, asked});
-    for (int64_t k = 0; k < std::min(drafts, modules()); ++k)
-      recorded({k, k, tokens, 1, Form::absorbed, asked});
+void Runner::prepare(int64_t drafts, Asked asked, bool chained) {
+  const auto main = [](int64_t rows, bool follows) {
+    return Shape{-1, 0, rows, rows, Form::absorbed, follows};
+  };
+  const int64_t own = std::min(drafts, modules());  // drafts that a module has to itself
+  recorded({{main(1, false)}, asked});
+  for (int64_t rows = 1; rows <= drafts + 1; ++rows) {
+    std::vector<Shape> chain;
+    for (int64_t k = 0; k < own; ++k) {
+      chain.push_back({k, k, rows, 1, Form::absorbed, chained && k > 0});
+      if (!chained) recorded({{chain.back()}, asked});
+    }
+    if (!chained) recorded({{main(rows, false)}, asked});
+    if (!chained || own < drafts || drafts == 0) continue;
+    chain.push_back(main(drafts + 1, true));
+    recorded({chain, asked});
   }
 }
 
@@ -176,48 +187,68 @@ const std::vector<Runner::ExpertLoad>& Runner::expert_loads() {
   return expert_loads_;
 }
 
-Runner::Recorded& Runner::recorded(const Key& key) {
-  auto found = plans_.find(key);
-  if (found != plans_.end()) return found->second;
-  if (plans_.size() >= most_plans) plans_.clear();
-  const auto begin = std::chrono::steady_clock::now();
-  Recorded record;
-  record.plan = std::make_unique<Plan>(*backend_);
+// Records a pass; what its wanted rows choose goes to `first_chosen` of record.chosen and on.
+void Runner::record(const Shape& shape, Asked asked, const Tensor& inputs, int64_t first_chosen,
+                    Recorded& record) {
   Plan& plan = *record.plan;
-  record.inputs = plan.input("rows", {Field::count * key.tokens + key.wanted}, DType::i32);
   auto field = [&](Field::Name which) {
-    return record.inputs.slice(0, which * key.tokens, (which + 1) * key.tokens);
+    return inputs.slice(0, which * shape.tokens, (which + 1) * shape.tokens);
   };
-  const Tensor ids = field(Field::ids), writes = field(Field::writes);
+  Tensor ids = field(Field::ids);
+  if (shape.follows) ids = take_chosen(ids, field(Field::follows), record.chosen);
+  const Tensor writes = field(Field::writes);
 
   Step at;
   at.positions = field(Field::positions);
   at.rope_table = rope_table_;
   at.slots = field(Field::slots);
   at.caches = caches_;
-  at.pages = {key.module < 0 ? block_table_ : module_table_, field(Field::places), field(Field::last)};
-  at.expand_cache = key.form == Form::expanded;
+  at.pages = {shape.module < 0 ? block_table_ : module_table_, field(Field::places), field(Field::last)};
+  at.expand_cache = shape.form == Form::expanded;
   at.count_load = options_.count_experts;
-  if (!loads_.empty() && padded(key.tokens)) {
-    record.mask = plan.input("token mask", {key.tokens}, exact_type(model_->weights()));
-    at.token_mask = record.mask;
+  Tensor& mask = record.masks.emplace_back();
+  if (!loads_.empty() && padded(shape.tokens)) {
+    mask = plan.input("token mask", {shape.tokens}, exact_type(model_->weights()));
+    at.token_mask = mask;
   }
 
   Tensor normed;
-  if (key.module < 0) {
+  if (shape.module < 0) {
     normed = model_->hidden(ids, at);
     if (!states_.empty()) cache_store(normed, writes, states_[0]);
   } else {
-    const Tensor& states = states_[static_cast<size_t>(key.level)];
+    const Tensor& states = states_[static_cast<size_t>(shape.level)];
     Tensor fed = select_rows(states.reshape({states[1], states[2]}), field(Field::reads));
-    normed = model_->predict(key.module, fed, ids, at);
-    cache_store(normed, writes, states_[static_cast<size_t>(key.module + 1)]);
+    normed = model_->predict(shape.module, fed, ids, at);
+    cache_store(normed, writes, states_[static_cast<size_t>(shape.module + 1)]);
   }
-  if (key.wanted > 0) {
-    record.logits = model_->logits(
-        select_rows(normed, record.inputs.slice(0, Field::count * key.tokens, record.inputs.count())));
-    if (key.asked == Asked::likely) record.likely = most_likely(record.logits);
-    plan.keep(key.asked == Asked::likely ? record.likely : record.logits);
+  if (shape.wanted == 0) return;
+  const int64_t rows = Field::count * shape.tokens, choices = rows + shape.wanted;
+  const Tensor logits = model_->logits(select_rows(normed, inputs.slice(0, rows, choices)));
+  choose(logits, inputs.slice(0, choices, inputs.count()),
+         record.chosen.slice(0, first_chosen, first_chosen + shape.wanted));
+  if (asked != Asked::logits) return;
+  record.logits = logits;
+  plan.keep(logits);
+}
+
+Runner::Recorded& Runner::recorded(const Key& key) {
+  auto found = plans_.find(key);
+  if (found != plans_.end()) return found->second;
+  if (plans_.size() >= most_plans) plans_.clear();
+  LATENTE_ASSERT(key.asked == Asked::tokens || key.passes.size() == 1);
+  const auto begin = std::chrono::steady_clock::now();
+  Recorded record;
+  record.plan = std::make_unique<Plan>(*backend_);
+  Plan& plan = *record.plan;
+  int64_t inputs = 0, wanted = 0;
+  for (const Shape& shape : key.passes) inputs += inputs_of(shape), wanted += shape.wanted;
+  record.inputs = plan.input("rows", {inputs}, DType::i32);
+  record.chosen = buffer(*backend_, {std::max<int64_t>(wanted, 1)}, DType::i32, "chosen tokens");
+  inputs = wanted = 0;
+  for (const Shape& shape : key.passes) {
+    this->record(shape, key.asked, record.inputs.slice(0, inputs, inputs + inputs_of(shape)), wanted, record);
+    inputs += inputs_of(shape), wanted += shape.wanted;
   }
   plan.compile();
 
@@ -237,18 +268,19 @@ int32_t Runner::slot_of(const Row& row) const {
                               row.position % options_.page_size);
 }
 
-Outcome Runner::run(int64_t module, int64_t level, std::span<const Row> rows, Form form, Asked asked) {
-  const int64_t count = static_cast<int64_t>(rows.size());
+Runner::Shape Runner::shape_of(const Pass& pass) {
+  const auto& rows = pass.rows;
+  LATENTE_ASSERT(!rows.empty());
   const int64_t wanted = std::count_if(rows.begin(), rows.end(), [](const Row& row) { return row.wanted; });
-  LATENTE_ASSERT(count > 0);
-  const Key key{module, level, bucket_of(count), bucket_of(wanted), form, asked};
-  Recorded& record = recorded(key);
-  // All inputs in one copy.
-  values_.assign(static_cast<size_t>(record.inputs.count()), 0);
+  const bool follows = std::any_of(rows.begin(), rows.end(), [](const Row& row) { return row.follows >= 0; });
+  return {pass.module, pass.level, bucket_of(std::ssize(rows)), bucket_of(wanted), pass.form, follows};
+}
+
+void Runner::fill(const Pass& pass, const Shape& shape, int32_t* inputs) const {
+  const std::vector<Row>& rows = pass.rows;
   auto fill = [&](Field::Name which, auto&& value_of, int32_t padding) {
-    const auto to = values_.begin() + which * key.tokens;
-    for (int64_t i = 0; i < count; ++i) to[i] = value_of(rows[static_cast<size_t>(i)]);
-    std::fill(to + count, to + key.tokens, padding);
+    int32_t* const to = inputs + which * shape.tokens;
+    std::fill(std::transform(rows.begin(), rows.end(), to, value_of), to + shape.tokens, padding);
   };
   // Padding attends to nothing and leaves nothing behind.
   fill(
@@ -258,7 +290,7 @@ Outcome Runner::run(int64_t module, int64_t level, std::span<const Row> rows, Fo
   fill(
       Field::last,
       [&](const Row& row) {
-        if (module < 0) return row.position;
+        if (pass.module < 0) return row.position;
         const int32_t first = first_module_page_[static_cast<size_t>(row.place)];
         return row.position - first * static_cast<int32_t>(options_.page_size);
       },
@@ -271,14 +303,38 @@ Outcome Runner::run(int64_t module, int64_t level, std::span<const Row> rows, Fo
       Field::reads, [](const Row& row) { return row.read; }, 0);
   fill(
       Field::writes, [](const Row& row) { return row.write; }, -1);
-  auto next = values_.begin() + Field::count * key.tokens;
+  fill(
+      Field::follows, [](const Row& row) { return row.follows; }, -1);
+  int32_t* next = inputs + Field::count * shape.tokens;
+  int32_t* choice = std::fill_n(next, shape.wanted, 0);
+  std::vector<Choice> choices(static_cast<size_t>(shape.wanted));  // padding: the most likely
+  auto its = choices.begin();
   for (size_t i = 0; i < rows.size(); ++i) {
-    if (rows[i].wanted) *next++ = static_cast<int32_t>(i);
+    if (rows[i].wanted) *next++ = static_cast<int32_t>(i), *its++ = rows[i].choice;
+  }
+  std::memcpy(choice, choices.data(), choices.size() * sizeof(Choice));
+}
+
+Outcome Runner::run(std::span<const Pass> chain, Asked asked) {
+  Key key{{}, asked};
+  for (const Pass& pass : chain) {
+    LATENTE_ASSERT(pass.module < 0 || !states_.empty());
+    key.passes.push_back(shape_of(pass));
+  }
+  Recorded& record = recorded(key);
+  // All inputs in one copy.
+  values_.resize(static_cast<size_t>(record.inputs.count()));
+  int32_t* inputs = values_.data();
+  for (size_t i = 0; i < chain.size(); ++i) {
+    fill(chain[i], key.passes[i], inputs);
+    inputs += inputs_of(key.passes[i]);
   }
   backend_->upload(values_.data(), record.inputs.view());
-  if (record.mask) {
-    backend_->fill(record.mask.rows(0, count).view(), 1);
-    if (count < key.tokens) backend_->fill(record.mask.rows(count, key.tokens).view(), 0);
+  for (size_t i = 0; i < chain.size(); ++i) {
+    const Tensor& mask = record.masks[i];
+    const int64_t count = std::ssize(chain[i].rows), tokens = key.passes[i].tokens;
+    if (mask) backend_->fill(mask.rows(0, count).view(), 1);
+    if (mask && count < tokens) backend_->fill(mask.rows(count, tokens).view(), 0);
   }
 
   if (seconds_) {
@@ -286,15 +342,26 @@ Outcome Runner::run(int64_t module, int64_t level, std::span<const Row> rows, Fo
   } else {
     record.plan->run();
   }
-  if (wanted == 0) return {};
 
-  const int64_t vocabulary = record.logits[1];
-  if (asked == Asked::likely) {
-    likely_.resize(static_cast<size_t>(key.wanted));
-    backend_->download(record.likely.view(), likely_.data());
-    return {{}, std::span(likely_).first(static_cast<size_t>(wanted)), vocabulary};
+  // Rows that were wanted, without those that fill a pass up.
+  Outcome outcome;
+  chosen_.resize(static_cast<size_t>(record.chosen.count()));
+  int64_t wanted = 0, all = 0;
+  for (size_t i = 0; i < chain.size(); ++i) all += key.passes[i].wanted;
+  if (all == 0) return outcome;
+  backend_->download(record.chosen.view(), chosen_.data());
+  all = 0;
+  for (size_t i = 0; i < chain.size(); ++i) {
+    const auto& rows = chain[i].rows;
+    const auto count = std::count_if(rows.begin(), rows.end(), [](const Row& row) { return row.wanted; });
+    std::copy_n(chosen_.begin() + all, count, chosen_.begin() + wanted);
+    wanted += count, all += key.passes[i].wanted;
   }
-  logits_.resize(static_cast<size_t>(key.wanted * vocabulary));
+  outcome.chosen = std::span(chosen_).first(static_cast<size_t>(wanted));
+  if (asked == Asked::tokens) return outcome;
+
+  outcome.vocabulary = record.logits[1];
+  logits_.resize(static_cast<size_t>(record.logits.count()));
   if (record.logits.dtype() == DType::f32) {
     backend_->download(record.logits.view(), logits_.data());
   } else {
@@ -303,16 +370,8 @@ Outcome Runner::run(int64_t module, int64_t level, std::span<const Row> rows, Fo
     std::transform(wide_logits_.begin(), wide_logits_.end(), logits_.begin(),
                    [](double x) { return static_cast<float>(x); });
   }
-  return {std::span(logits_).first(static_cast<size_t>(wanted * vocabulary)), {}, vocabulary};
-}
-
-Outcome Runner::forward(std::span<const Row> rows, Form form, Asked asked) {
-  return run(-1, 0, rows, form, asked);
-}
-
-Outcome Runner::predict(int64_t k, int64_t level, std::span<const Row> rows, Form form, Asked asked) {
-  LATENTE_ASSERT(!states_.empty());
-  return run(k, level, rows, form, asked);
+  outcome.logits = std::span(logits_).first(static_cast<size_t>(wanted * outcome.vocabulary));
+  return outcome;
 }
 
 }  // namespace latente

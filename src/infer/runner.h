@@ -1,5 +1,5 @@
 // Runner: forward passes over tokens of any sequences, on a paged latent cache. It keeps a plan per shape,
-// all in one arena, and knows nothing of sampling, of schedules, or of who holds which page. Positions are
+// all in one arena, and knows nothing of schedules, or of who holds which page. Positions are
 // absolute; running a position again overwrites its entries, so rejected drafts need no undoing. A row's
 // result does not depend on the other rows of its pass.
 #pragma once
@@ -8,8 +8,10 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "model/transformer.h"
+#include "tensor/choice.h"
 
 namespace latente {
 
@@ -34,14 +36,17 @@ struct Row {
   int32_t place = 0;    // of its sequence
   int32_t read = 0;     // modules: the hidden state that is read, of the pass's level
   int32_t write = -1;   // where its own hidden state is left, one level up; -1 = nowhere
-  bool wanted = false;  // its logits are
+  bool wanted = false;  // what comes next is
+  Choice choice{};      // how it is chosen
+  // In a chain: the token is what this wanted row of the passes before chose; -1 = `token`.
+  int32_t follows = -1;
 };
 
-// What a pass says of its wanted rows, in order, valid until the next pass: their logits [rows, vocabulary],
-// or their most likely tokens alone (Backend::most_likely), which is less to copy.
+// What passes say of their wanted rows, in order, valid until the next ones: the tokens that were chosen, or
+// Backend::not_a_number or not_finite, and if they were asked for the logits [rows, vocabulary].
 struct Outcome {
+  std::span<const int32_t> chosen;
   std::span<float> logits;
-  std::span<const int32_t> likely;
   int64_t vocabulary = 0;
 
   // The first rows, which are then no longer part of this.
@@ -66,25 +71,29 @@ class Runner {
   // How a pass attends. absorbed: over the latents as they lie. expanded: MLA's keys and values are computed
   // from the latents first, which costs less for many tokens of one sequence. The forms differ in rounding.
   enum class Form : uint8_t { absorbed, expanded };
+
+  // The main model or an MTP module over some rows; rows of one sequence lie side by side. What comes before
+  // a row's position in its sequence must have been run, or be in the same pass.
+  struct Pass {
+    int64_t module = -1;  // -1 = the main model, which leaves hidden states at level 0
+    // Modules: a row's token is the one module + 1 places after its position. Reads hidden states of `level`
+    // (that of module k is k; the last module reads its own, level k + 1, beyond the number of modules) and
+    // leaves its own at level k + 1.
+    int64_t level = 0;
+    Form form = Form::absorbed;
+    std::vector<Row> rows{};
+  };
+
+  // What is asked of wanted rows beside the tokens that are chosen.
+  enum class Asked : uint8_t { tokens, logits };
+
   // The cheaper form for `count` new tokens of a sequence after `first`.
   Form form_for(int64_t first, int64_t count) const;
 
-  // The main model. What comes before a row's position in its sequence must have been run, or be in the same
-  // pass. Hidden states are left at level 0. Returns the logits of the wanted rows, in order, [wanted,
-  // vocabulary], valid until the next call. Rows of one sequence lie side by side.
-  std::span<float> forward(std::span<const Row> rows, Form form) {
-    return forward(rows, form, Asked::logits).logits;
-  }
-  // What is asked of the wanted rows.
-  enum class Asked : uint8_t { logits, likely };
-  Outcome forward(std::span<const Row> rows, Form form, Asked asked);
-  // MTP module k: a row's token is the one k + 1 places after its position. Reads hidden states of `level`
-  // (that of module k is k; the last module reads its own, level k + 1, beyond the number of modules) and
-  // leaves its own at level k + 1.
-  std::span<float> predict(int64_t k, int64_t level, std::span<const Row> rows, Form form) {
-    return predict(k, level, rows, form, Asked::logits).logits;
-  }
-  Outcome predict(int64_t k, int64_t level, std::span<const Row> rows, Form form, Asked asked);
+  Outcome run(const Pass& pass, Asked asked) { return run(std::span(&pass, 1), asked); }
+  // A chain of passes without the host between them: one plan, and on a GPU one graph. Rows may follow what
+  // passes before have chosen. Logits are there for a single pass alone.
+  Outcome run(std::span<const Pass> chain, Asked asked);
 
   // How many tokens each routed expert was chosen for so far, by MoE layer, those of MTP modules last; empty
   // unless options.count_experts. The device counts as it routes; this call fetches what came since the last
@@ -105,34 +114,46 @@ class Runner {
   int64_t pages() const { return options_.pages; }
   int64_t modules() const { return static_cast<int64_t>(model_->mtp.size()); }
   const Config& config() const { return model_->config(); }
-  // Records ahead of time what decoding one sequence with up to `drafts` tokens a pass runs.
-  void prepare(int64_t drafts, Asked asked);
+  // Records ahead of time what decoding one sequence with up to `drafts` tokens a pass runs, a draft in a
+  // pass of its own or all in a chain.
+  void prepare(int64_t drafts, Asked asked, bool chained);
   double recording_seconds() const { return recording_seconds_; }  // spent on plans so far
   int64_t cache_bytes_per_token() const;
   // Arena, caches (as if all pages were in use) and hidden states; weights are the model's.
   int64_t memory_bytes() const;
 
  private:
-  struct Key {
-    int64_t module;  // -1 = main model
-    int64_t level;   // of the hidden states read
+  struct Shape {
+    int64_t module, level;
     int64_t tokens, wanted;
     Form form;
+    bool follows;  // some row does
+    auto operator<=>(const Shape&) const = default;
+  };
+  struct Key {
+    std::vector<Shape> passes;
     Asked asked;
     auto operator<=>(const Key&) const = default;
   };
   // What a pass is told of its rows. last: the last entry that a row attends to; slots: where its own goes.
   struct Field {
-    enum Name : int64_t { ids, positions, last, slots, places, reads, writes, count };
+    enum Name : int64_t { ids, positions, last, slots, places, reads, writes, follows, count };
   };
+  // i32 of a pass's inputs: the fields, [tokens] each, then which rows are wanted, then their choices.
+  static int64_t inputs_of(const Shape& shape) {
+    return Field::count * shape.tokens + (1 + Choice::words) * shape.wanted;
+  }
   struct Recorded {
     std::unique_ptr<Plan> plan;
-    Tensor inputs;          // i32: the fields, [tokens] each, then the wanted rows
-    Tensor mask;            // [tokens]: 0 = padding; null where nobody counts, or there is none
-    Tensor logits, likely;  // what is asked
+    Tensor inputs;              // i32: of all passes
+    std::vector<Tensor> masks;  // a pass, [tokens]: 0 = padding; null where nobody counts, or there is none
+    Tensor chosen;              // i32: of all passes
+    Tensor logits;              // if they are asked for
   };
+  static Shape shape_of(const Pass& pass);
   Recorded& recorded(const Key& key);
-  Outcome run(int64_t module, int64_t level, std::span<const Row> rows, Form form, Asked asked);
+  void record(const Shape& shape, Asked asked, const Tensor& inputs, int64_t first_chosen, Recorded& record);
+  void fill(const Pass& pass, const Shape& shape, int32_t* inputs) const;
   int32_t slot_of(const Row& row) const;
   void count_experts();
 
@@ -155,7 +176,7 @@ class Runner {
   std::map<std::string, double>* seconds_ = nullptr;
   std::vector<int32_t> values_;
   std::vector<float> logits_;
-  std::vector<int32_t> likely_;
+  std::vector<int32_t> chosen_;
   std::vector<double> wide_logits_;
 };
 

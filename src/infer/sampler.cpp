@@ -184,10 +184,10 @@ Distribution distribution_of(std::span<float> logits, const History& history, co
   return all;
 }
 
-Distribution distribution_of(int32_t most_likely) {
-  if (most_likely == Backend::not_a_number) fail("the model's logits are not numbers");
-  if (most_likely == Backend::not_finite) fail("the model's logits are not finite");
-  return {{most_likely, 1.0}};
+Distribution distribution_of(int32_t chosen) {
+  if (chosen == Backend::not_a_number) fail("the model's logits are not numbers");
+  if (chosen == Backend::not_finite) fail("the model's logits are not finite");
+  return {{chosen, 1.0}};
 }
 
 int32_t sample(const Distribution& distribution, Random& random) {

@@ -28,10 +28,11 @@ struct SamplingOptions {
   uint64_t seed = 0;
 
   bool greedy() const { return temperature <= 0.0; }
-  // Whether the token is the most likely one of the logits as they are.
-  bool plain() const {
-    return greedy() && repetition_penalty == 1.0 && presence_penalty == 0.0 && frequency_penalty == 0.0 &&
-           logit_bias.empty();
+  // Whether the logits stay as they are and the most likely tokens are those that are kept, so that
+  // Backend::choose can do it. Without a temperature the rest does not matter.
+  bool by_rank() const {
+    return (greedy() || typical_p >= 1.0) && repetition_penalty == 1.0 && presence_penalty == 0.0 &&
+           frequency_penalty == 0.0 && logit_bias.empty();
   }
   // Error naming the field for values that make no sense (NaN, negative, top_p of 0, ...).
   void validate() const;
@@ -63,8 +64,9 @@ using Distribution = std::vector<Candidate>;
 Distribution distribution_of(std::span<float> logits, const History& history, const SamplingOptions& options,
                              std::span<const uint64_t> admitted = {});
 
-// The same of a most likely token that the device has found (Backend::most_likely), for plain() options.
-Distribution distribution_of(int32_t most_likely);
+// The same of a token that a pass has chosen, for by_rank() options. Error where there was none to choose
+// (Backend::not_a_number, not_finite).
+Distribution distribution_of(int32_t chosen);
 
 int32_t sample(const Distribution& distribution, Random& random);
 

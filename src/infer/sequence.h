@@ -10,8 +10,8 @@
 namespace latente {
 
 struct Sequence;
-// What has to be asked of a pass that all of these share.
-Runner::Asked asked_by(std::span<Sequence* const> sequences);
+// Whether the passes that all of these share choose their tokens, so that nobody needs logits.
+bool chosen_by_passes(std::span<Sequence* const> sequences);
 
 struct Sequence {
   uint64_t id = 0;
@@ -41,8 +41,9 @@ struct Sequence {
   bool cancelled = false, interrupted = false;  // it ends before the next step, without and with on_finish
 
   struct Draft {
-    int32_t token;
+    int32_t token;  // 0 as long as a chain has not chosen it
     Distribution distribution;
+    int32_t row = -1;  // of the chain that chooses it, among wanted ones
   };
   std::vector<Draft> drafts;  // of the current pass
   bool looked_up = false;     // they came from the sequence itself
@@ -74,17 +75,32 @@ struct Sequence {
       return false;
     }
   }
-  // Whether the most likely token of a row is all that is to be known of it.
-  bool plain() const {
-    return request.options.sampling.plain() && !constraint && request.options.top_logprobs < 0;
+  // Whether passes choose its tokens; else that takes logits. It depends on what was asked alone, since the
+  // two round differently.
+  bool chosen_by_passes() const {
+    const SamplingOptions& sampling = request.options.sampling;
+    return sampling.by_rank() && (sampling.greedy() || by_position) && !constraint &&
+           request.options.top_logprobs < 0;
+  }
+  // How the token of a position is chosen.
+  Choice choice(int64_t position) {
+    if (!chosen_by_passes()) return {};
+    const SamplingOptions& sampling = request.options.sampling;
+    Choice choice{static_cast<float>(sampling.temperature),
+                  static_cast<int32_t>(std::min<int64_t>(sampling.top_k, INT32_MAX)),
+                  static_cast<float>(sampling.top_p), static_cast<float>(sampling.min_p)};
+    choice.set_number(number_of(position));
+    return choice;
   }
   // The token of a position.
   int32_t draw(const Distribution& distribution, int64_t position) {
-    if (!by_position) return sample(distribution, random);
-    random.seek(2 * static_cast<uint64_t>(position));  // words that a uniform number takes
-    return token_at(distribution, random.uniform());
+    return by_position ? token_at(distribution, number_of(position)) : sample(distribution, random);
   }
-  Runner::Asked asked() const { return plain() ? Runner::Asked::likely : Runner::Asked::logits; }
+  // The random number that belongs to a position.
+  double number_of(int64_t position) {
+    random.seek(2 * static_cast<uint64_t>(position));  // words that a uniform number takes
+    return random.uniform();
+  }
   bool reports_prompt() const { return request.options.prompt_logprobs; }
   bool writes() const { return request.options.max_tokens > 0; }
   History history() const { return {tokens, static_cast<size_t>(prompt)}; }

@@ -24,26 +24,25 @@ int32_t SequenceRunner::state_of(int64_t position) const {
   return states == 0 ? -1 : static_cast<int32_t>(position % states);
 }
 
-std::vector<Row>& SequenceRunner::rows(std::span<const int32_t> tokens, int64_t first, int64_t wanted) {
-  const int64_t count = static_cast<int64_t>(tokens.size());
+Runner::Pass SequenceRunner::pass(int64_t module, std::span<const int32_t> tokens, int64_t first,
+                                  int64_t wanted) {
+  const int64_t count = std::ssize(tokens);
   LATENTE_ASSERT(count > 0 && wanted <= count && first >= 0 && first + count <= runner_.options().context);
-  rows_.clear();
+  Runner::Pass pass{module, std::max<int64_t>(module, 0), runner_.form_for(first, count)};
   for (int64_t i = 0; i < count; ++i) {
     const int32_t state = state_of(first + i);
-    rows_.push_back({tokens[static_cast<size_t>(i)], static_cast<int32_t>(first + i), 0, state, state,
-                     i >= count - wanted});
+    pass.rows.push_back({tokens[static_cast<size_t>(i)], static_cast<int32_t>(first + i), 0, state, state,
+                         i >= count - wanted});
   }
-  return rows_;
+  return pass;
 }
 
 std::span<float> SequenceRunner::forward(std::span<const int32_t> tokens, int64_t first, int64_t wanted) {
-  const auto form = runner_.form_for(first, static_cast<int64_t>(tokens.size()));
-  return runner_.forward(rows(tokens, first, wanted), form);
+  return runner_.run(pass(-1, tokens, first, wanted), Runner::Asked::logits).logits;
 }
 
 std::span<float> SequenceRunner::predict(int64_t k, std::span<const int32_t> later, int64_t first) {
-  const auto form = runner_.form_for(first, static_cast<int64_t>(later.size()));
-  return runner_.predict(k, k, rows(later, first, 1), form);
+  return runner_.run(pass(k, later, first, 1), Runner::Asked::logits).logits;
 }
 
 }  // namespace latente

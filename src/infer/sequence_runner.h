@@ -21,11 +21,10 @@ class SequenceRunner {
   Runner& runner() { return runner_; }
 
  private:
-  std::vector<Row>& rows(std::span<const int32_t> tokens, int64_t first, int64_t wanted);
+  Runner::Pass pass(int64_t module, std::span<const int32_t> tokens, int64_t first, int64_t wanted);
   int32_t state_of(int64_t position) const;
 
   Runner runner_;
-  std::vector<Row> rows_;
 };
 
 }  // namespace latente

@@ -81,7 +81,9 @@ void cache_store_narrow(const Tensor& latent, const Tensor& rotary, const Tensor
 void cache_store(const Tensor& x, const Tensor& slots, const Tensor& cache);
 
 // -- sample.cpp: without gradient
-Tensor most_likely(const Tensor& logits);
+// Into chosen [T] i32.
+void choose(const Tensor& logits, const Tensor& choices, const Tensor& chosen);
+Tensor take_chosen(const Tensor& ids, const Tensor& from, const Tensor& chosen);
 
 // -- fused.cpp: without gradients, as one call (Backend's fused.cpp) where plan.fuses(); the first two are
 // otherwise recorded as their parts.

@@ -313,9 +313,11 @@ class Backend {
   virtual void expert_layer(const ExpertLayer& layer);
 
   // -- sample.cpp --
-  // out [T] i32: where the largest of logits [T, V] of the exact type stands, the first among equals; or
-  // not_a_number where one is NaN, not_finite where the largest is infinite.
-  virtual void most_likely(View logits, View out) = 0;
+  // out [T] i32: the token that choices [T, Choice::words] i32 (tensor/choice.h) take from logits [T, V] of
+  // the exact type; or not_a_number where a logit is NaN, not_finite where the largest is infinite.
+  virtual void choose(View logits, View choices, View out) = 0;
+  // out[t] = ids[t] where from[t] is negative, else chosen[from[t]], or 0 where that is no token. All i32.
+  virtual void take_chosen(View ids, View from, View chosen, View out) = 0;
   static constexpr int32_t not_a_number = -1, not_finite = -2;
 
   // -- loss.cpp --

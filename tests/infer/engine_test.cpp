@@ -68,6 +68,7 @@ TEST(Engine, SpeculativeTextIsPlainText) {
     if (random.chance(0.5)) pack_weights(model, backend());
     for (int64_t depth = -1; depth <= 7; ++depth) {
       Engine engine(backend(), model, how);
+      engine.chain_passes(seed % 2 == 0);
       options.draft = depth;
       Text got;
       int64_t drafted = 0;

@@ -55,6 +55,7 @@ TEST(Scheduler, TextDoesNotDependOnCompany) {
     const int64_t pages = (how.context + how.page_size - 1) / how.page_size;
     many.pages = random.chance(0.6) ? pages + random.between(1, pages) : 0;
     Engine engine(backend(), model, many);
+    engine.chain_passes(seed % 2 == 0);
     const std::vector<int32_t> shared = random_tokens(random, 30, tiny.vocabulary);
 
     std::map<size_t, Text> texts;
@@ -457,11 +458,11 @@ TEST(Drafter, LostModulesBeginAnew) {
     Sequence s;
     s.tokens = random_tokens(random, 100, tiny.vocabulary);
     s.place = 0, s.depth = 2, s.predicted = {0, 0};
-    std::vector<Row> rows;
+    Runner::Pass pass;
     const Stretch all{0, 99, 0};
     for (int32_t i = 0; i < 99; ++i)
-      rows.push_back({s.tokens[static_cast<size_t>(i)], i, 0, 0, drafter.state_of(s, i, all)});
-    runner.forward(rows, Runner::Form::absorbed);
+      pass.rows.push_back({s.tokens[static_cast<size_t>(i)], i, 0, 0, drafter.state_of(s, i, all)});
+    runner.run(pass, Runner::Asked::tokens);
     s.processed = s.unread = 99;
     drafter.let_lie(s);
     ASSERT_TRUE(s.lost());
