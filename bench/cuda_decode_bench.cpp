@@ -47,7 +47,7 @@ class Bench {
     model_ = load_for_running(ModelSource{Config::from_file(path), nullptr}, how, device_);
   }
 
-  void run(int64_t batch, int64_t context, bool profile) {
+  void run(int64_t batch, int64_t context, int64_t passes, const Choice& choice, bool profile) {
     RunnerOptions options;
     options.context = context + 64;
     options.sequences = batch;
@@ -58,17 +58,23 @@ class Bench {
       for (int64_t i = 0; i < pages; ++i) runner.set_page(s, i, static_cast<int32_t>(s * pages + i));
     }
     fill(runner);
-    Runner::Pass main;
+    std::vector<Runner::Pass> chain;
     auto pass = [&] {
-      main.rows.clear();
-      for (int64_t s = 0; s < batch; ++s) {
-        const auto token =
-            static_cast<int32_t>(random_.below(static_cast<uint64_t>(runner.config().vocab_size)));
-        main.rows.push_back({token, static_cast<int32_t>(context), static_cast<int32_t>(s), 0, -1, true});
+      chain.assign(static_cast<size_t>(passes), {});
+      for (int64_t p = 0; p < passes; ++p) {
+        for (int64_t s = 0; s < batch; ++s) {
+          const auto token =
+              static_cast<int32_t>(random_.below(static_cast<uint64_t>(runner.config().vocab_size)));
+          Choice its = choice;
+          its.set_number(random_.uniform());
+          chain[static_cast<size_t>(p)].rows.push_back(
+              {token, static_cast<int32_t>(context + p), static_cast<int32_t>(s), 0, -1, true, its,
+               p == 0 ? -1 : static_cast<int32_t>((p - 1) * batch + s)});
+        }
       }
-      runner.run(main, Runner::Asked::tokens);
+      runner.run(chain, Runner::Asked::tokens);
     };
-    const double seconds = median_seconds(device_, 7, 20, pass);
+    const double seconds = median_seconds(device_, 7, 20, pass) / static_cast<double>(passes);
     const double bound = bytes(batch, context) / rate_;
     fmt::print("batch {:>3}, context {:>6}: {:9.1f} us a pass, {:9.1f} tok/s, bound {:8.1f} us, {:5.1f} %\n",
                batch, context, seconds * 1e6, static_cast<double>(batch) / seconds, bound * 1e6,
@@ -138,10 +144,15 @@ void run(int argc, char** argv) {
   std::string config, weights = "bf16";
   std::vector<int64_t> batches = {1}, contexts = {64};
   bool profile = false;
+  int64_t passes = 1;
+  Choice choice;
   app.add_option("config", config)->required();
   app.add_option("--weights", weights, "bf16, fp8, int8 or int4");
   app.add_option("--batch", batches)->delimiter(',');
   app.add_option("--context", contexts)->delimiter(',');
+  app.add_option("--passes", passes, "that follow one another in a graph, up to 64");
+  app.add_option("--temperature", choice.temperature);
+  app.add_option("--top-p", choice.top_p);
   app.add_flag("--profile", profile);
   app.parse(argc, argv);
   cuda::CudaBackend device;
@@ -157,7 +168,7 @@ void run(int argc, char** argv) {
   fmt::print("{}: a copy of 1 GB moves {:.2f} TB/s; {}, {}\n", device.name(), rate / 1e12, config, weights);
   Bench bench(config, weights, rate, device);
   for (const int64_t context : contexts) {
-    for (const int64_t batch : batches) bench.run(batch, context, profile);
+    for (const int64_t batch : batches) bench.run(batch, context, passes, choice, profile);
   }
 }
 

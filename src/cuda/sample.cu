@@ -247,7 +247,7 @@ __global__ __launch_bounds__(choosers) void choose_kernel(const float* logits, i
   const float top = logits[row * stride + index];
   const Choice choice = choices[row];
   int chosen = isnan(top) ? Backend::not_a_number : isinf(top) ? Backend::not_finite : index;
-  if (chosen >= 0 && !choice.greedy()) {
+  if (chosen >= 0 && choice.temperature > 0) {
     chosen = Chooser{logits + row * stride, count, top, choice, *reinterpret_cast<Chooser::Shared*>(bytes)}
                  .choose();
   }

@@ -21,9 +21,9 @@ class Engine {
  public:
   // options.states is the engine's own affair.
   Engine(Backend& backend, const Transformer& model, const RunnerOptions& options = {});
-  // Whether drafts and the pass that verifies them are one chain (Runner::run), where no logits are needed:
-  // what a device does then does not wait for the host. By default where the device is not the host, which
-  // would only record more plans for it. The tokens are the same.
+  // Whether drafts and the pass that verifies them, or a few passes without drafts, are one chain
+  // (Runner::run) where no logits are needed: what a device does then does not wait for the host. By default
+  // where the device is not the host, which would only record more plans for it. The tokens are the same.
   void chain_passes(bool chained) { chains_ = chained; }
 
   // Queues a sequence; it begins when there is a place and there are pages for it. Higher priorities begin
@@ -92,6 +92,10 @@ class Engine {
              bool unusual);
   // Whether modules had much to make up for.
   bool propose(std::span<Sequence* const> sequences, std::vector<Runner::Pass>* chain);
+  Runner::Pass next_pass(std::span<Sequence* const> sequences);
+  Runner::Pass following(const Runner::Pass& last, std::span<Sequence* const> sequences);
+  int64_t passes_at_once(std::span<Sequence* const> sequences);
+  int64_t room_of(const Sequence& sequence) const;
   static void settle(Sequence& sequence, const Outcome& drafts);
   // What one sequence makes of its rows. Returns how many drafts were right.
   int64_t conclude(Sequence& sequence, Outcome rows);
@@ -117,9 +121,10 @@ class Engine {
   uint64_t next_id_ = 1;
   size_t turn_ = 0;  // where the next decoding pass begins when not all fit
 
-  // How many drafts pay, by how many sequences share a pass.
+  // How many drafts pay, by how many sequences share a pass, and the seconds of one without any, smoothed.
   struct Lengths {
     DraftLength modules, looked_up;
+    double plain_pass = 0;
   };
   Lengths& lengths_for(size_t sequences);
   // Whether the modules shall keep up with a sequence while so many run.

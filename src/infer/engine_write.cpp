@@ -51,12 +51,7 @@ bool Engine::keeps_up(const Sequence& s, size_t sequences) {
 bool Engine::propose(std::span<Sequence* const> sequences, std::vector<Runner::Pass>* chain) {
   Lengths& lengths = lengths_for(sequences.size());
   int64_t by_look_up = -1;  // chosen when somebody asks
-  const auto room = [&](const Sequence& s) {
-    return std::min({s.request.options.max_tokens - s.stats.generated_tokens,
-                     runner_.options().context - s.length(),
-                     pool_.pages() * pool_.page_size() - s.length()}) -
-           1;
-  };
+  const auto room = [&](const Sequence& s) { return room_of(s) - 1; };
   std::vector<Sequence*> drafting, adaptive;
   std::vector<Drafter::Behind> behind;
   std::vector<int64_t> counts;
@@ -132,42 +127,87 @@ void Engine::write() {
     }
   }
   drafter_.catch_up(behind);
-  // The drafts' passes and the one that verifies them.
+  // The drafts' passes and the one that verifies them, or some that follow one another.
   std::vector<Runner::Pass> chain;
   const bool tokens = chosen_by_passes(sequences);
   const bool caught_up = propose(sequences, chains_ && tokens ? &chain : nullptr) || !behind.empty();
-
   int64_t drafted = 0;
-  for (const Runner::Pass& pass : chain) {
-    for (const Row& row : pass.rows) drafted += row.wanted ? 1 : 0;
+  for (const Runner::Pass& pass : chain)
+    drafted += std::count_if(pass.rows.begin(), pass.rows.end(), [](const Row& row) { return row.wanted; });
+  chain.push_back(next_pass(sequences));
+  const int64_t passes = chains_ && tokens ? passes_at_once(sequences) : 1;
+  for (int64_t i = 1; i < passes; ++i) chain.push_back(following(chain.back(), sequences));
+
+  Outcome outcome = runner_.run(chain, tokens ? Runner::Asked::tokens : Runner::Asked::logits);
+  const Outcome drafts = outcome.take(drafted);
+  std::vector<int64_t> right(sequences.size());
+  for (int64_t pass = 0; pass < passes; ++pass) {
+    for (size_t i = 0; i < sequences.size(); ++i) {
+      Sequence& s = *sequences[i];
+      const Outcome its = outcome.take(1 + std::ssize(s.drafts));
+      settle(s, drafts);
+      if (!s.ended) right[i] = conclude(s, its);
+    }
   }
-  Runner::Pass main;
+  for (Sequence* s : sequences) {
+    if (s->ended) finish(*s);
+  }
+  const double seconds = Sequence::seconds_between(begin, Sequence::Clock::now());
+  learn(sequences, right, (seconds - (runner_.recording_seconds() - recording)) / static_cast<double>(passes),
+        caught_up || outcome.new_plan);
+}
+
+// Each sequence's last token and its drafts.
+Runner::Pass Engine::next_pass(std::span<Sequence* const> sequences) {
+  Runner::Pass pass;
   for (Sequence* s : sequences) {
     if (s->ended) s->drafts.clear();  // drafting failed
     LATENTE_ASSERT(s->processed == s->length() - 1);
     auto add = [&](int32_t token, int32_t follows, int64_t position) {
       const int32_t state = runner_.modules() > 0 ? drafter_.state_of(*s, position) : -1;
-      main.rows.push_back({token, static_cast<int32_t>(position), s->place, 0, state, true,
+      pass.rows.push_back({token, static_cast<int32_t>(position), s->place, 0, state, true,
                            s->choice(position + 1), follows});
     };
     add(s->tokens.back(), -1, s->processed);
     for (size_t i = 0; i < s->drafts.size(); ++i)
       add(s->drafts[i].token, s->drafts[i].row, s->length() + static_cast<int64_t>(i));
   }
-  chain.push_back(std::move(main));
-  Outcome outcome = runner_.run(chain, tokens ? Runner::Asked::tokens : Runner::Asked::logits);
-  const Outcome drafts = outcome.take(drafted);
-  std::vector<int64_t> right;
-  for (Sequence* s : sequences) {
-    const Outcome its = outcome.take(1 + static_cast<int64_t>(s->drafts.size()));
-    settle(*s, drafts);
-    right.push_back(s->ended ? 0 : conclude(*s, its));
+  return pass;
+}
+
+// The pass behind one that has a row for each sequence, over what that one chooses.
+Runner::Pass Engine::following(const Runner::Pass& last, std::span<Sequence* const> sequences) {
+  Runner::Pass pass = last;
+  const bool first = last.rows.front().follows < 0;
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    Row& row = pass.rows[i];
+    row.follows = first ? static_cast<int32_t>(i) : row.follows + static_cast<int32_t>(sequences.size());
+    ++row.position;
+    if (row.write >= 0) row.write = drafter_.state_of(*sequences[i], row.position);
+    row.choice = sequences[i]->choice(row.position + 1);
   }
-  for (Sequence* s : sequences) {
-    if (s->ended) finish(*s);
-  }
-  const double seconds = Sequence::seconds_between(begin, Sequence::Clock::now());
-  learn(sequences, right, seconds - (runner_.recording_seconds() - recording), caught_up);
+  return pass;
+}
+
+// Passes that run without the host between them: as many as take no longer than somebody who waits for a
+// token notices, and as all have room for. Those behind a stop token are for nothing.
+int64_t Engine::passes_at_once(std::span<Sequence* const> sequences) {
+  constexpr double unnoticed = 3e-3;
+  const double pass = lengths_for(sequences.size()).plain_pass;
+  const bool drafting =
+      std::any_of(sequences.begin(), sequences.end(), [](Sequence* s) { return !s->drafts.empty(); });
+  if (drafting || pass == 0) return 1;
+  int64_t room = static_cast<int64_t>(unnoticed / pass);
+  for (const Sequence* s : sequences) room = std::min(room, room_of(*s));
+  int64_t passes = 1;
+  while (2 * passes <= std::min(room, most_drafts + 1)) passes *= 2;  // few numbers, since each is a plan
+  return passes;
+}
+
+// Tokens that a sequence may still write.
+int64_t Engine::room_of(const Sequence& s) const {
+  return std::min({s.request.options.max_tokens - s.stats.generated_tokens,
+                   runner_.options().context - s.length(), pool_.pages() * pool_.page_size() - s.length()});
 }
 
 // What a pass says about how many drafts pay.
@@ -187,6 +227,8 @@ void Engine::learn(std::span<Sequence* const> sequences, std::span<const int64_t
     ++part.sequences;
     part.most = std::max(part.most, drafted);
   }
+  if (looked_up.sequences + modules.sequences == 0)
+    lengths.plain_pass += (lengths.plain_pass == 0 ? 1 : 0.2) * (seconds - lengths.plain_pass);
   // Each is measured against passes without it, as if the other had not been there.
   const double count = static_cast<double>(sequences.size());
   const auto share = [&](const Part& part) { return static_cast<double>(part.sequences) / count; };

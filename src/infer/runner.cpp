@@ -345,6 +345,8 @@ Outcome Runner::run(std::span<const Pass> chain, Asked asked) {
 
   // Rows that were wanted, without those that fill a pass up.
   Outcome outcome;
+  constexpr int64_t first_runs = 2;  // RepeatedWork records in the second
+  outcome.new_plan = ++record.runs <= first_runs;
   chosen_.resize(static_cast<size_t>(record.chosen.count()));
   int64_t wanted = 0, all = 0;
   for (size_t i = 0; i < chain.size(); ++i) all += key.passes[i].wanted;

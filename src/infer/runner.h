@@ -48,6 +48,7 @@ struct Outcome {
   std::span<const int32_t> chosen;
   std::span<float> logits;
   int64_t vocabulary = 0;
+  bool new_plan = false;  // its first runs take longer
 
   // The first rows, which are then no longer part of this.
   Outcome take(int64_t rows);
@@ -149,6 +150,7 @@ class Runner {
     std::vector<Tensor> masks;  // a pass, [tokens]: 0 = padding; null where nobody counts, or there is none
     Tensor chosen;              // i32: of all passes
     Tensor logits;              // if they are asked for
+    int64_t runs = 0;
   };
   static Shape shape_of(const Pass& pass);
   Recorded& recorded(const Key& key);

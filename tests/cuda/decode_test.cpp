@@ -21,12 +21,13 @@ class CudaDecode : public testing::TestWithParam<bool> {
   }
 
   using Texts = std::vector<std::vector<int32_t>>;
-  Texts write(int64_t at_once, int64_t drafts, int64_t logprobs = -1) {
+  Texts write(int64_t at_once, int64_t drafts, int64_t logprobs = -1, bool chained = true) {
     RunnerOptions options;
     options.context = 160;
     options.cache_type = DType::bf16;
     options.sequences = at_once;
     Engine engine(device_, *model_, options);
+    engine.chain_passes(chained);
     Texts texts(prompts_.size());
     for (size_t s = 0; s < prompts_.size(); ++s) {
       Request request;
@@ -34,6 +35,7 @@ class CudaDecode : public testing::TestWithParam<bool> {
       request.options.max_tokens = 60;
       request.options.draft = drafts;
       request.options.top_logprobs = logprobs;
+      request.options.sampling = sampling_;
       request.on_token = [&texts, s](GeneratedToken token) { return texts[s].push_back(token.id), true; };
       request.on_finish = [](const GenerationStats& stats) { EXPECT_FALSE(stats.error); };
       engine.submit(std::move(request));
@@ -46,6 +48,7 @@ class CudaDecode : public testing::TestWithParam<bool> {
   cuda::CudaBackend device_;
   std::unique_ptr<Transformer> model_;
   Texts prompts_;
+  SamplingOptions sampling_;
 };
 
 TEST_P(CudaDecode, TextsDependOnNothingElse) {
@@ -58,6 +61,20 @@ TEST_P(CudaDecode, TextsDependOnNothingElse) {
   EXPECT_EQ(write(4, 0), alone) << "four at once";
   EXPECT_EQ(write(11, 0), alone) << "eleven at once";
   EXPECT_EQ(write(11, 2), alone) << "eleven at once, two drafts";
+  EXPECT_EQ(write(11, 2, -1, false), alone) << "the same, pass by pass";
+}
+
+TEST_P(CudaDecode, SampledTextsDependOnTheSeedAlone) {
+  const Texts greedy = write(1, 0);
+  sampling_ = {.temperature = 0.9, .top_k = 50, .top_p = 0.95, .min_p = 0.01, .seed = 4};
+  const Texts alone = write(1, 0, -1, false);
+  EXPECT_NE(alone, greedy);
+  EXPECT_EQ(write(1, 0), alone) << "several passes at once";
+  EXPECT_EQ(write(1, 2), alone) << "two drafts";
+  EXPECT_EQ(write(11, 0), alone) << "eleven at once";
+  EXPECT_EQ(write(11, 1), alone) << "eleven at once, a draft each";
+  sampling_.seed = 5;
+  EXPECT_NE(write(11, 0), alone);
 }
 
 INSTANTIATE_TEST_SUITE_P(Queries, CudaDecode, testing::Bool());
