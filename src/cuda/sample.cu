@@ -8,7 +8,7 @@ namespace latente::cuda {
 namespace {
 
 constexpr int threads = 256, pieces = 32;  // of a row: a block each
-constexpr int choosers = 512;              // threads that choose from a row
+constexpr int choosers = 1024;             // threads that choose from a row
 
 // Orders (logit, first index) as whole numbers; NaN above everything.
 __device__ unsigned long long key_of(float x, int index) {
@@ -60,7 +60,8 @@ struct Bins {
     const unsigned members = __ballot_sync(whole_warp, counts);
     if (members == 0) return;
     const int leader = __ffs(static_cast<int>(members)) - 1;
-    const bool alike = __all_sync(whole_warp, !counts || bin == __shfl_sync(whole_warp, bin, leader));
+    const int first = __shfl_sync(whole_warp, bin, leader);
+    const bool alike = __all_sync(whole_warp, !counts || bin == first);
     unsigned tokens_there = 1;
     if (alike) {
       tokens_there = static_cast<unsigned>(__popc(members));
@@ -104,12 +105,23 @@ struct Chooser {
     constexpr float scale = Bins::count / Choice::least_exponent;
     return min(static_cast<int>((x - top) / choice.temperature * scale), Bins::count - 1);
   }
-  // f(valid, index, logit), by all threads the same number of times.
+  // f(valid, index, logit), by all threads the same number of times; some logits are read ahead.
   template <class F>
   __device__ void each(const F& f) const {
-    for (int base = 0; base < count; base += choosers) {
-      const int i = base + static_cast<int>(threadIdx.x);
-      f(i < count, i, i < count ? logits[i] : top);
+    constexpr int ahead = 8;
+    for (int base = static_cast<int>(threadIdx.x); base - static_cast<int>(threadIdx.x) < count;
+         base += ahead * choosers) {
+      float x[ahead];
+#pragma unroll
+      for (int j = 0; j < ahead; ++j) {
+        const int i = base + j * choosers;
+        x[j] = i < count ? logits[i] : top;
+      }
+#pragma unroll
+      for (int j = 0; j < ahead; ++j) {
+        const int i = base + j * choosers;
+        f(i < count, i, x[j]);
+      }
     }
   }
 
@@ -156,7 +168,8 @@ struct Chooser {
 
   // The token with which the sum exceeds `least`, which is less than the sum of all; `through`: the weight of
   // the tokens up to it.
-  __device__ int find(bool by_tokens, unsigned long long least, unsigned long long& through) const {
+  __device__ __noinline__ int find(bool by_tokens, unsigned long long least,
+                                   unsigned long long& through) const {
     Sums before{};
     const int bin = locate(shared.all, by_tokens, least, before);
     unsigned long long low = 0, high = ~0ull;

@@ -288,9 +288,13 @@ void Engine::read() {
     const int64_t first = s->processed, room = runner_.options().chunk - static_cast<int64_t>(rows.size());
     const int64_t end = first < s->prompt ? std::min(s->prompt, s->unread) : s->unread;
     const bool reports = s->reports_prompt() && first < s->prompt;
-    const int64_t count = std::min(
-        end - first, reports ? std::min(longest_reported, runner_.options().chunk) : runner_.options().chunk);
-    const Runner::Form its = first < s->prompt ? runner_.form_for(first, count) : Runner::Form::absorbed;
+    // Pieces end where they do when nothing is reused, and who shares less than a page reads on in the form
+    // in which the whole would be read, so that such a prompt gives the same bits whatever the cache held.
+    const int64_t chunk = runner_.options().chunk, piece = (first / chunk + 1) * chunk - first;
+    const int64_t count = std::min({end - first, piece, reports ? longest_reported : chunk});
+    const int64_t from = first < pool_.page_size() ? 0 : first;
+    const Runner::Form its =
+        first < s->prompt ? runner_.form_for(from, first + count - from) : Runner::Form::absorbed;
     if (!pieces.empty() && (count > room || its != pass.form)) continue;
     if (!cover(*s, first + count)) continue;
     pass.form = its;

@@ -120,7 +120,7 @@ void Runner::copy_page(int32_t from, int32_t to) {
 
 Runner::Form Runner::form_for(int64_t first, int64_t count) const {
   const Config& config = model_->config();
-  if (!config.is_mla() || count <= 8) return Form::absorbed;
+  if (!config.is_mla() || (first > 0 && count <= 8)) return Form::absorbed;
   // Multiply-adds a head.
   const double rank = static_cast<double>(config.kv_lora_rank),
                rope = static_cast<double>(config.qk_rope_head_dim);
