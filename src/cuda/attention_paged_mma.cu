@@ -1,8 +1,9 @@
 // Attention over a paged cache on tensor cores of compute capability 8.0 and later: MHA, GQA and MQA in
-// bfloat16, and absorbed MLA over latents of 8 bits. A block has a piece of a token's context and up to 16 ·
-// row_tiles heads that share its keys. Of 64 keys at a time, each of eight warps makes the scores of eight,
-// then the products with its part of the values' columns.
+// bfloat16, and absorbed MLA over latents in bfloat16 or of 8 bits. A block has a piece of a token's context
+// and up to 16 · row_tiles heads that share its keys. Of 64 keys at a time, each of eight warps makes the
+// scores of eight, then the products with its part of the values' columns.
 #include "cuda/attention_paged.cuh"
+#include "cuda/launch.cuh"
 #include "cuda/mma.cuh"
 
 namespace latente::cuda {
@@ -11,6 +12,9 @@ namespace {
 constexpr int warps = 8, threads = warps * 32, tile_keys = 64, stages = 2;
 constexpr int padding = 8;  // elements between rows in shared memory: matrices' rows lie in different banks
 constexpr int score_pitch = tile_keys + 4, weight_pitch = tile_keys + padding;
+
+// Keys and values, latents (whose first columns are the values), or latents' codes of 8 bits.
+enum class Entries { pairs, latents, codes };
 
 struct Work {
   Paged<__nv_bfloat16> a;
@@ -22,14 +26,17 @@ struct Work {
   bool fp8 = false;
   int tiles = 1;  // of the heads that share keys
 
-  __host__ __device__ int key_pitch() const { return a.key + padding; }
+  // Scores are summed over 32 at a time; beyond the keys' own columns stand zeros.
+  __host__ __device__ int key_depth() const { return (a.key + 31) / 32 * 32; }
+  __host__ __device__ int key_pitch() const { return key_depth() + padding; }
   __host__ __device__ int value_pitch() const { return a.value + padding; }
   __host__ __device__ int entry() const { return latent + 2 * (a.key - latent) + 4; }
 };
 
 // Where things stand in shared memory, in bytes.
-template <int row_tiles, bool narrow>
+template <int row_tiles, Entries kind>
 struct Layout {
+  static constexpr bool narrow = kind == Entries::codes;
   static constexpr int rows = 16 * row_tiles;
   int q, keys, key_stage, values, value_stage, entries, entry_stage, scores, weights, factors, scales, end;
 
@@ -43,8 +50,8 @@ struct Layout {
     q = take(rows * w.key_pitch() * 2);
     key_stage = tile_keys * w.key_pitch() * 2;
     keys = take(narrow ? key_stage : stages * key_stage);
-    value_stage = narrow ? 0 : tile_keys * w.value_pitch() * 2;
-    values = narrow ? keys : take(stages * value_stage);
+    value_stage = kind == Entries::pairs ? tile_keys * w.value_pitch() * 2 : 0;
+    values = kind == Entries::pairs ? take(stages * value_stage) : keys;
     entry_stage = narrow ? tile_keys * w.entry() : 0;
     entries = take(stages * entry_stage);
     scores = take(rows * score_pitch * 4);
@@ -64,6 +71,7 @@ __device__ inline void copy_rows(unsigned to, int pitch, int width, const char* 
     mma::copy_async(line + c * 16, inside ? row + c * 16 : row, inside);
 }
 
+template <Entries kind>
 __device__ inline void copy_tile(const Work& w, unsigned keys, unsigned values, int sequence, int group,
                                  int at, int end) {
   const int key = at + static_cast<int>(threadIdx.x) / 4;
@@ -72,6 +80,7 @@ __device__ inline void copy_tile(const Work& w, unsigned keys, unsigned values, 
   const int slot = key % w.a.page;
   copy_rows(keys, w.key_pitch(), w.a.key, w.keys + group * w.key_head, w.key_page, w.key_slot, page, slot,
             inside);
+  if constexpr (kind != Entries::pairs) return;
   copy_rows(values, w.value_pitch(), w.a.value, w.values + group * w.value_head, w.value_page, w.value_slot,
             page, slot, inside);
 }
@@ -146,9 +155,24 @@ __device__ inline void add_scores(float (&sums)[row_tiles][4], unsigned q, unsig
   }
 }
 
-template <int column_tiles, int row_tiles, bool narrow>
+// Zeros between the keys' columns and the next row.
+template <int row_tiles, Entries kind>
+__device__ void clear_beyond(const Work& w, const Layout<row_tiles, kind>& at, char* memory) {
+  const int columns = w.key_depth() - w.a.key, pitch = w.key_pitch();
+  const auto clear = [&](int from, int rows) {
+    for (int i = static_cast<int>(threadIdx.x); i < rows * columns; i += threads)
+      reinterpret_cast<__nv_bfloat16*>(memory + from)[i / columns * pitch + w.a.key + i % columns] = 0.0f;
+  };
+  if (columns == 0) return;
+  clear(at.q, Layout<row_tiles, kind>::rows);
+  clear(at.keys, kind == Entries::codes ? tile_keys : stages * tile_keys);
+}
+
+template <int column_tiles, int row_tiles, Entries kind>
 __global__ void __launch_bounds__(threads) mma_kernel(const Work w) {
-  using L = Layout<row_tiles, narrow>;
+  using L = Layout<row_tiles, kind>;
+  constexpr bool narrow = L::narrow;
+  wait_for_earlier_kernels();
   extern __shared__ __align__(16) char memory[];
   const Paged<__nv_bfloat16>& a = w.a;
   const L at(w);
@@ -172,8 +196,8 @@ __global__ void __launch_bounds__(threads) mma_kernel(const Work w) {
     if constexpr (narrow) {
       copy_entries(w, shared + at.entries + stage * at.entry_stage, sequence, first, end);
     } else {
-      copy_tile(w, shared + at.keys + stage * at.key_stage, shared + at.values + stage * at.value_stage,
-                sequence, group, first, end);
+      copy_tile<kind>(w, shared + at.keys + stage * at.key_stage, shared + at.values + stage * at.value_stage,
+                      sequence, group, first, end);
     }
     mma::commit();
   };
@@ -183,6 +207,7 @@ __global__ void __launch_bounds__(threads) mma_kernel(const Work w) {
                     a.q.at(token, head + (row < rows ? row : 0)) + column, row < rows);
   }
   copy(0, begin);
+  clear_beyond(w, at, memory);
 
   constexpr int owned = L::rows / warps;  // rows whose softmax a warp makes
   float top[owned], total[owned], out[row_tiles][column_tiles][4] = {};
@@ -201,12 +226,12 @@ __global__ void __launch_bounds__(threads) mma_kernel(const Work w) {
       __syncthreads();
     } else {
       keys += stage * at.key_stage;
-      values = shared + at.values + stage * at.value_stage;
+      values = kind == Entries::latents ? keys : shared + at.values + stage * at.value_stage;
     }
 
     float sums[row_tiles][4] = {};
     const unsigned own_keys = keys + static_cast<unsigned>(warp * 8 * w.key_pitch()) * 2;
-    add_scores<row_tiles>(sums, shared + at.q, own_keys, w.key_pitch(), 0, narrow ? w.latent : a.key);
+    add_scores<row_tiles>(sums, shared + at.q, own_keys, w.key_pitch(), 0, narrow ? w.latent : w.key_depth());
     const int column = warp * 8 + lane % 4 * 2;
     if constexpr (narrow) {
 #pragma unroll
@@ -214,7 +239,7 @@ __global__ void __launch_bounds__(threads) mma_kernel(const Work w) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) sums[i][j] *= scales[column + j % 2];
       }
-      add_scores<row_tiles>(sums, shared + at.q, own_keys, w.key_pitch(), w.latent, a.key);
+      add_scores<row_tiles>(sums, shared + at.q, own_keys, w.key_pitch(), w.latent, w.key_depth());
     }
 #pragma unroll
     for (int i = 0; i < row_tiles; ++i) {
@@ -249,7 +274,7 @@ __global__ void __launch_bounds__(threads) mma_kernel(const Work w) {
     }
     __syncthreads();
 
-    const int value_pitch = narrow ? w.key_pitch() : w.value_pitch();
+    const int value_pitch = kind == Entries::pairs ? w.value_pitch() : w.key_pitch();
 #pragma unroll
     for (int i = 0; i < row_tiles; ++i) {
       const float upper = factors[i * 16 + lane / 4], lower = factors[i * 16 + 8 + lane / 4];
@@ -304,6 +329,7 @@ __global__ void __launch_bounds__(threads) mma_kernel(const Work w) {
 #pragma unroll
       for (int j = 0; j < column_tiles; ++j) {
         const int column = (warp * column_tiles + j) * 8 + lane % 4 * 2;
+        if (kind == Entries::latents && column >= a.value) continue;
         const float x = out[i][j][half * 2] * factor, y = out[i][j][half * 2 + 1] * factor;
         if (whole) {
           *reinterpret_cast<__nv_bfloat162*>(a.out.at(token, head + row) + column) =
@@ -317,19 +343,17 @@ __global__ void __launch_bounds__(threads) mma_kernel(const Work w) {
   }
 }
 
-template <int column_tiles, int row_tiles, bool narrow>
+template <int column_tiles, int row_tiles, Entries kind>
 bool launch(Work& w, int64_t splits, const Context& context) {
-  const Layout<row_tiles, narrow> layout(w);
+  const Layout<row_tiles, kind> layout(w);
   if (layout.end > context.shared_bytes) return false;
-  const auto kernel = mma_kernel<column_tiles, row_tiles, narrow>;
-  allow_shared_memory(kernel, layout.end);
+  const auto kernel = mma_kernel<column_tiles, row_tiles, kind>;
   w.tiles = static_cast<int>(ceil_div(w.a.heads / w.a.groups, 16 * row_tiles));
   for_token_rounds(w.a.tokens, w.a.heads, w.a.value, splits, context, [&](const Partials& partials) {
     w.partials = partials;
     const dim3 grid(static_cast<unsigned>(partials.tokens), static_cast<unsigned>(partials.splits),
                     static_cast<unsigned>(w.a.groups * w.tiles));
-    kernel<<<grid, threads, static_cast<size_t>(layout.end), context.stream>>>(w);
-    check_launch("attention_paged");
+    launch_early(kernel, grid, threads, static_cast<size_t>(layout.end), "attention_paged", context, w);
     if (partials.splits > 1) combine_splits(w.a, partials, context);
   });
   return true;
@@ -340,7 +364,8 @@ bool launch(Work& w, int64_t splits, const Context& context) {
 bool attention_paged_mma(const Paged<__nv_bfloat16>& a, const View& keys, const View& values,
                          const Pages& pages, const Context& context) {
   const bool narrow = Backend::is_narrow_cache(keys.dtype);
-  if (!narrow && (keys.dtype != DType::bf16 || keys.data == values.data)) return false;
+  if (!narrow && keys.dtype != DType::bf16) return false;
+  const bool latents = !narrow && keys.data == values.data;
   const int64_t bytes = size_of(keys.dtype);
   Work w;
   w.a = a;
@@ -357,27 +382,32 @@ bool attention_paged_mma(const Paged<__nv_bfloat16>& a, const View& keys, const 
   const auto address = [](const void* data) {
     return static_cast<int64_t>(reinterpret_cast<uintptr_t>(data));
   };
-  if (a.key % 32 != 0 || a.value % 32 != 0 || !aligned(8, {a.q.token, a.q.head}) ||
-      !aligned(16, {address(a.q.data)}) || !aligned(2, {a.out.token, a.out.head}) ||
-      !aligned(4, {address(a.out.data)}) ||
+  if (a.key % (latents ? 16 : 32) != 0 || a.value % (latents ? 16 : 32) != 0 ||
+      !aligned(8, {a.q.token, a.q.head}) || !aligned(16, {address(a.q.data)}) ||
+      !aligned(2, {a.out.token, a.out.head}) || !aligned(4, {address(a.out.data)}) ||
       !aligned(narrow ? 4 : 16, {address(keys.data), address(values.data), w.key_page, w.key_slot, w.key_head,
                                  w.value_page, w.value_slot, w.value_head})) {
     return false;
   }
   const int64_t splits = most_splits(capacity(keys, pages), a.heads);
   const bool few = a.heads / a.groups <= 16;
+  const auto go = [&]<int columns, Entries kind>() {
+    return few ? launch<columns, 1, kind>(w, splits, context) : launch<columns, 2, kind>(w, splits, context);
+  };
   if (narrow) {
-    if (a.value == 512)
-      return few ? launch<8, 1, true>(w, splits, context) : launch<8, 2, true>(w, splits, context);
-    if (a.value == 192)
-      return few ? launch<3, 1, true>(w, splits, context) : launch<3, 2, true>(w, splits, context);
+    if (a.value == 512) return go.template operator()<8, Entries::codes>();
+    if (a.value == 192) return go.template operator()<3, Entries::codes>();
     return false;
   }
-  if (a.value == 128)
-    return few ? launch<2, 1, false>(w, splits, context) : launch<2, 2, false>(w, splits, context);
-  if (a.value == 64)
-    return few ? launch<1, 1, false>(w, splits, context) : launch<1, 2, false>(w, splits, context);
-  return false;
+  if (latents) {
+    if (a.value <= 64) return go.template operator()<1, Entries::latents>();
+    if (a.value <= 128) return go.template operator()<2, Entries::latents>();
+    if (a.value <= 192) return go.template operator()<3, Entries::latents>();
+    if (a.value <= 256) return go.template operator()<4, Entries::latents>();
+    return a.value <= 512 && go.template operator()<8, Entries::latents>();
+  }
+  if (a.value == 128) return go.template operator()<2, Entries::pairs>();
+  return a.value == 64 && go.template operator()<1, Entries::pairs>();
 }
 
 }  // namespace latente::cuda

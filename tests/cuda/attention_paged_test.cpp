@@ -200,6 +200,8 @@ const std::vector<PagedCase> paged_cases = {
     {32, 8, 128, 128, 64, false}, {4, 4, 16, 24, 64, false},    {12, 3, 13, 9, 5, false},
     {96, 1, 16, 8, 256, false},   {8, 1, 576, 512, 5, true},    {8, 8, 64, 64, 3, false},
     {48, 2, 128, 128, 16, false}, {70, 1, 128, 128, 64, false}, {6, 3, 96, 64, 32, false},
+    {4, 1, 80, 64, 64, true},     {20, 1, 112, 96, 16, true},   {8, 1, 272, 256, 64, true},
+    {3, 1, 48, 16, 8, true},      {33, 1, 336, 304, 32, true},
 };
 
 class CudaPagedAttention : public testing::Test {
