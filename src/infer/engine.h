@@ -24,7 +24,10 @@ class Engine {
   // Whether drafts and the pass that verifies them, or a few passes without drafts, are one chain
   // (Runner::run) where no logits are needed: what a device does then does not wait for the host. By default
   // where the device is not the host, which would only record more plans for it. The tokens are the same.
-  void chain_passes(bool chained) { chains_ = chained; }
+  // Passes without drafts are as many as take no longer than `seconds`, which nobody should notice who waits
+  // for a token.
+  void chain_passes(bool chained, double seconds = unnoticed) { chains_ = chained, chain_seconds_ = seconds; }
+  static constexpr double unnoticed = 3e-3;
 
   // Queues a sequence; it begins when there is a place and there are pages for it. Higher priorities begin
   // first, but whoever is passed over by `patience` others rises by one. What the cache holds of the prompt
@@ -112,6 +115,7 @@ class Engine {
 
   const Config* config_;
   bool chains_;
+  double chain_seconds_ = unnoticed;
   Runner runner_;
   Drafter drafter_;
   PagePool pool_;

@@ -189,15 +189,14 @@ Runner::Pass Engine::following(const Runner::Pass& last, std::span<Sequence* con
   return pass;
 }
 
-// Passes that run without the host between them: as many as take no longer than somebody who waits for a
-// token notices, and as all have room for. Those behind a stop token are for nothing.
+// Passes that run without the host between them, as many as all have room for. Those behind a stop token are
+// for nothing.
 int64_t Engine::passes_at_once(std::span<Sequence* const> sequences) {
-  constexpr double unnoticed = 3e-3;
   const double pass = lengths_for(sequences.size()).plain_pass;
   const bool drafting =
       std::any_of(sequences.begin(), sequences.end(), [](Sequence* s) { return !s->drafts.empty(); });
   if (drafting || pass == 0) return 1;
-  int64_t room = static_cast<int64_t>(unnoticed / pass);
+  int64_t room = static_cast<int64_t>(chain_seconds_ / pass);
   for (const Sequence* s : sequences) room = std::min(room, room_of(*s));
   int64_t passes = 1;
   while (2 * passes <= std::min(room, most_drafts + 1)) passes *= 2;  // few numbers, since each is a plan

@@ -276,7 +276,8 @@ Runner::Shape Runner::shape_of(const Pass& pass) {
   return {pass.module, pass.level, bucket_of(std::ssize(rows)), bucket_of(wanted), pass.form, follows};
 }
 
-void Runner::fill(const Pass& pass, const Shape& shape, int32_t* inputs) const {
+void Runner::fill(const Pass& pass, const Shape& shape, std::span<const int32_t> chosen_at,
+                  int32_t* inputs) const {
   const std::vector<Row>& rows = pass.rows;
   auto fill = [&](Field::Name which, auto&& value_of, int32_t padding) {
     int32_t* const to = inputs + which * shape.tokens;
@@ -304,7 +305,8 @@ void Runner::fill(const Pass& pass, const Shape& shape, int32_t* inputs) const {
   fill(
       Field::writes, [](const Row& row) { return row.write; }, -1);
   fill(
-      Field::follows, [](const Row& row) { return row.follows; }, -1);
+      Field::follows,
+      [&](const Row& row) { return row.follows < 0 ? -1 : chosen_at[static_cast<size_t>(row.follows)]; }, -1);
   int32_t* next = inputs + Field::count * shape.tokens;
   int32_t* choice = std::fill_n(next, shape.wanted, 0);
   std::vector<Choice> choices(static_cast<size_t>(shape.wanted));  // padding: the most likely
@@ -324,10 +326,17 @@ Outcome Runner::run(std::span<const Pass> chain, Asked asked) {
   Recorded& record = recorded(key);
   // All inputs in one copy.
   values_.resize(static_cast<size_t>(record.inputs.count()));
+  chosen_at_.clear();
   int32_t* inputs = values_.data();
+  int32_t all = 0;  // rows that choose, with those that fill a pass up
   for (size_t i = 0; i < chain.size(); ++i) {
-    fill(chain[i], key.passes[i], inputs);
-    inputs += inputs_of(key.passes[i]);
+    const Shape& shape = key.passes[i];
+    fill(chain[i], shape, chosen_at_, inputs);
+    inputs += inputs_of(shape);
+    const auto& rows = chain[i].rows;
+    const auto wanted = std::count_if(rows.begin(), rows.end(), [](const Row& row) { return row.wanted; });
+    for (int32_t w = 0; w < wanted; ++w) chosen_at_.push_back(all + w);
+    all += static_cast<int32_t>(shape.wanted);
   }
   backend_->upload(values_.data(), record.inputs.view());
   for (size_t i = 0; i < chain.size(); ++i) {
@@ -343,23 +352,15 @@ Outcome Runner::run(std::span<const Pass> chain, Asked asked) {
     record.plan->run();
   }
 
-  // Rows that were wanted, without those that fill a pass up.
   Outcome outcome;
   constexpr int64_t first_runs = 2;  // RepeatedWork records in the second
   outcome.new_plan = ++record.runs <= first_runs;
+  if (chosen_at_.empty()) return outcome;
   chosen_.resize(static_cast<size_t>(record.chosen.count()));
-  int64_t wanted = 0, all = 0;
-  for (size_t i = 0; i < chain.size(); ++i) all += key.passes[i].wanted;
-  if (all == 0) return outcome;
   backend_->download(record.chosen.view(), chosen_.data());
-  all = 0;
-  for (size_t i = 0; i < chain.size(); ++i) {
-    const auto& rows = chain[i].rows;
-    const auto count = std::count_if(rows.begin(), rows.end(), [](const Row& row) { return row.wanted; });
-    std::copy_n(chosen_.begin() + all, count, chosen_.begin() + wanted);
-    wanted += count, all += key.passes[i].wanted;
-  }
-  outcome.chosen = std::span(chosen_).first(static_cast<size_t>(wanted));
+  auto to = chosen_.begin();
+  for (int32_t at : chosen_at_) *to++ = chosen_[static_cast<size_t>(at)];
+  outcome.chosen = std::span(chosen_).first(chosen_at_.size());
   if (asked == Asked::tokens) return outcome;
 
   outcome.vocabulary = record.logits[1];
@@ -372,7 +373,7 @@ Outcome Runner::run(std::span<const Pass> chain, Asked asked) {
     std::transform(wide_logits_.begin(), wide_logits_.end(), logits_.begin(),
                    [](double x) { return static_cast<float>(x); });
   }
-  outcome.logits = std::span(logits_).first(static_cast<size_t>(wanted * outcome.vocabulary));
+  outcome.logits = std::span(logits_).first(chosen_at_.size() * static_cast<size_t>(outcome.vocabulary));
   return outcome;
 }
 

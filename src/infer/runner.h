@@ -155,7 +155,8 @@ class Runner {
   static Shape shape_of(const Pass& pass);
   Recorded& recorded(const Key& key);
   void record(const Shape& shape, Asked asked, const Tensor& inputs, int64_t first_chosen, Recorded& record);
-  void fill(const Pass& pass, const Shape& shape, int32_t* inputs) const;
+  // chosen_at: where in Recorded::chosen the wanted rows of the passes before are.
+  void fill(const Pass& pass, const Shape& shape, std::span<const int32_t> chosen_at, int32_t* inputs) const;
   int32_t slot_of(const Row& row) const;
   void count_experts();
 
@@ -178,7 +179,7 @@ class Runner {
   std::map<std::string, double>* seconds_ = nullptr;
   std::vector<int32_t> values_;
   std::vector<float> logits_;
-  std::vector<int32_t> chosen_;
+  std::vector<int32_t> chosen_, chosen_at_;
   std::vector<double> wide_logits_;
 };
 

@@ -96,6 +96,56 @@ TEST(Scheduler, TextDoesNotDependOnCompany) {
   EXPECT_GT(waited, 100);
 }
 
+// More than passes take without being filled up, with drafts behind drafts, and many passes at once.
+TEST(Scheduler, ChainsOfManySequencesWriteTheSame) {
+  const Tiny tiny{.mtp = 2};
+  const Transformer model = made(tiny, 6, 0.3);
+  const RunnerOptions how{.context = 64, .page_size = 8, .chunk = 64};
+  RunnerOptions many = how;
+  many.sequences = 23;
+  Random random(3);
+  std::vector<std::vector<int32_t>> prompts;
+  for (int i = 0; i < 23; ++i) prompts.push_back(random_tokens(random, 4 + i % 5, tiny.vocabulary));
+  for (int64_t draft : {0, 1, 3}) {
+    for (double temperature : {0.0, 0.8}) {
+      GenerationOptions options;
+      options.max_tokens = 40;
+      options.draft = draft;
+      options.sampling.temperature = temperature;
+      std::map<bool, std::vector<std::vector<int32_t>>> texts;
+      std::map<bool, int64_t> accepted;
+      for (bool chained : {false, true}) {
+        Engine engine(backend(), model, many);
+        engine.chain_passes(chained, 1e9);
+        texts[chained].resize(prompts.size());
+        for (size_t i = 0; i < prompts.size(); ++i) {
+          Request request{prompts[i], options, 0, {}, {}, {}};
+          request.options.sampling.seed = i;
+          request.on_token = [&, i, chained](GeneratedToken token) {
+            return texts[chained][i].push_back(token.id), true;
+          };
+          request.on_finish = [&, chained](const GenerationStats& stats) {
+            accepted[chained] += stats.accepted;
+          };
+          engine.submit(std::move(request));
+        }
+        while (engine.step()) {
+        }
+      }
+      EXPECT_EQ(texts[true], texts[false]) << draft << " drafts, T " << temperature;
+      EXPECT_EQ(accepted[true], accepted[false]) << draft << " drafts, T " << temperature;
+      EXPECT_EQ(accepted[true] > 0, draft > 0);
+      Engine alone(backend(), model, how);
+      options.draft = 0;
+      for (size_t i = 0; i < prompts.size(); ++i) {
+        options.sampling.seed = i;
+        EXPECT_EQ(texts[true][i], generated(alone, prompts[i], options).tokens)
+            << i << ", " << draft << " drafts, T " << temperature;
+      }
+    }
+  }
+}
+
 // Pages for little more than one sequence, and several that want all of them.
 TEST(Scheduler, DrivenOutAndBackTheTextGoesOn) {
   for (int64_t mtp : {0, 1}) {
