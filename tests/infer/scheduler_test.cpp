@@ -100,7 +100,7 @@ TEST(Scheduler, TextDoesNotDependOnCompany) {
 TEST(Scheduler, ChainsOfManySequencesWriteTheSame) {
   const Tiny tiny{.mtp = 2};
   const Transformer model = made(tiny, 6, 0.3);
-  const RunnerOptions how{.context = 64, .page_size = 8, .chunk = 64};
+  const RunnerOptions how{.context = 64, .page_size = 8, .chunk = 256};
   RunnerOptions many = how;
   many.sequences = 23;
   Random random(3);
