@@ -44,36 +44,40 @@ __global__ __launch_bounds__(threads) void highest_of_pieces_kernel(const float*
 // Where a token stands among a row's: lower ranks are more likely.
 __device__ unsigned long long rank_of(float x, int index) { return ~key_of(x, index); }
 
-// Tokens by a number that rises with their rank.
+// Tokens by a number that rises with their rank: sums of weights, and where somebody counts, of tokens.
 struct Bins {
   static constexpr int count = 2048, each = count / choosers;
-  unsigned long long weight[count];
-  unsigned tokens[count];
-  int last[count];  // one of the tokens: the only one where there is one
+  // Shared memory adds 32 bits at a time. Sums do not depend on the order, and neither does how often the
+  // lower half runs over.
+  unsigned low[count], high[count], tokens[count];
 
   __device__ void clear() {
-    for (int i = static_cast<int>(threadIdx.x); i < count; i += choosers) weight[i] = 0, tokens[i] = 0;
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += choosers) low[i] = high[i] = tokens[i] = 0;
     __syncthreads();
   }
-  // All of a warp. Where all that counts is in one bin, as where all logits are equal, one of them adds it.
-  __device__ void add(bool counts, int bin, int token, unsigned long long its_weight) {
-    const unsigned members = __ballot_sync(whole_warp, counts);
+  __device__ unsigned long long weight(int bin) const {
+    return static_cast<unsigned long long>(high[bin]) << 32 | low[bin];
+  }
+  // All of a warp. Where all of it is for one bin, as where all logits are equal, one of them adds it.
+  __device__ void add(bool member, int bin, unsigned long long its_weight, bool counts) {
+    const unsigned members = __ballot_sync(whole_warp, member);
     if (members == 0) return;
     const int leader = __ffs(static_cast<int>(members)) - 1;
     const int first = __shfl_sync(whole_warp, bin, leader);
-    const bool alike = __all_sync(whole_warp, !counts || bin == first);
-    unsigned tokens_there = 1;
-    if (alike) {
-      tokens_there = static_cast<unsigned>(__popc(members));
-      if (!counts) its_weight = 0;
+    unsigned its_tokens = 1;
+    if (__all_sync(whole_warp, !member || bin == first)) {
+      its_tokens = static_cast<unsigned>(__popc(members));
+      if (!member) its_weight = 0;
       for (int step = warp_size / 2; step > 0; step /= 2)
         its_weight += __shfl_xor_sync(whole_warp, its_weight, step);
-      counts = static_cast<int>(threadIdx.x) % warp_size == leader;
+      member = static_cast<int>(threadIdx.x) % warp_size == leader;
     }
-    if (!counts) return;
-    atomicAdd(&weight[bin], its_weight);
-    atomicAdd(&tokens[bin], tokens_there);
-    atomicExch(&last[bin], token);
+    if (!member) return;
+    const auto lower = static_cast<unsigned>(its_weight);
+    const unsigned carry = atomicAdd(&low[bin], lower) > ~lower ? 1 : 0;
+    const unsigned upper = static_cast<unsigned>(its_weight >> 32) + carry;
+    if (upper > 0) atomicAdd(&high[bin], upper);
+    if (counts) atomicAdd(&tokens[bin], its_tokens);
   }
 };
 
@@ -151,11 +155,11 @@ struct Chooser {
     const int first = static_cast<int>(threadIdx.x) * Bins::each;
     Sums own{}, all;
     for (int i = 0; i < Bins::each; ++i)
-      own.weight += bins.weight[first + i], own.tokens += bins.tokens[first + i];
+      own.weight += bins.weight(first + i), own.tokens += bins.tokens[first + i];
     Sums sum = before_this(own, all);
     sum.weight += before.weight, sum.tokens += before.tokens;
     for (int i = 0; i < Bins::each; ++i) {
-      const Sums next{sum.weight + bins.weight[first + i], sum.tokens + bins.tokens[first + i]};
+      const Sums next{sum.weight + bins.weight(first + i), sum.tokens + bins.tokens[first + i]};
       const bool here =
           by_tokens ? sum.tokens <= least && next.tokens > least : sum.weight <= least && next.weight > least;
       if (here) shared.bin = first + i, shared.before = sum;
@@ -172,55 +176,54 @@ struct Chooser {
                                    unsigned long long& through) const {
     Sums before{};
     const int bin = locate(shared.all, by_tokens, least, before);
-    unsigned long long low = 0, high = ~0ull;
-    const Bins* bins = &shared.all;
-    int part = bin;
-    while (bins->tokens[part] > 1) {
-      // The ranks that are there, cut into parts.
+    unsigned long long low = 0, high = ~0ull;  // ranks of that bin which are left
+    const auto is_left = [&](bool valid, int i, float x) {
+      return valid && bin_of(x) == bin && weight_of(x) > 0 && rank_of(x, i) >= low && rank_of(x, i) <= high;
+    };
+    while (true) {
       __syncthreads();
       if (threadIdx.x == 0) shared.lowest = ~0ull, shared.highest = 0;
       __syncthreads();
       unsigned long long lowest = ~0ull, highest = 0;
       each([&](bool valid, int i, float x) {
-        const unsigned long long rank = rank_of(x, i);
-        if (!valid || weight_of(x) == 0 || bin_of(x) != bin || rank < low || rank > high) return;
-        lowest = min(lowest, rank), highest = max(highest, rank);
+        if (!is_left(valid, i, x)) return;
+        lowest = min(lowest, rank_of(x, i)), highest = max(highest, rank_of(x, i));
       });
       if (lowest <= highest) atomicMin(&shared.lowest, lowest), atomicMax(&shared.highest, highest);
       shared.some.clear();
       low = shared.lowest, high = shared.highest;
+      if (low == high) break;
       const unsigned long long width = (high - low) / Bins::count + 1;
       each([&](bool valid, int i, float x) {
-        const unsigned long long rank = rank_of(x, i), weight = weight_of(x);
-        const bool counts = valid && weight > 0 && bin_of(x) == bin && rank >= low && rank <= high;
-        shared.some.add(counts, counts ? static_cast<int>((rank - low) / width) : 0, i, weight);
+        const bool left = is_left(valid, i, x);
+        shared.some.add(left, left ? static_cast<int>((rank_of(x, i) - low) / width) : 0, weight_of(x),
+                        by_tokens);
       });
       __syncthreads();
-      bins = &shared.some;
-      part = locate(*bins, by_tokens, least, before);
-      low += static_cast<unsigned long long>(part) * width;
+      low += static_cast<unsigned long long>(locate(shared.some, by_tokens, least, before)) * width;
       high = low + width - 1;
     }
-    through = before.weight + bins->weight[part];
-    const int token = bins->last[part];
+    const int token = static_cast<int>(static_cast<unsigned>(low));  // the lower half of a rank
+    through = before.weight + weight_of(logits[token]);
     __syncthreads();
     return token;
   }
 
   __device__ int choose() {
+    const bool counts = choice.top_k > 0;
     shared.all.clear();
     each([&](bool valid, int i, float x) {
       const unsigned long long weight = valid ? weight_of(x) : 0;
-      shared.all.add(weight > 0, bin_of(x), i, weight);
+      shared.all.add(weight > 0, bin_of(x), weight, counts);
     });
     __syncthreads();
     Sums own{}, all;
     for (int i = static_cast<int>(threadIdx.x); i < Bins::count; i += choosers)
-      own.weight += shared.all.weight[i], own.tokens += shared.all.tokens[i];
+      own.weight += shared.all.weight(i), own.tokens += shared.all.tokens[i];
     before_this(own, all);
     unsigned long long weight = all.weight;
     unsigned long long last = ~0ull;  // rank of the last one that is kept
-    if (choice.top_k > 0 && static_cast<unsigned>(choice.top_k) < all.tokens) {
+    if (counts && static_cast<unsigned>(choice.top_k) < all.tokens) {
       const int token = find(true, static_cast<unsigned>(choice.top_k) - 1, weight);
       last = rank_of(logits[token], token);
     }
