@@ -151,10 +151,12 @@ void run(int argc, char** argv) {
   app.add_option("--batch", batches)->delimiter(',');
   app.add_option("--context", contexts)->delimiter(',');
   app.add_option("--passes", passes, "that follow one another in a graph, up to 64");
-  app.add_option("--temperature", choice.temperature);
+  double temperature = 0;
+  app.add_option("--temperature", temperature);
   app.add_option("--top-p", choice.top_p);
   app.add_flag("--profile", profile);
   app.parse(argc, argv);
+  choice.set_temperature(temperature);
   cuda::CudaBackend device;
   double rate = 0;
   {

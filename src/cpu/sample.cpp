@@ -31,10 +31,10 @@ class Falling {
   };
 
   template <class T>
-  Falling(const T* logits, int64_t count, float top, float temperature) {
+  Falling(const T* logits, int64_t count, float top, float inverse_temperature) {
     for (int64_t i = 0; i < count; ++i) {
       const auto logit = static_cast<float>(logits[i]);
-      const float exponent = (logit - top) / temperature;
+      const float exponent = (logit - top) * inverse_temperature;
       if (exponent <= Choice::least_exponent) continue;
       const auto weight = static_cast<uint64_t>(std::exp(exponent) * Choice::one);
       if (weight > 0) all_.push_back({logit, static_cast<int32_t>(i), weight});
@@ -86,7 +86,7 @@ template <class T>
 int32_t chosen_of(const T* logits, int64_t count, const Choice& choice) {
   const int32_t best = most_likely_of(logits, count);
   if (best < 0 || choice.greedy()) return best;
-  Falling tokens(logits, count, static_cast<float>(logits[best]), choice.temperature);
+  Falling tokens(logits, count, static_cast<float>(logits[best]), choice.inverse_temperature);
   if (choice.top_k > 0) tokens.keep(static_cast<size_t>(choice.top_k));
   uint64_t weight = tokens.weight();
   if (choice.top_p < 1) {

@@ -101,13 +101,13 @@ struct Chooser {
   Shared& shared;
 
   __device__ unsigned long long weight_of(float x) const {
-    const float exponent = (x - top) / choice.temperature;
+    const float exponent = (x - top) * choice.inverse_temperature;
     return exponent > Choice::least_exponent ? static_cast<unsigned long long>(expf(exponent) * Choice::one)
                                              : 0;
   }
   __device__ int bin_of(float x) const {
     constexpr float scale = Bins::count / Choice::least_exponent;
-    return min(static_cast<int>((x - top) / choice.temperature * scale), Bins::count - 1);
+    return min(static_cast<int>((x - top) * choice.inverse_temperature * scale), Bins::count - 1);
   }
   // f(valid, index, logit), by all threads the same number of times; some logits are read ahead.
   template <class F>
@@ -263,7 +263,7 @@ __global__ __launch_bounds__(choosers) void choose_kernel(const float* logits, i
   const float top = logits[row * stride + index];
   const Choice choice = choices[row];
   int chosen = isnan(top) ? Backend::not_a_number : isinf(top) ? Backend::not_finite : index;
-  if (chosen >= 0 && choice.temperature > 0) {
+  if (chosen >= 0 && choice.inverse_temperature > 0) {
     chosen = Chooser{logits + row * stride, count, top, choice, *reinterpret_cast<Chooser::Shared*>(bytes)}
                  .choose();
   }

@@ -86,9 +86,10 @@ struct Sequence {
   Choice choice(int64_t position) {
     if (!chosen_by_passes()) return {};
     const SamplingOptions& sampling = request.options.sampling;
-    Choice choice{static_cast<float>(sampling.temperature),
-                  static_cast<int32_t>(std::min<int64_t>(sampling.top_k, INT32_MAX)),
-                  static_cast<float>(sampling.top_p), static_cast<float>(sampling.min_p)};
+    Choice choice{.top_k = static_cast<int32_t>(std::min<int64_t>(sampling.top_k, INT32_MAX)),
+                  .top_p = static_cast<float>(sampling.top_p),
+                  .min_p = static_cast<float>(sampling.min_p)};
+    choice.set_temperature(sampling.temperature);
     choice.set_number(number_of(position));
     return choice;
   }

@@ -21,7 +21,7 @@ Ranked ranked(const std::vector<float>& logits, const Choice& choice, double top
   std::stable_sort(all.ids.begin(), all.ids.end(), [&](int32_t a, int32_t b) { return logit(a) > logit(b); });
   for (int32_t id : all.ids)
     all.weights.push_back(
-        std::exp((static_cast<double>(logit(id)) - logit(all.ids[0])) / choice.temperature));
+        std::exp((static_cast<double>(logit(id)) - logit(all.ids[0])) * choice.inverse_temperature));
   const auto sum = [&] {
     double total = 0;
     for (double weight : all.weights) total += weight;
@@ -90,7 +90,7 @@ std::vector<float> random_logits(Random& random, size_t count) {
 
 Choice random_choice(Random& random, double number) {
   Choice choice;
-  choice.temperature = random.chance(0.2) ? 0 : static_cast<float>(std::exp(random.uniform(-2, 1.5)));
+  choice.set_temperature(random.chance(0.2) ? 0 : std::exp(random.uniform(-2, 1.5)));
   if (random.chance(0.4)) choice.top_k = static_cast<int32_t>(1 + random.below(100));
   if (random.chance(0.4)) choice.top_p = static_cast<float>(random.uniform(0.05, 1));
   if (random.chance(0.4)) choice.min_p = static_cast<float>(random.uniform(0, 0.3));
@@ -116,8 +116,9 @@ TEST(Choose, TakesTheTokenThatTheNumberFallsOn) {
         EXPECT_EQ(found[row], top);
       } else {
         EXPECT_TRUE(falls_on(found[row], numbers[row], logits[row], choices[row]))
-            << found[row] << " of " << columns << ", row " << row << ", T " << choices[row].temperature
-            << " k " << choices[row].top_k << " p " << choices[row].top_p << " min " << choices[row].min_p;
+            << found[row] << " of " << columns << ", row " << row << ", 1/T "
+            << choices[row].inverse_temperature << " k " << choices[row].top_k << " p " << choices[row].top_p
+            << " min " << choices[row].min_p;
       }
       // The same alone.
       EXPECT_EQ(row % 8 == 0 ? chosen({logits[row]}, {choices[row]})[0] : found[row], found[row]);
@@ -134,7 +135,7 @@ TEST(Choose, BreaksTiesByTheLowestId) {
   std::vector<int32_t> want;
   for (int32_t i : {0, 1, 4095, 50000, count - 1}) {
     for (int32_t k : {0, 600}) {
-      Choice choice{.temperature = 0.7f, .top_k = k};
+      Choice choice{.inverse_temperature = 1.4f, .top_k = k};
       const int32_t among = k > 0 ? k : count, token = i % among;
       choice.set_number((token + 0.5) / among);
       logits.push_back(row), choices.push_back(choice), want.push_back(token);
@@ -145,7 +146,7 @@ TEST(Choose, BreaksTiesByTheLowestId) {
 
 TEST(Choose, SaysWhereThereIsNothingToChoose) {
   const float infinity = std::numeric_limits<float>::infinity();
-  const Choice greedy, drawn{.temperature = 1};
+  const Choice greedy, drawn{.inverse_temperature = 1};
   EXPECT_EQ(chosen({{1, NAN, 3}, {1, NAN, 3}, {-infinity, -infinity, -infinity}, {1, infinity, 0}, {0, 5, 1}},
                    {greedy, drawn, drawn, greedy, drawn}),
             (std::vector<int32_t>{Backend::not_a_number, Backend::not_a_number, Backend::not_finite,
