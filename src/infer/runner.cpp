@@ -15,10 +15,20 @@ namespace {
 // Plans kept at once; beyond, all are recorded anew.
 constexpr size_t most_plans = 512;
 
-// Tokens are padded to the next size that has plans: at most by a fifth.
-bool padded(int64_t tokens) { return tokens > 16; }
-int64_t bucket_of(int64_t tokens) {
-  if (!padded(tokens)) return tokens;
+constexpr int64_t exact_tokens = 16, exact_in_chains = 4;
+bool may_be_padded(int64_t tokens, bool chained) {
+  return tokens > (chained ? exact_in_chains : exact_tokens);
+}
+
+// Tokens are padded to the next size that has plans: at most by a fifth, in chains, whose numbers of tokens
+// make up a plan together, by a half.
+int64_t bucket_of(int64_t tokens, bool chained) {
+  if (chained) {
+    int64_t size = 1;
+    while (size < tokens) size *= 2;
+    return size >= 4 && size / 4 * 3 >= tokens ? size / 4 * 3 : size;
+  }
+  if (tokens <= exact_tokens) return tokens;
   int64_t step = 4;
   while (8 * step < tokens) step *= 2;
   return (tokens + step - 1) / step * step;
@@ -136,17 +146,18 @@ void Runner::prepare(int64_t drafts, Asked asked, bool chained) {
   const auto main = [](int64_t rows, bool follows) {
     return Shape{-1, 0, rows, rows, Form::absorbed, follows};
   };
+  const auto size = [&](int64_t rows) { return bucket_of(rows, chained); };
   const int64_t own = std::min(drafts, modules());  // drafts that a module has to itself
   recorded({{main(1, false)}, asked});
   for (int64_t rows = 1; rows <= drafts + 1; ++rows) {
     std::vector<Shape> chain;
     for (int64_t k = 0; k < own; ++k) {
-      chain.push_back({k, k, rows, 1, Form::absorbed, chained && k > 0});
+      chain.push_back({k, k, size(rows), 1, Form::absorbed, chained && k > 0});
       if (!chained) recorded({{chain.back()}, asked});
     }
     if (!chained) recorded({{main(rows, false)}, asked});
     if (!chained || own < drafts || drafts == 0) continue;
-    chain.push_back(main(drafts + 1, true));
+    chain.push_back(main(size(drafts + 1), true));
     recorded({chain, asked});
   }
 }
@@ -188,7 +199,7 @@ const std::vector<Runner::ExpertLoad>& Runner::expert_loads() {
 }
 
 // Records a pass; what its wanted rows choose goes to `first_chosen` of record.chosen and on.
-void Runner::record(const Shape& shape, Asked asked, const Tensor& inputs, int64_t first_chosen,
+void Runner::record(const Shape& shape, Asked asked, bool chained, const Tensor& inputs, int64_t first_chosen,
                     Recorded& record) {
   Plan& plan = *record.plan;
   auto field = [&](Field::Name which) {
@@ -207,7 +218,7 @@ void Runner::record(const Shape& shape, Asked asked, const Tensor& inputs, int64
   at.expand_cache = shape.form == Form::expanded;
   at.count_load = options_.count_experts;
   Tensor& mask = record.masks.emplace_back();
-  if (!loads_.empty() && padded(shape.tokens)) {
+  if (!loads_.empty() && may_be_padded(shape.tokens, chained)) {
     mask = plan.input("token mask", {shape.tokens}, exact_type(model_->weights()));
     at.token_mask = mask;
   }
@@ -247,7 +258,8 @@ Runner::Recorded& Runner::recorded(const Key& key) {
   record.chosen = buffer(*backend_, {std::max<int64_t>(wanted, 1)}, DType::i32, "chosen tokens");
   inputs = wanted = 0;
   for (const Shape& shape : key.passes) {
-    this->record(shape, key.asked, record.inputs.slice(0, inputs, inputs + inputs_of(shape)), wanted, record);
+    this->record(shape, key.asked, key.passes.size() > 1,
+                 record.inputs.slice(0, inputs, inputs + inputs_of(shape)), wanted, record);
     inputs += inputs_of(shape), wanted += shape.wanted;
   }
   plan.compile();
@@ -268,12 +280,13 @@ int32_t Runner::slot_of(const Row& row) const {
                               row.position % options_.page_size);
 }
 
-Runner::Shape Runner::shape_of(const Pass& pass) {
+Runner::Shape Runner::shape_of(const Pass& pass, bool chained) {
   const auto& rows = pass.rows;
   LATENTE_ASSERT(!rows.empty());
   const int64_t wanted = std::count_if(rows.begin(), rows.end(), [](const Row& row) { return row.wanted; });
   const bool follows = std::any_of(rows.begin(), rows.end(), [](const Row& row) { return row.follows >= 0; });
-  return {pass.module, pass.level, bucket_of(std::ssize(rows)), bucket_of(wanted), pass.form, follows};
+  return {pass.module, pass.level, bucket_of(std::ssize(rows), chained), bucket_of(wanted, chained),
+          pass.form,   follows};
 }
 
 void Runner::fill(const Pass& pass, const Shape& shape, std::span<const int32_t> chosen_at,
@@ -321,7 +334,7 @@ Outcome Runner::run(std::span<const Pass> chain, Asked asked) {
   Key key{{}, asked};
   for (const Pass& pass : chain) {
     LATENTE_ASSERT(pass.module < 0 || !states_.empty());
-    key.passes.push_back(shape_of(pass));
+    key.passes.push_back(shape_of(pass, chain.size() > 1));
   }
   Recorded& record = recorded(key);
   // All inputs in one copy.

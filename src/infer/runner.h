@@ -152,9 +152,10 @@ class Runner {
     Tensor logits;              // if they are asked for
     int64_t runs = 0;
   };
-  static Shape shape_of(const Pass& pass);
+  static Shape shape_of(const Pass& pass, bool chained);
   Recorded& recorded(const Key& key);
-  void record(const Shape& shape, Asked asked, const Tensor& inputs, int64_t first_chosen, Recorded& record);
+  void record(const Shape& shape, Asked asked, bool chained, const Tensor& inputs, int64_t first_chosen,
+              Recorded& record);
   // chosen_at: where in Recorded::chosen the wanted rows of the passes before are.
   void fill(const Pass& pass, const Shape& shape, std::span<const int32_t> chosen_at, int32_t* inputs) const;
   int32_t slot_of(const Row& row) const;
