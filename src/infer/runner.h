@@ -107,6 +107,7 @@ class Runner {
   const Config& config() const { return model_->config(); }
   // Records ahead of time what decoding one sequence with up to `drafts` tokens a pass runs.
   void prepare(int64_t drafts, Asked asked);
+  size_t plans() const { return plans_.size(); }  // kept, of passes of some shape
   double recording_seconds() const { return recording_seconds_; }  // spent on plans so far
   int64_t cache_bytes_per_token() const;
   // Arena, caches (as if all pages were in use) and hidden states; weights are the model's.

@@ -28,10 +28,16 @@ def exact(text):
     """A number with a point or an exponent: whole ones as they are, not as the next double."""
     value = decimal.Decimal(text)
     if value == value.to_integral_value():
-        return int(value)
+        return whole(value)
     if decimal.Decimal(repr(float(text))) != value:
         raise Unjudged
     return float(text)
+
+
+def whole(text):
+    if int(float(text)) != int(text):
+        raise Unjudged
+    return int(text)
 
 
 def main():
@@ -65,7 +71,7 @@ def main():
         for text in answer["written"]:
             written += 1
             try:
-                if not validator.is_valid(json.loads(text, parse_float=exact)):
+                if not validator.is_valid(json.loads(text, parse_float=exact, parse_int=whole)):
                     wrong += 1
                     print(f"written: {text}\n  {case['schema']}")
             except Unjudged:

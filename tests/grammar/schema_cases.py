@@ -10,7 +10,7 @@ from random_schema import RandomSchema, write
 
 def python_pattern(pattern):
     """One of random_schema's for Python's re, to which \\w and \\d are more than ASCII and $ may stand before a line break."""
-    return re.sub(r"\$$", r"\\Z", pattern.replace(r"\w", "[A-Za-z0-9_]").replace(r"\d", "[0-9]"))
+    return re.sub(r"(?<!\\)\$", r"\\Z", pattern.replace(r"\w", "[A-Za-z0-9_]").replace(r"\d", "[0-9]"))
 
 
 def relaxed(schema):
