@@ -11,9 +11,6 @@
 namespace latente {
 namespace {
 
-// Plans kept at once; beyond, all are recorded anew.
-constexpr size_t most_plans = 512;
-
 // Tokens are padded to the next size that has plans: at most by a fifth.
 bool padded(int64_t tokens) { return tokens > 16; }
 int64_t bucket_of(int64_t tokens) {
@@ -178,10 +175,18 @@ const std::vector<Runner::ExpertLoad>& Runner::expert_loads() {
 
 Runner::Recorded& Runner::recorded(const Key& key) {
   auto found = plans_.find(key);
-  if (found != plans_.end()) return found->second;
-  if (plans_.size() >= most_plans) plans_.clear();
+  if (found != plans_.end()) {
+    found->second.used = ++clock_;
+    return found->second;
+  }
+  if (plans_.size() >= most_plans) {
+    const auto older = [](const auto& a, const auto& b) { return a.second.used < b.second.used; };
+    plans_.erase(std::min_element(plans_.begin(), plans_.end(), older));
+  }
   const auto begin = std::chrono::steady_clock::now();
   Recorded record;
+  record.used = ++clock_;
+  ++recorded_;
   record.plan = std::make_unique<Plan>(*backend_);
   Plan& plan = *record.plan;
   record.inputs = plan.input("rows", {Field::count * key.tokens + key.wanted}, DType::i32);

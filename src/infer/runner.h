@@ -107,7 +107,10 @@ class Runner {
   const Config& config() const { return model_->config(); }
   // Records ahead of time what decoding one sequence with up to `drafts` tokens a pass runs.
   void prepare(int64_t drafts, Asked asked);
-  size_t plans() const { return plans_.size(); }  // kept, of passes of some shape
+  // Plans kept, of passes of some shape; of more than there may be, the one not used for longest goes.
+  static constexpr size_t most_plans = 256;
+  size_t plans() const { return plans_.size(); }
+  int64_t recorded() const { return recorded_; }                   // plans, so far
   double recording_seconds() const { return recording_seconds_; }  // spent on plans so far
   int64_t cache_bytes_per_token() const;
   // Arena, caches (as if all pages were in use) and hidden states; weights are the model's.
@@ -131,6 +134,7 @@ class Runner {
     Tensor inputs;          // i32: the fields, [tokens] each, then the wanted rows
     Tensor mask;            // [tokens]: 0 = padding; null where nobody counts, or there is none
     Tensor logits, likely;  // what is asked
+    uint64_t used = 0;      // when, by clock_
   };
   Recorded& recorded(const Key& key);
   Outcome run(int64_t module, int64_t level, std::span<const Row> rows, Form form, Asked asked);
@@ -150,6 +154,8 @@ class Runner {
   std::vector<Tensor> loads_;   // on the device, f32, as expert_loads_ has them
   std::vector<ExpertLoad> expert_loads_;
   std::map<Key, Recorded> plans_;
+  uint64_t clock_ = 0;
+  int64_t recorded_ = 0;
   double recording_seconds_ = 0;
   std::shared_ptr<void> arena_;
   int64_t arena_bytes_ = 0;
