@@ -296,6 +296,13 @@ class Protocol(WithServer):
         self.assertEqual(self.server.chat("hi", max_tokens=5, response_format={"type": "text"})["choices"],
                          self.server.chat("hi", max_tokens=5)["choices"])
 
+    def test_a_form_that_costs_too_much(self):
+        pattern = "^(" + "|".join(f"([a-z ]{{{1 + i % 7},{20 + i}}}x?)*y" for i in range(300)) + ")*$"
+        answer = self.server.ask("POST", "/v1/chat/completions", {
+            "messages": [{"role": "user", "content": "hi"}], "max_tokens": 3000,
+            "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "string", "pattern": pattern}}}})
+        self.assertError(answer, 400, "too ambiguous")
+
     def test_tools(self):
         for choice in ("required", {"type": "function", "function": {"name": "weather"}}):
             answer = self.server.chat("weather?", tools=[WEATHER], tool_choice=choice, parallel_tool_calls=False, max_tokens=300)
