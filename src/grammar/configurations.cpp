@@ -4,7 +4,7 @@
 #include <limits>
 #include <tuple>
 
-#include "base/error.h"
+#include "grammar/work.h"
 
 namespace latente::grammar {
 namespace {
@@ -43,8 +43,13 @@ std::span<const Item> Configurations::items(uint32_t configuration) const {
 void Configurations::spend(uint64_t work) {
   work_ += work;
   if (work_ > step_end_) {
-    fail("the grammar is too ambiguous: more than {} ways to go on at one place of the text", limits_.step);
+    throw TooMuch(fmt::format(
+        "the grammar is too ambiguous: more than {} ways to go on at one place of the text", limits_.step));
   }
+}
+
+void Configurations::too_ambiguous() {
+  throw TooMuch("the grammar is too ambiguous: too many steps to find the tokens that may come next");
 }
 
 // Nodes

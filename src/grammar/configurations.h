@@ -14,6 +14,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <set>
 #include <span>
@@ -102,7 +103,14 @@ class Configurations {
   // Drops everything but what holders and `others` need, whose numbers change. Error when that is too much.
   void collect(std::span<uint32_t> others = {});
   uint64_t collections() const { return collections_; }
-  uint64_t work() const { return work_; }  // frames and states touched so far
+  // Frames and states touched so far, and what was counted.
+  uint64_t work() const { return work_; }
+  // From now on, count() is an error once there is more than this.
+  void limit_work(uint64_t most) { work_limit_ = work_ + most; }
+  void count(uint64_t work) {
+    work_ += work;
+    if (work_ > work_limit_) too_ambiguous();
+  }
   size_t memory_bytes() const;
 
  private:
@@ -150,6 +158,7 @@ class Configurations {
   uint32_t finish_closing();
   uint32_t resolved(uint32_t node) const;
   void spend(uint64_t work);
+  [[noreturn]] static void too_ambiguous();
 
   std::shared_ptr<const Automaton> automaton_;
   size_t horizon_;
@@ -163,6 +172,7 @@ class Configurations {
   InternTable node_table_, configuration_table_;
   std::set<Holder*> holders_;
   uint64_t collections_ = 0, work_ = 0, step_end_ = 0;
+  uint64_t work_limit_ = std::numeric_limits<uint64_t>::max();
 
   // Of the closing that is going on.
   std::vector<Frame> todo_;  // (state, count, node)

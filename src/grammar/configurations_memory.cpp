@@ -1,8 +1,8 @@
 // Who needs which configurations, and dropping the others.
 #include <algorithm>
 
-#include "base/error.h"
 #include "grammar/configurations.h"
+#include "grammar/work.h"
 
 namespace latente::grammar {
 
@@ -84,8 +84,8 @@ void Configurations::collect(std::span<uint32_t> others) {
   }
   if (configurations_.size() > limits_.configurations / 2 || nodes_.size() > limits_.nodes / 2 ||
       frames_.size() > limits_.frames / 2 || items_.size() > limits_.items / 2) {
-    fail("the grammar needs too much memory here: {} places in {} nodes of {} frames", configurations_.size(),
-         nodes_.size(), frames_.size());
+    throw TooMuch(fmt::format("the grammar needs too much memory here: {} places in {} nodes of {} frames",
+                              configurations_.size(), nodes_.size(), frames_.size()));
   }
 }
 

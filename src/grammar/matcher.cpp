@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "base/error.h"
+#include "grammar/work.h"
 
 namespace latente::grammar {
 
@@ -31,6 +31,7 @@ struct Matcher::Masks {
   std::unordered_map<uint32_t, TokenSet> known;  // by canonical configuration
   size_t bytes = 0;
   uint64_t collections = 0;  // when they were made
+  uint64_t asked = 0;        // masks
 };
 
 Matcher::Matcher(std::shared_ptr<const TokenGrammar> grammar)
@@ -47,7 +48,11 @@ void Matcher::admitted(std::span<uint64_t> mask) {
   if (ended_) return;
   Configurations& all = at_.home();
   if (all.items(at_.get()).empty() && !can_end())
-    fail("the text nests deeper than {} rules of the grammar", Configurations::Limits{}.depth);
+    throw TooMuch(
+        fmt::format("the text nests deeper than {} rules of the grammar", Configurations::Limits{}.depth));
+  if (all.work() > first_work + ++masks_->asked * work_a_mask)
+    throw TooMuch(
+        "the grammar is too ambiguous: the tokens that may come take too long to find, time and again");
   if (all.full()) all.collect();
   uint32_t canonical = all.canonical(at_.get());
   if (masks_->collections != all.collections()) masks_->clear();

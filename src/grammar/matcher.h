@@ -13,9 +13,10 @@ namespace latente::grammar {
 // A copy goes its own way and costs next to nothing: speculation runs ahead on one. Copies share memory; they
 // may be used from one thread at a time.
 //
-// A token costs work in proportion to its bytes, a mask at most a walk of the vocabulary's tree, whatever the
-// grammar. Where even that is too much (Configurations::Limits) accept and admitted throw Error; the latter
-// also behind a token that led beyond the limit of nesting and nowhere else.
+// A token costs work in proportion to its bytes, a mask mostly less than a walk of the vocabulary's tree.
+// Where it is too much (Configurations::Limits, TokenGrammar::most_work, or more than so much for each mask)
+// accept and admitted throw TooMuch; the latter also behind a token that led beyond the limit of nesting and
+// nowhere else.
 class Matcher {
  public:
   explicit Matcher(std::shared_ptr<const TokenGrammar> grammar);
@@ -34,6 +35,8 @@ class Matcher {
   bool finished() const;
 
  private:
+  // Of all masks of a text and its copies: some half a second, and 3 ms a mask.
+  static constexpr uint64_t first_work = uint64_t{1} << 25, work_a_mask = uint64_t{1} << 17;
   struct Masks;  // of configurations, by number
   std::shared_ptr<const TokenGrammar> grammar_;
   std::shared_ptr<Masks> masks_;

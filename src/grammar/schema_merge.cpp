@@ -460,9 +460,10 @@ Json SchemaMerge::merge(const Json& a, const Json& b, const std::string& path) c
   }
   Json out = a;
   for (const auto& [key, value] : b.items()) {
-    if (key == "properties") continue;
+    if (key == "properties" || key == "prefixItems") continue;
     out[key] = out.contains(key) ? merged_values(key, out[key], value, path_to(path, key)) : value;
   }
+  merge_first_items(a, b, out);
   const Json *mine = find(a, "properties"), *theirs = find(b, "properties");
   if (mine == nullptr && theirs == nullptr) return out;
   // What only one declares, the other's additionalProperties speak of.
@@ -480,6 +481,21 @@ Json SchemaMerge::merge(const Json& a, const Json& b, const std::string& path) c
   add(theirs, mine, find(a, "additionalProperties"));
   out["properties"] = std::move(properties);
   return out;
+}
+
+// Where only one names an item by its place, the other's items speak of it.
+void SchemaMerge::merge_first_items(const Json& a, const Json& b, Json& out) {
+  const Json *mine = find(a, "prefixItems"), *theirs = find(b, "prefixItems");
+  if (mine == nullptr && theirs == nullptr) return;
+  const auto item = [](const Json& schema, const Json* first, size_t i) {
+    if (first != nullptr && i < first->size()) return (*first)[i];
+    const Json* rest = find(schema, "items");
+    return rest == nullptr ? Json(true) : *rest;
+  };
+  Json items = Json::array();
+  const size_t count = std::max(mine != nullptr ? mine->size() : 0, theirs != nullptr ? theirs->size() : 0);
+  for (size_t i = 0; i < count; ++i) items.push_back(both(item(a, mine, i), item(b, theirs, i)));
+  out["prefixItems"] = std::move(items);
 }
 
 Json SchemaMerge::merged_values(const std::string& key, const Json& a, const Json& b,

@@ -45,6 +45,7 @@ class SchemaMerge {
   std::vector<Json> combine(const std::vector<Json>& a, const std::vector<Json>& b,
                             const std::string& path) const;
   Json merge(const Json& a, const Json& b, const std::string& path) const;
+  static void merge_first_items(const Json& a, const Json& b, Json& out);
   Json merged_values(const std::string& key, const Json& a, const Json& b, const std::string& path) const;
 
   const Json& root_;

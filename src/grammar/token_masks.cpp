@@ -2,8 +2,6 @@
 
 #include <bit>
 
-#include "base/error.h"
-
 namespace latente::grammar {
 namespace {
 
@@ -40,10 +38,6 @@ TokenGrammar::TokenGrammar(std::shared_ptr<const Automaton> automaton,
                            std::shared_ptr<const Vocabulary> vocabulary)
     : automaton_(std::move(automaton)), vocabulary_(std::move(vocabulary)) {}
 
-void TokenGrammar::too_ambiguous() {
-  fail("the grammar is too ambiguous: more than {} steps to find the tokens that may come next", most_work);
-}
-
 void TokenGrammar::add_tokens(size_t node, std::span<uint64_t> mask) const {
   for (int32_t token : vocabulary_->tokens_at(node)) set(mask, token);
 }
@@ -55,9 +49,9 @@ void TokenGrammar::walk(Configurations& all, std::vector<uint32_t>& path, const 
                         Visit visit) const {
   const std::span<const Vocabulary::Node> nodes = vocabulary_->nodes();
   path.resize(vocabulary_->longest() + 2);
-  const uint64_t work_end = all.work() + most_work;
   for (size_t i = part.begin; i < part.end;) {
     const Vocabulary::Node& node = nodes[i];
+    all.count(1);
     if (node.reach <= part.beyond) {
       i = node.end;
       continue;
@@ -69,9 +63,6 @@ void TokenGrammar::walk(Configurations& all, std::vector<uint32_t>& path, const 
       i = node.end;
       continue;
     }
-    if (all.work() > work_end)
-      fail("the grammar is too ambiguous: more than {} steps to find the tokens that may come next",
-           most_work);
     path[at + 1] = next;
     visit(i, next);
     i = all.items(next).empty() ? node.end : i + 1;
@@ -79,6 +70,11 @@ void TokenGrammar::walk(Configurations& all, std::vector<uint32_t>& path, const 
 }
 
 void TokenGrammar::walk_all(Configurations& all, uint32_t& configuration, std::span<uint64_t> mask) const {
+  all.limit_work(most_work);
+  walk_whole(all, configuration, mask);
+}
+
+void TokenGrammar::walk_whole(Configurations& all, uint32_t& configuration, std::span<uint64_t> mask) const {
   std::vector<uint32_t> path{configuration, configuration};
   walk(all, path, {0, vocabulary_->nodes().size()}, [&](size_t node, uint32_t) { add_tokens(node, mask); });
   configuration = path[0];
@@ -163,27 +159,25 @@ void TokenGrammar::add_readable(Configurations& all, uint32_t& configuration,
   const uint64_t collections = all.collections();
   uint64_t below_exits = 0;
   std::vector<std::pair<std::shared_ptr<const Top>, uint32_t>> tops;
-  const uint64_t work_end = all.work() + most_work;  // of all walks; each is limited by itself, too
+  all.limit_work(most_work);
   for (const Item& item : items) {
-    if (all.work() > work_end) too_ambiguous();
     uint32_t below = 0;
     tops.emplace_back(small_top(all, configuration, item, below), 0);
-    if (tops.back().first == nullptr) return walk_all(all, configuration, mask);
+    if (tops.back().first == nullptr) return walk_whole(all, configuration, mask);
     tops.back().second = below;
     below_exits += tops.back().first->below_exits;
   }
-  if (below_exits > nodes.size() / 2) return walk_all(all, configuration, mask);
+  if (below_exits > nodes.size() / 2) return walk_whole(all, configuration, mask);
   for (const auto& [top, below] : tops) {
     top->inside.add_to(mask);
     if (top->exits.empty()) continue;
     std::vector<uint32_t> path{configuration, all.after(below)};
     for (uint32_t exit : top->exits) {
-      if (all.work() > work_end) too_ambiguous();
       walk(all, path, {exit + 1, nodes[exit].end, nodes[exit].depth},
            [&](size_t node, uint32_t) { add_tokens(node, mask); });
     }
     configuration = path[0];
-    if (all.collections() != collections) return walk_all(all, configuration, mask);
+    if (all.collections() != collections) return walk_whole(all, configuration, mask);
   }
 }
 

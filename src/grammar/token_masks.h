@@ -61,7 +61,6 @@ class TokenGrammar {
   };
   template <class Visit>
   void walk(Configurations& all, std::vector<uint32_t>& path, const Part& part, Visit visit) const;
-  [[noreturn]] static void too_ambiguous();
   void add_tokens(size_t node, std::span<uint64_t> mask) const;
   // same, same_until: a top that this one equals for texts of up to as many bytes; or null. The result is
   // null when memory was collected meanwhile.
@@ -72,7 +71,10 @@ class TokenGrammar {
   std::shared_ptr<const Top> small_top(Configurations& all, uint32_t& configuration, const Item& item,
                                        uint32_t& below) const;
 
-  static constexpr uint64_t most_work = uint64_t{1} << 24;  // for one mask (Configurations::work)
+  void walk_whole(Configurations& all, uint32_t& configuration, std::span<uint64_t> mask) const;
+
+  // For one mask: nodes of the tree that are visited, and what Configurations::work counts. Some 20 ns each.
+  static constexpr uint64_t most_work = uint64_t{1} << 24;
   static constexpr size_t tops_memory = size_t{64} << 20;
 
   std::shared_ptr<const Automaton> automaton_;

@@ -1,4 +1,4 @@
-// How much may be done for one schema.
+// How much may be done for one schema, and for one text.
 #pragma once
 
 #include <cstdint>
@@ -6,6 +6,12 @@
 #include "base/error.h"
 
 namespace latente::grammar {
+
+// A text needs more of something than there is for it: the grammar is too ambiguous, or nests too deep.
+class TooMuch : public Error {
+ public:
+  using Error::Error;
+};
 
 // Steps take some 10 to 50 ns each: members that are copied, states and edges that are made.
 class Work {

@@ -12,9 +12,6 @@
 namespace latente {
 namespace {
 
-// Plans kept at once; beyond, all are recorded anew.
-constexpr size_t most_plans = 512;
-
 constexpr int64_t exact_tokens = 16, exact_in_chains = 4;
 bool may_be_padded(int64_t tokens, bool chained) {
   return tokens > (chained ? exact_in_chains : exact_tokens);
@@ -245,11 +242,19 @@ void Runner::record(const Shape& shape, Asked asked, bool chained, const Tensor&
 
 Runner::Recorded& Runner::recorded(const Key& key) {
   auto found = plans_.find(key);
-  if (found != plans_.end()) return found->second;
-  if (plans_.size() >= most_plans) plans_.clear();
+  if (found != plans_.end()) {
+    found->second.used = ++clock_;
+    return found->second;
+  }
+  if (plans_.size() >= most_plans) {
+    const auto older = [](const auto& a, const auto& b) { return a.second.used < b.second.used; };
+    plans_.erase(std::min_element(plans_.begin(), plans_.end(), older));
+  }
   LATENTE_ASSERT(key.asked == Asked::tokens || key.passes.size() == 1);
   const auto begin = std::chrono::steady_clock::now();
   Recorded record;
+  record.used = ++clock_;
+  ++recorded_;
   record.plan = std::make_unique<Plan>(*backend_);
   Plan& plan = *record.plan;
   int64_t inputs = 0, wanted = 0;

@@ -118,6 +118,10 @@ class Runner {
   // Records ahead of time what decoding one sequence with up to `drafts` tokens a pass runs, a draft in a
   // pass of its own or all in a chain.
   void prepare(int64_t drafts, Asked asked, bool chained);
+  // Plans kept, of passes of some shape; of more than there may be, the one not used for longest goes.
+  static constexpr size_t most_plans = 256;
+  size_t plans() const { return plans_.size(); }
+  int64_t recorded() const { return recorded_; }                   // plans, so far
   double recording_seconds() const { return recording_seconds_; }  // spent on plans so far
   int64_t cache_bytes_per_token() const;
   // Arena, caches (as if all pages were in use) and hidden states; weights are the model's.
@@ -151,6 +155,7 @@ class Runner {
     Tensor chosen;              // i32: of all passes
     Tensor logits;              // if they are asked for
     int64_t runs = 0;
+    uint64_t used = 0;  // when, by clock_
   };
   static Shape shape_of(const Pass& pass, bool chained);
   Recorded& recorded(const Key& key);
@@ -174,6 +179,8 @@ class Runner {
   std::vector<Tensor> loads_;   // on the device, f32, as expert_loads_ has them
   std::vector<ExpertLoad> expert_loads_;
   std::map<Key, Recorded> plans_;
+  uint64_t clock_ = 0;
+  int64_t recorded_ = 0;
   double recording_seconds_ = 0;
   std::shared_ptr<void> arena_;
   int64_t arena_bytes_ = 0;

@@ -2,17 +2,21 @@
 
 #include <algorithm>
 
+#include "grammar/work.h"
 #include "infer/grammar_constraint.h"
 #include "serve/answer_choice.h"
 
 namespace latente {
 namespace {
 
-std::string reason_of(const std::exception_ptr& error) {
+// Status and message.
+std::pair<int, std::string> reason_of(const std::exception_ptr& error) {
   try {
     std::rethrow_exception(error);
+  } catch (const grammar::TooMuch& too_much) {
+    return {400, too_much.what()};
   } catch (const std::exception& exception) {
-    return exception.what();
+    return {500, exception.what()};
   }
 }
 
@@ -163,7 +167,8 @@ void Answer::end(Choice& choice, const GenerationStats& stats) {
   settle(choice);
   if (failed_) return;
   if (stats.error) {
-    fail(500, reason_of(stats.error));
+    const auto [status, message] = reason_of(stats.error);
+    fail(status, message);
     return;
   }
   ReplyParser::Parts rest;

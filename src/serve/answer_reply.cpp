@@ -136,8 +136,9 @@ Json Answer::envelope(bool chunk) const {
 
 namespace {
 
+// Mistral's templates take a call back only if its id has nine letters and digits.
 Json call_json(const ToolCall& call) {
-  return {{"id", random_name("call_")},
+  return {{"id", random_name("").substr(0, 9)},
           {"type", "function"},
           {"function", {{"name", call.name}, {"arguments", call.arguments}}}};
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cctype>
 
+#include "base/utf8.h"
 #include "serve/answer.h"
 #include "serve/page.h"
 
@@ -32,8 +33,8 @@ Api::Api(ApiOptions options, Metrics& metrics) : options_(std::move(options)), m
 
 void Api::ready(const ServedModel& model) { model_ = &model; }
 
-const std::map<std::string, Api::Route, std::less<>>& Api::routes() {
-  static const std::map<std::string, Route, std::less<>> all = {
+const Api::Routes& Api::routes() {
+  static const Routes all = {
       {"/", {"GET", &Api::show_page, true, true}},
       {"/health", {"GET", &Api::health, true, true}},
       {"/v1/health", {"GET", &Api::health, true, true}},
@@ -51,10 +52,13 @@ const std::map<std::string, Api::Route, std::less<>>& Api::routes() {
   return all;
 }
 
+Api::Routes::const_iterator Api::route_of(std::string_view path) {
+  return routes().find(path.starts_with("/v1/models/") ? "/v1/models" : path);
+}
+
 std::string Api::known_path(const std::string& target) {
-  const std::string path = target.substr(0, target.find('?'));
-  if (path.starts_with("/v1/models/")) return "/v1/models";
-  return routes().contains(path) ? path : "other";
+  const auto route = route_of(std::string_view(target).substr(0, target.find('?')));
+  return route != routes().end() ? route->first : "other";
 }
 
 void Api::handle(HttpRequest request, const std::shared_ptr<HttpReply>& reply) {
@@ -64,7 +68,7 @@ void Api::handle(HttpRequest request, const std::shared_ptr<HttpReply>& reply) {
     HttpHeaders headers;
     if (error.status == 429 || error.status == 503) headers.emplace_back("Retry-After", "1");
     if (error.status == 401) headers.emplace_back("WWW-Authenticate", "Bearer");
-    if (error.status == 405) headers.emplace_back("Allow", error.code);
+    if (error.status == 405) headers.emplace_back("Allow", route_of(request.path)->second.method);
     reply->respond({error.status, "application/json", headers},
                    error_body(error.status, error.what(), error.param, error.code));
   } catch (const Error& error) {  // of texts that the tokenizer cannot spell, and the like
@@ -77,19 +81,18 @@ void Api::dispatch(const HttpRequest& request, const std::shared_ptr<HttpReply>&
     reply->respond({204,
                     "",
                     {{"Access-Control-Allow-Methods", "GET, POST"},
-                     {"Access-Control-Allow-Headers", "Authorization, Content-Type"},
+                     // The star leaves Authorization out; openai's package for browsers sends a dozen others.
+                     {"Access-Control-Allow-Headers", "Authorization, *"},
                      {"Access-Control-Max-Age", "86400"}}},
                    "");
     return;
   }
   check_origin(request);
-  auto route = routes().find(request.path);
-  if (route == routes().end() && request.path.starts_with("/v1/models/")) route = routes().find("/v1/models");
+  const auto route = route_of(request.path);
   if (route == routes().end()) throw ApiError(404, "nothing is at " + shown(request.path));
   if (!route->second.open) check_key(request);
   if (request.method != route->second.method)
-    throw ApiError(405, fmt::format("{} is for {} alone", route->first, route->second.method), "",
-                   route->second.method);
+    throw ApiError(405, fmt::format("{} is for {} alone", route->first, route->second.method));
   if (!route->second.early && !is_ready()) throw ApiError(503, "the model is being loaded", "", "loading");
   (this->*route->second.handler)(request, reply);
 }
@@ -255,7 +258,8 @@ void Api::tokenize(const HttpRequest& request, const std::shared_ptr<HttpReply>&
   if (flag_field(body, "with_pieces").value_or(false)) {
     for (Json& id : tokens) {
       const std::string bytes = tokenizer.token_bytes(id.get<int32_t>());
-      id = Json{{"id", id}, {"piece", bytes}};
+      const bool text = unicode::valid_prefix(bytes) == bytes.size();
+      id = Json{{"id", id}, {"piece", text ? Json(bytes) : byte_list(bytes)}};
     }
   }
   respond(*reply, {{"tokens", std::move(tokens)}, {"count", ids.size()}, {"max_model_len", model().context}});

@@ -48,7 +48,9 @@ class Api {
     bool open = false;   // without a key
     bool early = false;  // before the model is loaded
   };
-  static const std::map<std::string, Route, std::less<>>& routes();
+  using Routes = std::map<std::string, Route, std::less<>>;
+  static const Routes& routes();
+  static Routes::const_iterator route_of(std::string_view path);
   void dispatch(const HttpRequest& request, const std::shared_ptr<HttpReply>& reply);
   void check_origin(const HttpRequest& request) const;
   void check_key(const HttpRequest& request) const;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "grammar/json_schema.h"
+#include "serve/chat_history.h"
 
 namespace latente {
 namespace {
@@ -24,45 +25,6 @@ ToolSyntax syntax_of(std::string_view source) {
   return {};
 }
 
-// For templates that say nothing of tools.
-std::string instructions(const Json& tools, const ToolSyntax& syntax) {
-  std::string text = "You may call these functions:\n";
-  for (const Json& tool : tools) text += "\n" + tool["function"].dump() + "\n";
-  const std::string call = R"({"name": NAME, "arguments": ARGUMENTS})";
-  text += "\nTo call one, reply with ";
-  switch (syntax.kind) {
-    case ToolSyntax::Kind::named:
-      return text + syntax.begin + syntax.call_begin + "NAME" + syntax.after_name + "ARGUMENTS" +
-             syntax.call_end + syntax.end + ", where ARGUMENTS is a JSON object.";
-    case ToolSyntax::Kind::object:
-      return text + syntax.call_begin + call + syntax.call_end;
-    case ToolSyntax::Kind::bare:
-      return text + call + " and nothing else.";
-  }
-  return text;
-}
-
-Json with_instructions(Json messages, const std::string& text) {
-  if (messages.front()["role"] == "system") {
-    messages.front()["content"] = messages.front()["content"].get<std::string>() + "\n\n" + text;
-  } else {
-    messages.insert(messages.begin(), Json{{"role", "system"}, {"content", text}});
-  }
-  return messages;
-}
-
-Json with_objects(Json messages) {
-  for (Json& message : messages) {
-    if (!message.contains("tool_calls")) continue;
-    for (Json& call : message["tool_calls"]) {
-      Json& arguments = call["function"]["arguments"];
-      const Json object = Json::parse(arguments.get<std::string>(), nullptr, false);
-      if (object.is_object()) arguments = object;
-    }
-  }
-  return messages;
-}
-
 }  // namespace
 
 std::string_view trimmed(std::string_view text) {
@@ -79,21 +41,24 @@ ChatFormat::ChatFormat(std::string source, std::string bos_token, std::string eo
       tools_(syntax_of(source_)),
       reasons_(has(source_, think_end) || has(source_, think_begin)),
       knows_tools_(has(source_, "tools")) {
-  // Does a call come out as JSON if its arguments are an object?
-  const Json call = {
-      {"id", "call"}, {"type", "function"}, {"function", {{"name", "probe"}, {"arguments", R"({"a": 1})"}}}};
-  const Json messages = {{{"role", "user"}, {"content", "x"}},
-                         {{"role", "assistant"}, {"content", nullptr}, {"tool_calls", Json::array({call})}}};
-  try {
-    objects_ = has(render(messages, {}, Json::object(), true), R"({"a": 1})");
-  } catch (const Error&) {
-  }
+  const Json tool = {{"type", "function"},
+                     {"function",
+                      {{"name", "probe"},
+                       {"description", ""},
+                       {"parameters", {{"type", "object"}, {"properties", Json::object()}}}}}};
+  const Json tools = knows_tools_ ? Json::array({tool}) : Json::array();
+  history_ = history_form([&](const Json& messages) -> std::optional<std::string> {
+    try {
+      return render(messages, tools, Json::object());
+    } catch (const Error&) {
+      return std::nullopt;
+    }
+  });
 }
 
-std::string ChatFormat::render(const Json& messages, const Json& tools, const Json& kwargs,
-                               bool objects) const {
+std::string ChatFormat::render(const Json& messages, const Json& tools, const Json& kwargs) const {
   Json context = kwargs;
-  context["messages"] = objects ? with_objects(messages) : messages;
+  context["messages"] = messages;
   context["tools"] = tools.empty() ? Json() : tools;
   context["add_generation_prompt"] = true;
   context["bos_token"] = bos_;
@@ -106,10 +71,11 @@ std::string ChatFormat::render(const Json& messages, const Json& tools, const Js
 std::string ChatFormat::prompt(const ChatRequest& request) const {
   const bool may_call = request.tool_choice.kind != ToolChoice::Kind::none;
   const Json tools = may_call ? request.tools : Json::array();
-  const bool tell = !tools.empty() && !knows_tools_;
+  Json messages = in_form(request.messages, history_, tools_);
+  if (!tools.empty() && !knows_tools_)
+    messages = with_instructions(std::move(messages), tools, history_, tools_);
   try {
-    return render(tell ? with_instructions(request.messages, instructions(tools, tools_)) : request.messages,
-                  tools, request.template_kwargs, objects_);
+    return render(messages, tools, request.template_kwargs);
   } catch (const Error& error) {
     throw ApiError(400, error.what(), "messages");
   }

@@ -25,6 +25,14 @@ struct ToolSyntax {
 // What the first call begins with; of bare ones, nothing.
 std::string_view call_mark(const ToolSyntax& syntax);
 
+// What templates differ in where earlier messages have calls of tools (chat_history.h).
+struct HistoryForm {
+  bool objects = false;    // arguments are objects, not their JSON as a text
+  bool no_null = false;    // the content of a message that has calls alone is "", not null
+  bool as_text = false;    // calls and results are nothing that the template knows
+  bool no_system = false;  // it refuses messages of the system
+};
+
 // Around reasoning.
 constexpr std::string_view think_begin = "<think>", think_end = "</think>";
 
@@ -45,13 +53,13 @@ class ChatFormat {
   bool reasons() const { return reasons_; }
 
  private:
-  std::string render(const Json& messages, const Json& tools, const Json& kwargs, bool objects) const;
+  std::string render(const Json& messages, const Json& tools, const Json& kwargs) const;
 
   std::string source_, bos_, eos_;
   ChatTemplate template_;
   ToolSyntax tools_;
   bool reasons_, knows_tools_;
-  bool objects_ = false;  // it wants the arguments of calls as objects, not as text
+  HistoryForm history_;
 };
 
 // Whether a reply to this prompt begins inside of <think>, because the template opened it.

@@ -106,6 +106,8 @@ void EngineLoop::look() {
   gauges.pages_free = pool.available();
   gauges.pages_remembered = pool.remembered();
   gauges.page_tokens = pool.page_size();
+  gauges.plans = static_cast<int64_t>(engine_.runner().plans());
+  gauges.plans_recorded = engine_.runner().recorded();
   const std::lock_guard lock(mutex_);
   gauges_ = gauges;
 }

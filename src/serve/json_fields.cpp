@@ -38,6 +38,12 @@ Json parse_body(std::string_view text) {
   return body;
 }
 
+Json byte_list(std::string_view bytes) {
+  Json list = Json::array();
+  for (char byte : bytes) list.push_back(static_cast<unsigned char>(byte));
+  return list;
+}
+
 std::string shown(const Json& value) {
   std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);  // paths may be no UTF-8
   if (text.size() > 80) text = text.substr(0, 77) + "...";

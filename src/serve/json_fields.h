@@ -35,6 +35,9 @@ inline constexpr int most_nested = 64;
 // An object. ApiError for anything else, for nesting beyond most_nested and for numbers beyond a double.
 Json parse_body(std::string_view text);
 
+// As numbers, since they may be no UTF-8.
+Json byte_list(std::string_view bytes);
+
 // A value's text, shortened, for messages.
 std::string shown(const Json& value);
 

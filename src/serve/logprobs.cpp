@@ -20,9 +20,7 @@ double bounded(double logprob) { return std::max(logprob, -9999.0); }
 
 Json described(const Tokenizer& tokenizer, int32_t id, double logprob) {
   const std::string bytes = bytes_of(tokenizer, id);
-  Json list = Json::array();
-  for (unsigned char byte : bytes) list.push_back(byte);
-  return {{"token", bytes}, {"logprob", bounded(logprob)}, {"bytes", std::move(list)}};
+  return {{"token", bytes}, {"logprob", bounded(logprob)}, {"bytes", byte_list(bytes)}};
 }
 
 }  // namespace

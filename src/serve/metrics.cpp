@@ -116,6 +116,9 @@ std::string Metrics::text(const Gauges& gauges, const std::vector<Runner::Expert
   write_one(out, "latente_cache_pages_remembered", "gauge", "Pages of prefixes kept for later requests.",
             gauges.pages_remembered);
   write_one(out, "latente_cache_page_tokens", "gauge", "Tokens a page.", gauges.page_tokens);
+  write_one(out, "latente_plans", "gauge", "Plans of passes kept, one a shape.", gauges.plans);
+  write_one(out, "latente_plans_recorded_total", "counter", "Plans made, those included that were dropped.",
+            gauges.plans_recorded);
   write_one(out, "latente_sequences_total", "counter", "Sequences that ended.", sequences_);
   write_one(out, "latente_sequences_failed_total", "counter", "Of them, those that an error ended.", failed_);
   write_one(out, "latente_prompt_tokens_total", "counter", "Tokens of prompts.", prompt_tokens_);

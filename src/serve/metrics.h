@@ -38,7 +38,7 @@ class Metrics {
   struct Gauges {
     int64_t running = 0, waiting = 0, places = 0;
     int64_t pages = 0, pages_free = 0, pages_remembered = 0, page_tokens = 0;
-    int64_t connections = 0;
+    int64_t connections = 0, plans = 0, plans_recorded = 0;
   };
   // Of each layer's experts how uneven their load is; with `each_expert` also a counter for every one of
   // them.

@@ -79,7 +79,8 @@ GenerationSettings read_settings(const Json& body, const GenerationOptions& defa
   sampling.top_k = std::max<int64_t>(sampling.top_k, 0);  // -1 means all, too, to some clients
   set(sampling.min_p, number_field(body, "min_p", 0, 1));
   set(sampling.typical_p, number_field(body, "typical_p", 0, 1));
-  set(sampling.repetition_penalty, number_field(body, "repetition_penalty", 0, 100));
+  for (const char* name : {"repeat_penalty", "repetition_penalty"})  // llama.cpp's server and vLLM
+    set(sampling.repetition_penalty, number_field(body, name, 0, 100));
   set(sampling.presence_penalty, number_field(body, "presence_penalty", -2, 2));
   set(sampling.frequency_penalty, number_field(body, "frequency_penalty", -2, 2));
   if (const auto seed = integer_field(body, "seed", std::numeric_limits<int64_t>::min(),
@@ -261,7 +262,8 @@ ChatRequest read_chat(const Json& body, const GenerationOptions& defaults, const
   if (!settings.max_tokens) settings.max_tokens = integer_field(body, "max_tokens", 1, limits.max_tokens);
   settings.logprobs = flag_field(body, "logprobs").value_or(false);
   const auto top = integer_field(body, "top_logprobs", 0, limits.top_logprobs);
-  if (top && !settings.logprobs) refuse("top_logprobs", "is for requests with logprobs: true alone");
+  if (top.value_or(0) > 0 && !settings.logprobs)
+    refuse("top_logprobs", "is for requests with logprobs: true alone");
   settings.options.top_logprobs = settings.logprobs ? top.value_or(0) : -1;
   if (request.tool_choice.kind == ToolChoice::Kind::required &&
       settings.form.kind != ResponseForm::Kind::text)

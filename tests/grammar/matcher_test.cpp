@@ -229,6 +229,33 @@ TEST(Matcher, TooAmbiguousIsAnError) {
   }
 }
 
+// Thousands of ways to read each place of a text cost whoever asks for the masks an error, and everybody else
+// no more than half a second.
+TEST(Matcher, MasksThatCostTooMuchAreAnError) {
+  std::string rules = "root ::= (r0";
+  for (int i = 1; i < 1000; ++i) rules += " | r" + std::to_string(i);
+  rules += ")*\n";
+  for (int i = 0; i < 1000; ++i)
+    rules += fmt::format("r{} ::= [a-z]{{{},{}}} \"x\"?\n", i, 1 + i % 7, 20 + i);
+  std::vector<std::string> tokens;
+  for (char a = 'a'; a < 'm'; ++a) {
+    for (char b = 'a'; b < 'm'; ++b) {
+      for (char c = 'a'; c < 'm'; ++c) tokens.push_back({a, b, c});
+    }
+  }
+  Matcher matcher(std::make_shared<const TokenGrammar>(
+      compiled(rules), std::make_shared<const Vocabulary>(tokens, std::vector<int32_t>{})));
+  std::vector<uint64_t> mask((tokens.size() + 63) / 64);
+  int masks = 0;
+  EXPECT_THROW(
+      for (; masks < 100; ++masks) {
+        matcher.admitted(mask);
+        ASSERT_TRUE(matcher.accept(masks));
+      },
+      TooMuch);
+  EXPECT_LT(masks, 50);
+}
+
 // Little memory: everything is dropped now and then, and nothing changes.
 TEST(Matcher, CollectingChangesNothing) {
   Configurations::Limits small;

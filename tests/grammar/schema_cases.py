@@ -1,10 +1,16 @@
 """Random schemas with documents, and what the Python package `jsonschema` says of them."""
 
 import json
+import re
 
 import jsonschema
 
 from random_schema import RandomSchema, write
+
+
+def python_pattern(pattern):
+    """One of random_schema's for Python's re, to which \\w and \\d are more than ASCII and $ may stand before a line break."""
+    return re.sub(r"(?<!\\)\$", r"\\Z", pattern.replace(r"\w", "[A-Za-z0-9_]").replace(r"\d", "[0-9]"))
 
 
 def relaxed(schema):
@@ -13,8 +19,15 @@ def relaxed(schema):
         return [relaxed(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    return {"anyOf" if key == "oneOf" else key: value if key in ("enum", "const") else relaxed(value)
-            for key, value in schema.items()}
+    out = {}
+    for key, value in schema.items():
+        if key == "pattern" and isinstance(value, str):
+            out[key] = python_pattern(value)
+        elif key == "patternProperties":
+            out[key] = {python_pattern(name): relaxed(part) for name, part in value.items()}
+        else:
+            out["anyOf" if key == "oneOf" else key] = value if key in ("enum", "const") else relaxed(value)
+    return out
 
 
 def validator_of(schema):

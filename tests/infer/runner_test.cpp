@@ -232,6 +232,23 @@ TEST_P(RunnerTest, CountsExperts) {
   }
 }
 
+TEST(Runner, ForgetsThePlansUsedLeast) {
+  Transformer model = made({}, 7);
+  Random random(3);
+  const std::vector<int32_t> ids = random_tokens(random, 45, Tiny{}.vocabulary);
+  SequenceRunner runner(backend(), model, {.context = 64, .page_size = 8, .chunk = 64});
+  const std::vector<float> first = copy_of(runner.forward(part(ids, 0, 1), 0, 1));
+  for (int64_t count = 1; count <= 45; ++count) {
+    for (int64_t wanted = 0; wanted <= count; ++wanted) runner.forward(part(ids, 0, count), 0, wanted);
+    EXPECT_EQ(copy_of(runner.forward(part(ids, 0, 1), 0, 1)), first);
+  }
+  EXPECT_EQ(runner.runner().plans(), Runner::most_plans);
+  const int64_t recorded = runner.runner().recorded();
+  EXPECT_GT(recorded, static_cast<int64_t>(Runner::most_plans));
+  runner.forward(part(ids, 0, 1), 0, 1);
+  EXPECT_EQ(runner.runner().recorded(), recorded) << "what is used often stays";
+}
+
 INSTANTIATE_TEST_SUITE_P(Families, RunnerTest,
                          testing::Values(Family{"v3", {}}, Family{"v3_mtp1", {.mtp = 1}},
                                          Family{"v3_mtp3_tied", {.mtp = 3, .tied = true}},

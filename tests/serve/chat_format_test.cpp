@@ -43,6 +43,61 @@ TEST(ChatFormat, ToolsAreInThePrompt) {
   EXPECT_FALSE(opens_reasoning(v31.prompt(request("\"none\""))));
 }
 
+// A call and its result, as clients send them back.
+std::string called_before(const std::string& templ, const std::string& content = "null") {
+  ChatRequest chat;
+  read_conversation(parse_body(R"({"messages": [{"role": "user", "content": "Hi"},
+      {"role": "assistant", "content": )" +
+                               content +
+                               R"(, "tool_calls": [{"id": "abc456789", "type": "function",
+          "function": {"name": "f", "arguments": "{\"z\": 5}"}}]},
+      {"role": "tool", "tool_call_id": "abc456789", "content": "fine"}, {"role": "user", "content": "Thanks"}]})"),
+                    chat);
+  return ChatFormat(templ, "", "").prompt(chat);
+}
+
+TEST(ChatFormat, CallsGoBackAsTemplatesTakeThem) {
+  const std::string turns = "{% for m in messages %}[{{ m.role }}]",
+                    calls = "{% for c in m.tool_calls or [] %}{{ c.function.name }}", end = "{% endfor %}";
+  const std::vector<std::pair<std::string, std::string>> cases = {
+      // Arguments as they came, as JSON of an object, piece by piece.
+      {turns + "{{ m.content or '' }}" + calls + "{{ c.function.arguments }}" + end + end,
+       "[user]Hi[assistant]f{\"z\": 5}[tool]fine[user]Thanks"},
+      {turns + "{{ m.content or '' }}" + calls + "{{ c.function.arguments | tojson }}" + end + end,
+       "[user]Hi[assistant]f{\"z\": 5}[tool]fine[user]Thanks"},
+      {turns + "{{ m.content or '' }}" + calls +
+           "{% for k, v in c.function.arguments.items() %}({{ k }} {{ v }})" + end + end + end,
+       "[user]Hi[assistant]f(z 5)[tool]fine[user]Thanks"},
+      // No content is an empty text to some, and to others it is not.
+      {turns + "{{ m.content.strip() }}" + calls + "{{ c.function.arguments }}" + end + end,
+       "[user]Hi[assistant]f{\"z\": 5}[tool]fine[user]Thanks"},
+      {turns + "{{ m.content }}" + calls + "{{ c.function.arguments }}" + end + end,
+       "[user]Hi[assistant]f{\"z\": 5}[tool]fine[user]Thanks"},
+      {turns + "{% if m.content is none %}" + calls + "{{ c.function.arguments }}" + end +
+           "{% else %}{{ m.content }}{% endif %}" + end,
+       "[user]Hi[assistant]f{\"z\": 5}[tool]fine[user]Thanks"},
+      // Nothing is known of calls: they and their results are text, in turns.
+      {turns + "{{ m.content }}" + end,
+       "[user]Hi[assistant]{\"name\": \"f\", \"arguments\": {\"z\": 5}}[user]f returned:\nfine\n\nThanks"}};
+  for (const auto& [templ, prompt] : cases) {
+    EXPECT_EQ(called_before(templ), prompt) << templ;
+    EXPECT_EQ(called_before(templ, "\"\""), prompt) << templ;
+  }
+  EXPECT_EQ(called_before(hermes, "\"Well\""),
+            "HiWell\n\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"z\": 5}}\n</tool_call>f "
+            "returned:\nfine\n\nThanks");
+}
+
+TEST(ChatFormat, InstructionsReachTemplatesWithoutSystemMessages) {
+  const ChatFormat format(
+      "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+      "[{{ m.role }}]{{ m.content }}{% endfor %}",
+      "", "");
+  const std::string prompt = format.prompt(request("\"auto\""));
+  EXPECT_TRUE(prompt.starts_with("[user]You may call")) << prompt;
+  EXPECT_TRUE(prompt.ends_with("\n\nHi")) << prompt;
+}
+
 // What a grammar admits of a text, byte by byte.
 bool admits(const grammar::Grammar& rules, const std::string& text) {
   std::vector<std::string> bytes(257);
