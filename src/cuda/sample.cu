@@ -90,7 +90,7 @@ struct Chooser {
   struct Shared {
     Bins all, some;
     Sums of_warps[choosers / warp_size];
-    unsigned long long lowest, highest;
+    unsigned long long lowest[choosers / warp_size], highest[choosers / warp_size];
     int bin;
     Sums before;
   };
@@ -150,6 +150,21 @@ struct Chooser {
     return before;
   }
 
+  // The lowest and the highest over all threads.
+  __device__ void spread_of(unsigned long long& lowest, unsigned long long& highest) const {
+    const int thread = static_cast<int>(threadIdx.x);
+    for (int step = warp_size / 2; step > 0; step /= 2) {
+      lowest = min(lowest, __shfl_xor_sync(whole_warp, lowest, step));
+      highest = max(highest, __shfl_xor_sync(whole_warp, highest, step));
+    }
+    __syncthreads();
+    if (thread % warp_size == 0)
+      shared.lowest[thread / warp_size] = lowest, shared.highest[thread / warp_size] = highest;
+    __syncthreads();
+    for (int w = 0; w < choosers / warp_size; ++w)
+      lowest = min(lowest, shared.lowest[w]), highest = max(highest, shared.highest[w]);
+  }
+
   // The bin in which the sum, of tokens or of weights, exceeds `least`; what stands before it in `before`.
   __device__ int locate(const Bins& bins, bool by_tokens, unsigned long long least, Sums& before) const {
     const int first = static_cast<int>(threadIdx.x) * Bins::each;
@@ -181,18 +196,15 @@ struct Chooser {
       return valid && bin_of(x) == bin && weight_of(x) > 0 && rank_of(x, i) >= low && rank_of(x, i) <= high;
     };
     while (true) {
-      __syncthreads();
-      if (threadIdx.x == 0) shared.lowest = ~0ull, shared.highest = 0;
-      __syncthreads();
       unsigned long long lowest = ~0ull, highest = 0;
       each([&](bool valid, int i, float x) {
         if (!is_left(valid, i, x)) return;
         lowest = min(lowest, rank_of(x, i)), highest = max(highest, rank_of(x, i));
       });
-      if (lowest <= highest) atomicMin(&shared.lowest, lowest), atomicMax(&shared.highest, highest);
-      shared.some.clear();
-      low = shared.lowest, high = shared.highest;
+      spread_of(lowest, highest);
+      low = lowest, high = highest;
       if (low == high) break;
+      shared.some.clear();
       const unsigned long long width = (high - low) / Bins::count + 1;
       each([&](bool valid, int i, float x) {
         const bool left = is_left(valid, i, x);
