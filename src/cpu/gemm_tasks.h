@@ -145,6 +145,7 @@ class Tasks {
 
   template <class Body>
   void stream(const Body& body) {
+    if (count_ == 0) return;
     const auto pieces = [&](int64_t begin, int64_t end) {
       size_t division = division_of(begin);
       for (Task task = stretch(division, begin, end); task.n > 0;) {
