@@ -1,8 +1,8 @@
 // Products in FP8 on Hopper (DeepSeek-V3 report, section 3.3.2). The tensor cores add FP8 in fewer bits than
-// float32 has, so sums over 128 of the depth are scaled and added in float32 registers: while a warpgroup
-// does that, the other one's products keep the tensor cores busy. Sums of 64 rows and 256 columns and those
-// over 128 do not fit in registers together, so the latter are of 128 columns at a time. As in
-// product_sm90.cu blocks stay and take tile after tile, and a warpgroup of its own copies.
+// float32 has, so sums over 128 of the depth are scaled and added in float32 registers; the other warpgroup's
+// products may run meanwhile. Sums of 64 rows and 256 columns and those over 128 do not fit in registers
+// together, so the latter are of 128 columns at a time. As in product_sm90.cu blocks stay and take tile after
+// tile, and a warpgroup of its own copies.
 #include "cuda/product_sm90.h"
 
 #include "cuda/product_sm90_output.cuh"
