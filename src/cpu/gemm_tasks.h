@@ -85,7 +85,7 @@ class Tasks {
   static constexpr Extent smallest = {24, 1};       // where there would be fewer tasks than threads
   static constexpr int64_t tasks_a_thread = 2;      // more would pack more
   static constexpr int64_t few_rows = 8;            // hardly need packing
-  static constexpr int64_t pieces_a_thread = 16;    // of a stream: how evenly it can be shared
+  static constexpr int64_t pieces_a_thread = 64;    // of a stream: how evenly it can be shared
   static constexpr double least_work = 384 * 1024;  // multiply-adds that repay waking a thread
 
   static std::vector<Division>& reused_divisions() {

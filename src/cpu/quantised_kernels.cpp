@@ -36,12 +36,13 @@ inline constexpr int tile_rows = 6;
 inline constexpr int tile_rows = 4;
 #endif
 
-// Panels of columns that a tile of `rows` rows takes at once.
+// Panels of columns that a tile of `rows` rows takes at once. One row waits for memory, which answers four
+// readers sooner than two.
 constexpr int panels_of(int rows) {
 #if HWY_TARGET <= HWY_AVX3
   return rows == 1 ? 4 : 2;
 #else
-  return rows <= 2 ? 2 : 1;
+  return rows == 1 ? 4 : rows == 2 ? 2 : 1;
 #endif
 }
 
@@ -86,6 +87,27 @@ HWY_INLINE V add_products(V sum, V w, V x) {
   sum =
       hn::Add(sum, hn::Mul(hn::ShiftRight<24>(hn::ShiftLeft<8>(w)), hn::ShiftRight<24>(hn::ShiftLeft<8>(x))));
   return hn::Add(sum, hn::Mul(hn::ShiftRight<24>(w), hn::ShiftRight<24>(x)));
+#endif
+}
+
+// Sums of products of 4 bits stay in 16 bits, pairs of bytes side by side, for a stretch of a group: eight
+// times 2·15·127 at most.
+constexpr int64_t stretch = 32;
+constexpr bool has_pairs(int bits) { return bits == 4 && HWY_TARGET == HWY_AVX2; }
+
+HWY_INLINE V add_pairs(V sum, V w, V x) {
+#if HWY_TARGET == HWY_AVX2
+  return V{_mm256_add_epi16(sum.raw, _mm256_maddubs_epi16(w.raw, x.raw))};
+#else
+  return add_products<4>(sum, w, x);
+#endif
+}
+
+HWY_INLINE V add_sums_of_pairs(V sum, V pairs) {
+#if HWY_TARGET == HWY_AVX2
+  return hn::Add(sum, V{_mm256_madd_epi16(pairs.raw, _mm256_set1_epi16(1))});
+#else
+  return hn::Add(sum, pairs);
 #endif
 }
 
@@ -134,8 +156,8 @@ void tile(const Block& b, const std::byte* HWY_RESTRICT a, int64_t panel, const 
     LATENTE_UNROLL
     for (int j = 0; j < N; ++j) total[i][j] = hn::LoadU(d, from + j * lanes);
   }
-  // One row alone waits for memory; the processor's own fetching stops at the end of each page.
-  constexpr int64_t distance = 2048;
+  // The processor's own fetching stops at the end of each page and panel.
+  constexpr int64_t distance = 1024;
   const std::byte* ahead = codes + distance;
   const std::byte* const end = codes + b.groups * b.form.group * panel_rows * bits / 8;
   const auto fetch = [&]() HWY_ATTR {
@@ -156,14 +178,8 @@ void tile(const Block& b, const std::byte* HWY_RESTRICT a, int64_t panel, const 
       ahead = then + (ahead - end);
       then = nullptr;
     }
-    const auto multiply = [&](const V(&w)[N]) HWY_ATTR {
-      LATENTE_UNROLL
-      for (int i = 0; i < H; ++i) {
-        const V element = hn::Set(di, word_at(x + 4 * i));
-        LATENTE_UNROLL
-        for (int j = 0; j < N; ++j) sum[i][j] = add_products<bits>(sum[i][j], w[j], element);
-      }
-      x += 4 * H;
+    const auto codes_of = [&](int j) HWY_ATTR {
+      return load_codes(codes + j / vectors * b.panel + j % vectors * lanes * 4);
     };
     if constexpr (bits == 8) {
       LATENTE_UNROLL_4
@@ -171,27 +187,48 @@ void tile(const Block& b, const std::byte* HWY_RESTRICT a, int64_t panel, const 
         V w[N];
         if constexpr (H == 1) fetch();
         LATENTE_UNROLL
-        for (int j = 0; j < N; ++j) {
-          w[j] = with_offset(load_codes(codes + j / vectors * b.panel + j % vectors * lanes * 4));
-        }
+        for (int j = 0; j < N; ++j) w[j] = with_offset(codes_of(j));
         codes += line;
-        multiply(w);
+        LATENTE_UNROLL
+        for (int i = 0; i < H; ++i) {
+          const V element = hn::Set(di, word_at(x + 4 * i));
+          LATENTE_UNROLL
+          for (int j = 0; j < N; ++j) sum[i][j] = add_products<8>(sum[i][j], w[j], element);
+        }
+        x += 4 * H;
       }
     } else {
-      LATENTE_UNROLL_4
-      for (int64_t s = 0; s < steps; s += 2) {
-        const V low = hn::Set(di, 0x0f0f0f0f);
-        V first[N], second[N];
-        if constexpr (H == 1) fetch();
+      const V low = hn::Set(di, 0x0f0f0f0f);
+      for (int64_t at = 0; at < b.form.group; at += stretch) {
+        V part[H][N];
         LATENTE_UNROLL
-        for (int j = 0; j < N; ++j) {
-          const V both = load_codes(codes + j / vectors * b.panel + j % vectors * lanes * 4);
-          first[j] = hn::And(both, low);
-          second[j] = hn::And(hn::ShiftRight<4>(both), low);
+        for (int i = 0; i < H; ++i) {
+          LATENTE_UNROLL
+          for (int j = 0; j < N; ++j) part[i][j] = has_pairs(bits) ? hn::Zero(di) : sum[i][j];
         }
-        codes += line;
-        multiply(first);
-        multiply(second);
+        // Unrolled, the compiler would sum in a tree, for which the registers do not suffice.
+        LATENTE_KEEP_ROLLED
+        for (int64_t s = 0; s < stretch; s += 8) {
+          if constexpr (H == 1) fetch();
+          LATENTE_UNROLL
+          for (int j = 0; j < N; ++j) {
+            const V both = codes_of(j);
+            const V first = hn::And(both, low), second = hn::And(hn::ShiftRight<4>(both), low);
+            LATENTE_UNROLL
+            for (int i = 0; i < H; ++i) {
+              part[i][j] = add_pairs(part[i][j], first, hn::Set(di, word_at(x + 4 * i)));
+              part[i][j] = add_pairs(part[i][j], second, hn::Set(di, word_at(x + 4 * (H + i))));
+            }
+          }
+          codes += line;
+          x += 8 * H;
+        }
+        LATENTE_UNROLL
+        for (int i = 0; i < H; ++i) {
+          LATENTE_UNROLL
+          for (int j = 0; j < N; ++j)
+            sum[i][j] = has_pairs(bits) ? add_sums_of_pairs(sum[i][j], part[i][j]) : part[i][j];
+        }
       }
     }
     LATENTE_UNROLL
@@ -235,28 +272,32 @@ void tile(const Block& b, const std::byte* HWY_RESTRICT a, int64_t panel, const 
 using TileFunction = void (*)(const Block&, const std::byte*, int64_t, const std::byte*, float*, const float*,
                               int64_t);
 
-template <int bits, bool offsets, bool wide, int... H>
+// For 1 row and more, and at most so many panels of columns.
+template <int bits, bool offsets, int most, int... H>
 constexpr std::array<TileFunction, sizeof...(H)> tile_table(std::integer_sequence<int, H...>) {
-  return {&tile < bits, offsets, H + 1, wide ? panels_of(H + 1) : 1 > ...};
+  return {&tile<bits, offsets, H + 1, std::min(panels_of(H + 1), most)>...};
 }
 
 template <int bits, bool offsets>
 void block_of(const Block& b) {
   constexpr auto heights = std::make_integer_sequence<int, tile_rows>();
-  static constexpr auto narrow = tile_table<bits, offsets, false>(heights);
-  static constexpr auto wide = tile_table<bits, offsets, true>(heights);
+  static constexpr auto one = tile_table<bits, offsets, 1>(heights);
+  static constexpr auto two = tile_table<bits, offsets, 2>(heights);
+  static constexpr auto four = tile_table<bits, offsets, 4>(heights);
   const int64_t start = b.panels.start(b.first), row_bytes = packed_bytes(1, b.form.group, b.groups);
   // Heights of several panels differ by one; all of them take as many columns at once as the tallest.
-  const int64_t at_once =
+  const int64_t most =
       panels_of(b.last - b.first > 1 ? tile_rows : static_cast<int>(b.panels.height(b.first)));
   for (int64_t j = 0; j < b.n;) {
-    const bool several = b.n - j >= at_once * panel_rows;
-    const int64_t columns = several ? at_once * panel_rows : std::min(b.n - j, panel_rows);
+    int64_t at_once = most;
+    while (at_once > 1 && b.n - j < at_once * panel_rows) at_once /= 2;
+    const auto& tiles = at_once == 4 ? four : at_once == 2 ? two : one;
+    const int64_t columns = std::min(b.n - j, at_once * panel_rows);
     const int64_t panel = j / panel_rows * b.panel;
     const std::byte* then = j + columns < b.n ? b.scales + panel + columns / panel_rows * b.panel : b.then;
     for (int64_t i = b.first; i < b.last; ++i) {
       const int64_t row = b.panels.start(i);
-      (several && at_once > 1 ? wide : narrow)[static_cast<size_t>(b.panels.height(i) - 1)](
+      tiles[static_cast<size_t>(b.panels.height(i) - 1)](
           b, b.a + (row - start) * row_bytes, panel, then, b.c + row * b.c_row + j,
           b.init ? b.init + row * b.init_row + j : nullptr, columns);
     }
