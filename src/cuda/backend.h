@@ -86,7 +86,11 @@ class CudaBackend final : public Backend {
   void gated_linear_backward_weight(View d_gated, View d_risen, View x, Grad d_gate, Grad d_up) override;
   void grouped_gated_linear_backward_weight(View d_gated, View d_risen, View x, View rows, View offsets,
                                             Grad d_gate, Grad d_up) override;
+  void normed_linear(const NormedRows& x, View w, View other_w, View out, View other_out) override;
+  void normed_route(const NormedRows& x, View gate, View bias, const Routing& routing, View logits,
+                    View scores, View weights, View experts) override;
   void latent_entries(const LatentEntries& entries) override;
+  void absorb_beside_entries(const LatentEntries& entries, View q, View w, bool transpose, View out) override;
   void absorb_rotated(View q, View w, bool transpose, View positions, View table, bool interleaved,
                       View out) override;
   void expert_layer(const ExpertLayer& layer) override;

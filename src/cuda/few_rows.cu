@@ -39,13 +39,15 @@ __global__ __launch_bounds__(most_warps* warp_size) void few_rows_kernel(
     const __grid_constant__ RowsLaunch p) {
   extern __shared__ __align__(128) char memory[];
   const int lane = static_cast<int>(threadIdx.x) % warp_size,
-            warp = static_cast<int>(threadIdx.x) / warp_size,
-            warps = static_cast<int>(blockDim.x) / warp_size, block = static_cast<int>(blockIdx.x);
+            warp = static_cast<int>(threadIdx.x) / warp_size, warps = p.warps,
+            block = static_cast<int>(blockIdx.x);
   if constexpr (Stream::rotates && !gated) {
     const RowsProduct& last = p.products[p.count - 1];
-    const int after = block - last.first_block - last.column_blocks * last.row_tiles * last.batches;
+    int after = block - last.first_block - last.column_blocks * last.row_tiles * last.batches;
     if (after >= 0) {
       wait_for_earlier_kernels();
+      if (after < p.latent_blocks) return p.latents.store(after);
+      after -= p.latent_blocks;
       const int index = after * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x);
       if (index < p.rotary.count) rotate_pair(p.rotary, index);
       return;
@@ -57,7 +59,7 @@ __global__ __launch_bounds__(most_warps* warp_size) void few_rows_kernel(
   constexpr bool half = Stream::columns == warp_columns / 2;  // of the instruction's columns
   const int column = (local % product.column_blocks * (warps / sharing) + warp / sharing) *
                      (gated ? warp_columns / 2 : Stream::columns);
-  const bool inside = column < product.columns;
+  const bool inside = warp < warps && column < product.columns;
 
   Stream stream;
   stream.ring = mma::shared_address(memory) + static_cast<unsigned>(warp * Stream::bytes);
@@ -79,10 +81,14 @@ __global__ __launch_bounds__(most_warps* warp_size) void few_rows_kernel(
 
   int first = 0, end = product.rows;
   int64_t batch = 0;
+  FewNorms::Weights norm_weights{};
   if (!product.offsets && !product.choices) {
     batch = tile / product.row_tiles;
     first = tile % product.row_tiles * tile_rows;
     begin(batch);
+    if constexpr (!gated) {
+      if (p.norm.lanes > 0) norm_weights = p.norm.weights(p.norm.own_part(), p.depth);
+    }
     wait_for_earlier_kernels();
   } else {
     wait_for_earlier_kernels();
@@ -98,12 +104,20 @@ __global__ __launch_bounds__(most_warps* warp_size) void few_rows_kernel(
   }
   const int rows = min(end - first, tile_rows);
   char* x = memory + warps * Stream::bytes;
-  load_rows(x, rows, p.depth, Stream::step_depth, warp, warps, [&](int i) {
-    int64_t row = first + i;
-    if (product.choices) row /= product.top_k;
-    if (product.gather) row = product.gather[row];
-    return product.x + batch * product.x_batch + row * product.x_row;
-  });
+  bool normed = false;
+  if constexpr (!gated) {
+    normed = p.norm.lanes > 0;
+    if (normed)
+      p.norm.take(x, row_pitch(p.depth, Stream::step_depth), rows, p.depth, norm_weights, block == 0);
+  }
+  if (!normed) {
+    load_rows(x, rows, p.depth, Stream::step_depth, warp, warps, [&](int i) {
+      int64_t row = first + i;
+      if (product.choices) row /= product.top_k;
+      if (product.gather) row = product.gather[row];
+      return product.x + batch * product.x_batch + row * product.x_row;
+    });
+  }
   __syncthreads();
 
   float sums[4] = {};
@@ -208,8 +222,8 @@ bool run(RowsLaunch p, const char* name, const Context& context) {
   while (warps > sharing && in_all < (p.code ? warps - 1 : warps) * enough) warps /= 2;
   const size_t x_bytes = static_cast<size_t>(most_rows * row_pitch(p.depth, Stream::step_depth));
   constexpr size_t ring = Stream::bytes;
-  constexpr size_t exchanged = sharing == 2 ? most_warps * warp_size * sizeof(float) : 0;
-  const size_t limit = static_cast<size_t>(context.shared_bytes) - exchanged;
+  constexpr size_t own = 1024;  // at most, what the kernel has beside: what gates hand over, or sums of norms
+  const size_t limit = static_cast<size_t>(context.shared_bytes) - own;
   while (warps > sharing && static_cast<size_t>(warps) * ring + x_bytes > limit) warps /= 2;
   const size_t bytes = static_cast<size_t>(warps) * ring + x_bytes;
   if (bytes > limit) return false;
@@ -222,8 +236,15 @@ bool run(RowsLaunch p, const char* name, const Context& context) {
     one.column_blocks = (one.columns + of_block - 1) / of_block;
     blocks += one.column_blocks * one.row_tiles * one.batches;
   }
-  const int threads = warps * warp_size;
-  blocks += (p.rotary.count + threads - 1) / threads;
+  const int threads = (p.norm.lanes > 0 ? most_warps : warps) * warp_size;
+  p.warps = warps;
+  if (p.rotary.count > 0) {
+    if (p.latents.latent.rows > 0) {
+      const int64_t each = threads / p.latents.latent.lanes;
+      p.latent_blocks = static_cast<int>((p.latents.latent.rows + each - 1) / each);
+    }
+    blocks += p.latent_blocks + (p.rotary.count + threads - 1) / threads;
+  }
   launch_early(few_rows_kernel<Stream, gated, Out>, static_cast<unsigned>(blocks), threads, bytes, name,
                context, p);
   return true;
