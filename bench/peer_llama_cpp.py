@@ -199,7 +199,7 @@ def main():
             cut(depth)
             median = statistics.median(rates)
             print(json.dumps({"kind": kind, "tokens": count, "depth": depth, "threads": args.threads,
-                              "weights": args.type, "tok_s": median, "spread": (max(rates) - min(rates)) / median,
+                              "weights": args.type, "tok_s": median, "best": max(rates), "spread": (max(rates) - min(rates)) / median,
                               "load_s": load, "resident": resident()}), flush=True)
     if not args.gguf:
         os.unlink(path)

@@ -7,6 +7,7 @@
 #include "commands.h"
 #include "device.h"
 #include "infer/likelihood.h"
+#include "infer/runner.h"
 #include "model/run_weights.h"
 #include "session.h"
 #include "status_line.h"
@@ -15,7 +16,7 @@ namespace latente {
 namespace {
 
 struct PerplexityOptions {
-  std::string model, file, device = "cpu";
+  std::string model, file, cache, device = "cpu";
   RunWeights weights;
   int64_t context = 0, stride = 0, most_tokens = 0;
   ThreadOptions threads;
@@ -46,6 +47,7 @@ void measure(const PerplexityOptions& options) {
   how.context =
       options.context > 0 ? options.context : std::min<int64_t>(source.config.max_position_embeddings, 2048);
   how.stride = options.stride > 0 ? options.stride : std::max<int64_t>(how.context / 2, 1);
+  if (!options.cache.empty()) how.cache = cache_type_from_name(options.cache, backend, *model);
   StatusLine line;
   const Pace pace;
   how.progress = [&](int64_t done, int64_t total) {
@@ -99,6 +101,10 @@ void add_perplexity(CLI::App& app) {
   command->add_option("--max-tokens", options->most_tokens, "Read no more of the text; 0 = all")
       ->capture_default_str()
       ->check(CLI::NonNegativeNumber);
+  command
+      ->add_option("--kv-cache-dtype", options->cache,
+                   "Read over a cache of this type: f32, bf16, or for MLA int8 or fp8 [without one]")
+      ->check(CLI::IsMember({"f32", "bf16", "int8", "fp8"}));
   add_device_option(*command, options->device);
   add_threads_option(*command, options->threads);
   command->add_flag("--json", options->json, "An object on one line");

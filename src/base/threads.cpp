@@ -14,6 +14,7 @@ namespace latente {
 namespace {
 
 thread_local bool inside_body = false;
+thread_local int thread_number = 0;
 
 void relax() {
 #if defined(__x86_64__)
@@ -98,12 +99,13 @@ ThreadPool::ThreadPool(ThreadOptions options) {
   const std::vector<int> cores = options.pin ? cores_allowed() : std::vector<int>();
   if (options.pin && count > static_cast<int>(cores.size()))
     fail("threads: expected at most {} to pin, one for each core, found {}", cores.size(), count);
+  shares_ = std::make_unique<Remainder[]>(static_cast<size_t>(count));
   try {
     for (int i = 1; i < count; ++i) {
       const int core = options.pin ? cores[static_cast<size_t>(i)] : -1;
-      workers_.emplace_back([this, core] {
+      workers_.emplace_back([this, core, i] {
         if (core >= 0) stay_on(core);
-        serve();
+        serve(i);
       });
     }
   } catch (const std::system_error& error) {
@@ -115,7 +117,21 @@ ThreadPool::ThreadPool(ThreadOptions options) {
 
 ThreadPool::~ThreadPool() { end(workers_, ending_, job_); }
 
+bool ThreadPool::Remainder::take(bool from_front, int64_t& begin, int64_t& end) {
+  uint64_t rest = rest_.load(std::memory_order_relaxed);
+  for (;;) {
+    const auto first = static_cast<int64_t>(rest >> 32), last = static_cast<int64_t>(rest & 0xffffffffu);
+    if (first == last) return false;
+    const int64_t half = (last - first + 1) / 2;
+    begin = from_front ? first : last - half;
+    end = begin + half;
+    const uint64_t left = from_front ? both(end, last) : both(first, begin);
+    if (rest_.compare_exchange_weak(rest, left, std::memory_order_relaxed)) return true;
+  }
+}
+
 bool ThreadPool::inside() { return inside_body; }
+int ThreadPool::number_of_thread() { return thread_number; }
 
 void ThreadPool::execute() {
   inside_body = true;
@@ -127,7 +143,8 @@ void ThreadPool::execute() {
   inside_body = false;
 }
 
-void ThreadPool::serve() {
+void ThreadPool::serve(int own_number) {
+  thread_number = own_number;
   uint32_t job = job_.load(std::memory_order_acquire);
   for (uint32_t served = number(job); !ending_.load();) {
     job = await_change(job_, job);

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstdint>
 #include <exception>
+#include <memory>
 #include <thread>
 #include <type_traits>
 #include <vector>
@@ -64,16 +65,51 @@ class ThreadPool {
     offer([](void* object) { (*static_cast<Share*>(object))(); }, &share);
   }
 
+  // body(begin, end) over pieces of [0, n), n < 2^32: each thread has a share of its own, which it goes
+  // through in rising order in pieces that become smaller, and then helps others from the ends of theirs. For
+  // reading memory: a piece goes on where the thread's last one ended.
+  template <class Body>
+  void parallel_shares(int64_t n, Body&& body) {
+    if (n <= 0) return;
+    if (n == 1 || workers_.empty() || inside()) return body(int64_t{0}, n);
+    for (int i = 0; i < size(); ++i) shares_[i].set(n * i / size(), n * (i + 1) / size());
+    auto through = [&] {
+      const int own = number_of_thread() % size();
+      for (int i = 0; i < size(); ++i) {
+        Remainder& share = shares_[(own + i) % size()];
+        for (int64_t begin, end; share.take(i == 0, begin, end);) body(begin, end);
+      }
+    };
+    using Through = decltype(through);
+    offer([](void* object) { (*static_cast<Through*>(object))(); }, &through);
+  }
+
  private:
   using Work = void (*)(void*);
-  static bool inside();  // is this thread running a body?
+  // What is left of a thread's share, on a cache line of its own.
+  class alignas(64) Remainder {
+   public:
+    void set(int64_t begin, int64_t end) { rest_.store(both(begin, end), std::memory_order_relaxed); }
+    // Takes half of it; false when there is nothing left.
+    bool take(bool from_front, int64_t& begin, int64_t& end);
+
+   private:
+    static uint64_t both(int64_t begin, int64_t end) {
+      return static_cast<uint64_t>(begin) << 32 | static_cast<uint64_t>(end);
+    }
+    std::atomic<uint64_t> rest_{0};
+  };
+
+  static bool inside();           // is this thread running a body?
+  static int number_of_thread();  // of a worker, from 1 on; 0 elsewhere
   // Calls work(object) here and on the workers that come before it is done here: a worker that the system
   // does not run just now is not waited for.
   void offer(Work work, void* object);
   void execute();
-  void serve();
+  void serve(int own_number);
 
   std::vector<std::thread> workers_;
+  std::unique_ptr<Remainder[]> shares_;
   Work work_ = nullptr;
   void* object_ = nullptr;
   std::atomic<uint32_t> job_{0};  // its number, whether workers may still join, and how many work on it

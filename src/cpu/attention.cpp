@@ -214,6 +214,14 @@ int64_t run_end(const int32_t* sequence, int64_t begin, int64_t tokens) {
   return end;
 }
 
+// Of the keys up to `last`; 1 if there are none.
+int64_t chunks_to(int64_t last, int64_t cuts) {
+  if (last >= paged_chunk) return last / paged_chunk + 1 + cuts;
+  int64_t chunks = 1;
+  while (chunk_begin(chunks, cuts) <= last) ++chunks;
+  return chunks;
+}
+
 // The units of the tokens [begin, end) of one sequence.
 template <class T, class S>
 void add_units(const Paged<T, S>& a, int64_t begin, int64_t end, int64_t sequence,
@@ -226,7 +234,7 @@ void add_units(const Paged<T, S>& a, int64_t begin, int64_t end, int64_t sequenc
       for (int64_t i = row / share; i <= (row + unit.rows - 1) / share; ++i) {
         last = std::max<int64_t>(last, a.position[begin + i]);
       }
-      unit.chunks = std::max<int64_t>(1, (last + paged_chunk) / paged_chunk);
+      unit.chunks = chunks_to(last, a.cuts);
       units.push_back(unit);
     }
   }
@@ -243,6 +251,7 @@ void paged(ThreadPool& pool, const View& q, const View& keys, const View& values
   a.entry = keys[3];
   a.page = keys[1];
   a.rows_together = a.heads / a.groups;
+  a.cuts = paged_cuts;
   a.scale = scale;
   a.q = rows_of<const T>(q);
   a.out = rows_of<T>(out);
@@ -278,15 +287,17 @@ void paged(ThreadPool& pool, const View& q, const View& keys, const View& values
     return;
   }
   T* partials = static_cast<T*>(scratch(1, partial_bytes));
-  // Neighbouring chunks go to one thread, which has then fetched the next one's beginning.
-  pool.parallel_for(chunks, std::clamp<int64_t>(chunks / (4 * pool.size()), 1, 8),
-                    [&](int64_t i, int64_t end) {
-                      for (; i < end; ++i) {
-                        const auto after = std::upper_bound(d.first_chunk.begin(), d.first_chunk.end(), i);
-                        const size_t unit = static_cast<size_t>(after - d.first_chunk.begin()) - 1;
-                        paged_chunk_task(a, d.units[unit], i - d.first_chunk[unit], partials + i * partial);
-                      }
-                    });
+  // Neighbouring chunks go to one thread, which has then fetched the next one's beginning. Of few chunks, the
+  // long ones first.
+  const bool few = chunks < 4 * pool.size();
+  pool.parallel_shares(chunks, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t chunk = few ? chunks - 1 - i : i;
+      const auto after = std::upper_bound(d.first_chunk.begin(), d.first_chunk.end(), chunk);
+      const size_t unit = static_cast<size_t>(after - d.first_chunk.begin()) - 1;
+      paged_chunk_task(a, d.units[unit], chunk - d.first_chunk[unit], partials + chunk * partial);
+    }
+  });
   for_each_task(pool, units, [&](int64_t task) {
     const size_t unit = static_cast<size_t>(task);
     paged_merge_task(a, d.units[unit], partials + d.first_chunk[unit] * partial, partial);

@@ -87,9 +87,15 @@ void backward_query_task(const ExpandedBackward<float>& a, Segment segment, int6
 void backward_query_task(const ExpandedBackward<double>& a, Segment segment, int64_t begin, int64_t head);
 
 // Keys of a cache are taken in blocks of paged_block, and these in chunks of paged_chunk: a chunk is reduced
-// by online softmax, and chunks are merged in rising order, whoever computed them.
+// by online softmax, and chunks are merged in rising order, whoever computed them. The first chunk may be cut
+// into shorter ones, of 32, 32, 64 and 128 keys, so that threads can share a short context.
 inline constexpr int64_t paged_block = 64;
 inline constexpr int64_t paged_chunk = 256;
+inline constexpr int64_t paged_cuts = 3;
+inline int64_t chunk_begin(int64_t chunk, int64_t cuts) {
+  if (chunk > cuts) return (chunk - cuts) * paged_chunk;
+  return chunk == 0 ? 0 : paged_chunk >> (cuts + 1 - chunk);
+}
 inline constexpr int64_t paged_rows = 64;
 
 // Bytes of a narrow latent cache (Backend::narrow_entry_bytes).
@@ -114,6 +120,7 @@ struct Paged {
   // Rows that share keys whatever the call, at least: how the kernel computes scores hangs on it, never on
   // the number of tokens.
   int64_t rows_together = 1;
+  int64_t cuts = 0;  // of the first chunk
   double scale = 1;
   Rows<const T> q;
   Rows<T> out;

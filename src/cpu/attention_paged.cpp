@@ -412,8 +412,8 @@ void reduce_chunk(const Paged<T, S>& a, const PagedUnit& unit, int64_t chunk, co
     hn::Store(hn::Set(d, lowest<T>()), d, to.maximum + i);
     hn::Store(hn::Zero(d), d, to.sum + i);
   }
-  int64_t at = chunk * paged_chunk;
-  const int64_t end = std::min(at + paged_chunk, final_key + 1);
+  int64_t at = chunk_begin(chunk, a.cuts);
+  const int64_t end = std::min(chunk_begin(chunk + 1, a.cuts), final_key + 1);
   if (at >= end) {
     for (int64_t row = 0; row < unit.rows; ++row) std::fill_n(to.out + row * to.out_row, to.out_row, T{0});
     return;
@@ -424,7 +424,7 @@ void reduce_chunk(const Paged<T, S>& a, const PagedUnit& unit, int64_t chunk, co
     // The next block's entries, even if it belongs to the next chunk: while scores are computed where they
     // lie together, and what is left with each tile below.
     int64_t fetched = at + keys;
-    const int64_t fetch_end = std::min(fetched + paged_block, final_key + 1);
+    const int64_t fetch_end = std::min((fetched / paged_block + 1) * paged_block, final_key + 1);
     Fetch fetch;
     const int64_t entry_bytes = a.key_slot * static_cast<int64_t>(sizeof(S));
     if (fetched < fetch_end && a.page % paged_block == 0 && a.values_are_keys && a.groups == 1) {

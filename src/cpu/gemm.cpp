@@ -31,7 +31,7 @@ class Multiplication {
 
   void run() {
     Tasks tasks(pool_, problems_, {[](int64_t) { return tile_rows(); }, tile_columns<T>()});
-    tasks.run([this](const Task& task) { compute(task); });
+    tasks.run([this](const Task& task, const Task&) { compute(task); });
   }
 
  private:

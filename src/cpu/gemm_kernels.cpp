@@ -71,18 +71,28 @@ HWY_INLINE void load_columns(const bf16* from, V& first, V& second) {
 
 // Two neighbouring k of a panel of FP8, times `factor`: the scale by 2^120, since the exponent of a code,
 // moved to where float32 has its own, counts from 7 instead of 127. Subnormal codes become subnormal numbers,
-// which the product makes right, too.
+// which the product makes right, too. A code fits into the upper half of a float, so two of them are moved at
+// once.
 template <class V>
 HWY_INLINE void load_columns(const f8e4m3* from, V factor, V (&even)[2], V (&odd)[2]) {
   const Tag<float> d;
-  const hn::RebindToSigned<Tag<float>> bits;
-  const auto four = hn::Load(bits, reinterpret_cast<const int32_t*>(from));
-  const auto mask = hn::Set(bits, static_cast<int32_t>(0x87f00000u));
-  const auto value = [&](hn::Vec<decltype(bits)> code) HWY_ATTR {  // in the upper byte
-    return hn::Mul(hn::BitCast(d, hn::And(hn::ShiftRight<4>(code), mask)), factor);
+  const hn::RebindToUnsigned<Tag<float>> bits;
+  const auto four = hn::Load(bits, reinterpret_cast<const uint32_t*>(from));
+  const auto moved = [&](hn::Vec<decltype(bits)> codes) HWY_ATTR {  // from the upper bytes of 16 bits
+#if HWY_TARGET == HWY_SCALAR
+    return hn::Or(hn::And(codes, hn::Set(bits, 0x80008000u)),
+                  hn::And(hn::ShiftRight<4>(codes), hn::Set(bits, 0x07f007f0u)));
+#else
+    const hn::Repartition<int16_t, Tag<float>> halves;
+    const auto shifted = hn::ShiftRight<4>(hn::BitCast(halves, codes));
+    return hn::BitCast(bits, hn::And(shifted, hn::Set(halves, static_cast<int16_t>(0x87f0))));
+#endif
   };
-  even[0] = value(hn::ShiftLeft<24>(four)), even[1] = value(hn::ShiftLeft<16>(four));
-  odd[0] = value(hn::ShiftLeft<8>(four)), odd[1] = value(four);
+  const auto of_second = moved(four), of_first = moved(hn::ShiftLeft<8>(four));
+  const auto value = [&](auto upper_half) HWY_ATTR { return hn::Mul(hn::BitCast(d, upper_half), factor); };
+  const auto upper = hn::Set(bits, 0xffff0000u);
+  even[0] = value(hn::ShiftLeft<16>(of_first)), even[1] = value(hn::ShiftLeft<16>(of_second));
+  odd[0] = value(hn::And(of_first, upper)), odd[1] = value(hn::And(of_second, upper));
 }
 
 // c[H, columns] = init + a · b. a [k, H]; b: P panels [k, 2 vectors], `b_panel` elements apart.

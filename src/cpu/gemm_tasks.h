@@ -2,6 +2,9 @@
 // range of its columns. Tasks are nearly square, since each packs its rows and its columns for itself:
 // packing a shared operand once would save work, but writing to what another core has read can be ten times
 // slower.
+//
+// Products of a few rows are bound by reading their columns. Each thread has a run of these to itself,
+// through all products in their order, so that what it reads next is known.
 #pragma once
 
 #include <algorithm>
@@ -39,23 +42,33 @@ class Tasks {
   template <class Problem>
   Tasks(ThreadPool& pool, std::span<const Problem> problems, Tile tile) : pool_(pool), tile_(tile) {
     double work = 0;
-    for (const Problem& p : problems) work += work_of(p.m, p.n, p.k);
+    for (const Problem& p : problems) {
+      work += work_of(p.m, p.n, p.k);
+      streams_ = streams_ && p.m <= few_rows;
+    }
     divisions_.clear();
     for (size_t i = 0; i < problems.size(); ++i) {
       const Problem& p = problems[i];
-      if (p.m > 0 && p.n > 0) divide(i, p.m, p.n, p.k, work / pool.size());
+      if (p.m <= 0 || p.n <= 0) continue;
+      if (streams_) {
+        add_stream(i, p.m, p.n, p.k, work / (pool.size() * pieces_a_thread));
+      } else {
+        divide(i, p.m, p.n, p.k, work / pool.size());
+      }
     }
     // Small problems are handed out several at a time.
     together_ =
         static_cast<int64_t>(std::min(least_work / std::max(work, 1.0), 1.0) * static_cast<double>(count_));
   }
 
-  // body(const Task&) for each, by whoever is free.
+  // body(const Task&, const Task& next) for each, by whoever is free; `next` is what its thread will probably
+  // do after it, or has n = 0.
   template <class Body>
   void run(const Body& body) {
+    if (streams_) return stream(body);
     pool_.parallel_for(count_, together_, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        if (const Task task = at(i); task.n > 0) body(task);
+        if (const Task task = at(i); task.n > 0) body(task, Task());
       }
     });
   }
@@ -71,7 +84,8 @@ class Tasks {
   static constexpr Extent comfortable = {96, 192};  // repays packing
   static constexpr Extent smallest = {24, 1};       // where there would be fewer tasks than threads
   static constexpr int64_t tasks_a_thread = 2;      // more would pack more
-  static constexpr int64_t few_rows = 8;            // hardly need packing, and more tasks balance better
+  static constexpr int64_t few_rows = 8;            // hardly need packing
+  static constexpr int64_t pieces_a_thread = 16;    // of a stream: how evenly it can be shared
   static constexpr double least_work = 384 * 1024;  // multiply-adds that repay waking a thread
 
   static std::vector<Division>& reused_divisions() {
@@ -101,8 +115,7 @@ class Tasks {
       }
     };
     if (pool_.size() > 1) {
-      cut(share / (m <= few_rows ? 2 * tasks_a_thread : tasks_a_thread),
-          {comfortable.rows, m > comfortable.rows ? comfortable.columns : 1});
+      cut(share / tasks_a_thread, {comfortable.rows, m > comfortable.rows ? comfortable.columns : 1});
       cut(share, smallest);
     }
     Division division;
@@ -116,10 +129,71 @@ class Tasks {
     divisions_.push_back(division);
   }
 
-  Task at(int64_t index) const {
+  // Pieces of about `work`.
+  void add_stream(size_t index, int64_t m, int64_t n, int64_t k, double work) {
+    const int64_t units = divide_up(n, tile_.columns);
+    Division division;
+    division.problem = index;
+    division.panels = Panels(m, tile_.rows(m));
+    division.n = n;
+    division.first_task = count_;
+    division.across =
+        std::clamp(static_cast<int64_t>(work_of(m, n, k) / work), divide_up(n, largest.columns), units);
+    count_ += division.across;
+    divisions_.push_back(division);
+  }
+
+  template <class Body>
+  void stream(const Body& body) {
+    if (count_ == 0) return;
+    const auto pieces = [&](int64_t begin, int64_t end) {
+      size_t division = division_of(begin);
+      for (Task task = stretch(division, begin, end); task.n > 0;) {
+        // Whoever has come to the end of a run of pieces probably goes on behind it.
+        const bool last = begin == end;
+        const Task next = begin == count_ ? Task() : stretch(division, begin, last ? count_ : end);
+        body(task, next);
+        if (last) break;
+        task = next;
+      }
+    };
+    if (together_ == count_) {
+      pieces(0, count_);
+    } else {
+      pool_.parallel_shares(count_, pieces);
+    }
+  }
+
+  // Pieces from `begin` on, up to `end`, that are neighbouring columns of one product; moves `begin` and
+  // `division` behind them.
+  Task stretch(size_t& division, int64_t& begin, int64_t end) const {
+    const Division& d = divisions_[division];
+    const auto column = [&](int64_t index) {
+      const int64_t units = divide_up(d.n, tile_.columns);
+      return std::min((index - d.first_task) * units / d.across * tile_.columns, d.n);
+    };
+    Task task;
+    task.problem = d.problem;
+    task.panels = d.panels;
+    task.last = d.panels.panels;
+    task.n0 = column(begin);
+    const int64_t ending = d.first_task + d.across;
+    do {
+      ++begin;
+    } while (begin < std::min(end, ending) && column(begin + 1) - task.n0 <= largest.columns);
+    task.n = column(begin) - task.n0;
+    if (begin == ending) ++division;
+    return task;
+  }
+
+  size_t division_of(int64_t index) const {
     const auto after = std::upper_bound(divisions_.begin(), divisions_.end(), index,
                                         [](int64_t i, const Division& d) { return i < d.first_task; });
-    const Division& division = *(after - 1);
+    return static_cast<size_t>(after - divisions_.begin()) - 1;
+  }
+
+  Task at(int64_t index) const {
+    const Division& division = divisions_[division_of(index)];
     const int64_t across = (index - division.first_task) % division.across;
     const int64_t down = (index - division.first_task) / division.across;
     const int64_t units = divide_up(division.n, tile_.columns);
@@ -137,6 +211,7 @@ class Tasks {
   Tile tile_;
   std::vector<Division>& divisions_ = reused_divisions();
   int64_t count_ = 0, together_ = 1;
+  bool streams_ = true;
 };
 
 }  // namespace latente::gemm

@@ -19,22 +19,42 @@ using gemm::divide_up, gemm::Task, gemm::Tasks;
 constexpr int64_t panels_at_once = 24;  // of rows
 constexpr int64_t usual_depth = 512;  // of a block of k: two panels of columns stay in the first-level cache
 
-void compute(const Problem& p, const Task& task) {
+// One row that the calling thread has packed, while the call is the same: its next piece of the product, or
+// another product of the same row, needs it again.
+struct PackedRow {
+  uint64_t call = 0;
+  const float* row = nullptr;
+  int64_t k = 0, group = 0;
+  int bits = 0;
+  bool operator==(const PackedRow&) const = default;
+};
+
+const std::byte* panels_of(const Problem& p, const Task& task) {
+  return p.panels + task.n0 / panel_rows * panel_bytes(p.form, p.k);
+}
+
+// `then`: what the thread will read after the task's columns, or null.
+void compute(const Problem& p, const Task& task, const std::byte* then, uint64_t call) {
   const Form form = p.form;
   const int64_t groups = groups_of(p.k, form.group);
   const Unit unit = unit_for(p.m);
   // One panel of rows reads the columns once, from end to end.
   const int64_t depth = task.last - task.first == 1 ? groups : std::max<int64_t>(usual_depth / form.group, 1);
+  thread_local PackedRow packed;
+  const PackedRow wanted = p.m == 1 ? PackedRow{call, p.a.line(0), p.k, form.group, form.bits} : PackedRow();
+  const bool there = p.m == 1 && packed == wanted;
+  packed = wanted;
   thread_local Scratch<std::byte> of_rows;
   const int64_t most_panels = std::min(panels_at_once, task.last - task.first);
   std::byte* rows =
       of_rows.reserve(unit == Unit::amx ? packed_amx_bytes(most_panels, form.group, std::min(depth, groups))
                                         : packed_bytes(most_panels * rows_of_tile(unit), form.group,
                                                        std::min(depth, groups)));
-  const std::byte* panels = p.panels + task.n0 / panel_rows * panel_bytes(form, p.k);
+  const std::byte* panels = panels_of(p, task);
   Block block;
   block.panels = task.panels;
   block.n = task.n;
+  block.then = then;
   block.form = form;
   block.a = rows;
   block.panel = panel_bytes(form, p.k);
@@ -55,8 +75,9 @@ void compute(const Problem& p, const Task& task) {
     for (int64_t i = task.first; i < task.last; i += panels_at_once) {
       block.first = i;
       block.last = std::min(i + panels_at_once, task.last);
-      pack_rows(unit, p.a, block.panels, block.first, block.last, g * form.group, p.k, form, block.groups,
-                rows);
+      if (!there)
+        pack_rows(unit, p.a, block.panels, block.first, block.last, g * form.group, p.k, form, block.groups,
+                  rows);
       multiply_block(unit, block);
     }
   }
@@ -99,7 +120,12 @@ bool quantise(ThreadPool& pool, Form form, const float* values, const float* imp
 void multiply(ThreadPool& pool, std::span<const Problem> problems) {
   // Two panels of columns share the activations.
   Tasks tasks(pool, problems, {[](int64_t rows) { return rows_of_tile(unit_for(rows)); }, 2 * panel_rows});
-  tasks.run([&](const Task& task) { compute(problems[task.problem], task); });
+  static std::atomic<uint64_t> calls{0};
+  const uint64_t call = calls.fetch_add(1, std::memory_order_relaxed) + 1;
+  tasks.run([&](const Task& task, const Task& next) {
+    compute(problems[task.problem], task, next.n > 0 ? panels_of(problems[next.problem], next) : nullptr,
+            call);
+  });
 }
 
 }  // namespace latente::quantised

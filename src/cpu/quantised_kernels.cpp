@@ -105,9 +105,10 @@ HWY_INLINE hn::Vec<Floats> load_scales(const std::byte* from) {
 }
 
 // c[H, columns] = init + a · w over P panels of columns, which begin `panel` bytes behind the block's.
+// `then`: the panels that are read next, as far apart, or null.
 template <int bits, bool offsets, int H, int P>
-void tile(const Block& b, const std::byte* HWY_RESTRICT a, int64_t panel, float* c, const float* init,
-          int64_t columns) {
+void tile(const Block& b, const std::byte* HWY_RESTRICT a, int64_t panel, const std::byte* then, float* c,
+          const float* init, int64_t columns) {
   const std::byte* HWY_RESTRICT scales = b.scales + panel;
   const std::byte* HWY_RESTRICT codes = b.codes + panel;
   const std::byte* HWY_RESTRICT of_groups = offsets ? b.offsets + panel : nullptr;
@@ -133,13 +134,14 @@ void tile(const Block& b, const std::byte* HWY_RESTRICT a, int64_t panel, float*
     LATENTE_UNROLL
     for (int j = 0; j < N; ++j) total[i][j] = hn::LoadU(d, from + j * lanes);
   }
-  // One row alone waits for memory; the processor's own fetching stops at the end of each page. What lies
-  // behind these panels' ends are their neighbours, which are read now; those read next begin P panels on.
-  int64_t ahead = 2048;
-  const std::byte* const near_end = codes + b.groups * b.form.group * panel_rows * bits / 8 - ahead;
+  // One row alone waits for memory; the processor's own fetching stops at the end of each page.
+  constexpr int64_t distance = 2048;
+  const std::byte* ahead = codes + distance;
+  const std::byte* const end = codes + b.groups * b.form.group * panel_rows * bits / 8;
   const auto fetch = [&]() HWY_ATTR {
     LATENTE_UNROLL
-    for (int p = 0; p < P; ++p) hwy::Prefetch(codes + p * b.panel + ahead);
+    for (int p = 0; p < P; ++p) hwy::Prefetch(ahead + p * b.panel);
+    ahead += line;
   };
   for (int64_t g = 0; g < b.groups; ++g) {
     V sum[H][N];
@@ -150,7 +152,10 @@ void tile(const Block& b, const std::byte* HWY_RESTRICT a, int64_t panel, float*
       for (int j = 0; j < N; ++j) sum[i][j] = start;
     }
     const std::byte* x = a + 8 * H;
-    if (H == 1 && ahead == 2048 && codes >= near_end) ahead += (P - 1) * b.panel;
+    if (H == 1 && then && ahead >= end) {
+      ahead = then + (ahead - end);
+      then = nullptr;
+    }
     const auto multiply = [&](const V(&w)[N]) HWY_ATTR {
       LATENTE_UNROLL
       for (int i = 0; i < H; ++i) {
@@ -227,7 +232,8 @@ void tile(const Block& b, const std::byte* HWY_RESTRICT a, int64_t panel, float*
   }
 }
 
-using TileFunction = void (*)(const Block&, const std::byte*, int64_t, float*, const float*, int64_t);
+using TileFunction = void (*)(const Block&, const std::byte*, int64_t, const std::byte*, float*, const float*,
+                              int64_t);
 
 template <int bits, bool offsets, bool wide, int... H>
 constexpr std::array<TileFunction, sizeof...(H)> tile_table(std::integer_sequence<int, H...>) {
@@ -247,10 +253,11 @@ void block_of(const Block& b) {
     const bool several = b.n - j >= at_once * panel_rows;
     const int64_t columns = several ? at_once * panel_rows : std::min(b.n - j, panel_rows);
     const int64_t panel = j / panel_rows * b.panel;
+    const std::byte* then = j + columns < b.n ? b.scales + panel + columns / panel_rows * b.panel : b.then;
     for (int64_t i = b.first; i < b.last; ++i) {
       const int64_t row = b.panels.start(i);
       (several && at_once > 1 ? wide : narrow)[static_cast<size_t>(b.panels.height(i) - 1)](
-          b, b.a + (row - start) * row_bytes, panel, b.c + row * b.c_row + j,
+          b, b.a + (row - start) * row_bytes, panel, then, b.c + row * b.c_row + j,
           b.init ? b.init + row * b.init_row + j : nullptr, columns);
     }
     j += columns;

@@ -39,8 +39,9 @@ struct Block {
   const std::byte* scales = nullptr;   // of the first panel of columns, the first group
   const std::byte* offsets = nullptr;  // likewise; null where the form has none
   const std::byte* codes = nullptr;
-  int64_t panel = 0;   // bytes from one panel of columns to the next
-  float* c = nullptr;  // row 0 of the panels
+  int64_t panel = 0;                // bytes from one panel of columns to the next
+  const std::byte* then = nullptr;  // panels that will be read after these, or null
+  float* c = nullptr;               // row 0 of the panels
   int64_t c_row = 0;
   const float* init = nullptr;
   int64_t init_row = 0;

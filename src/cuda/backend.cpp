@@ -94,7 +94,8 @@ std::unique_ptr<Replay> CudaBackend::record(const std::function<void()>& work) {
 }
 
 bool CudaBackend::all_finite(View x) {
-  if (!is_floating(x.dtype)) return true;
+  // Codes in FP8 are of values that were looked at before.
+  if (!is_floating(x.dtype) || x.dtype == DType::f8e4m3) return true;
   int32_t finite = 1;
   const View flag(flag_.get(), {1}, DType::i32);
   upload(&finite, flag);
@@ -358,6 +359,44 @@ void CudaBackend::absorb_beside_entries(const LatentEntries& entries, View q, Vi
                                         View out) {
   if (!cuda::absorb_beside_entries(entries, q, w, transpose, out, context_))
     Backend::absorb_beside_entries(entries, q, w, transpose, out);
+}
+
+void CudaBackend::quantise_fp8(View x, View rows, View offsets, const Fp8Operand& out) {
+  cuda::quantise_fp8(x, rows, offsets, out, context_);
+}
+
+void CudaBackend::quantise_fp8_weight(View w, const Fp8Operand& out) {
+  cuda::quantise_fp8_weight(w, out, context_);
+}
+
+void CudaBackend::linear_fp8(const Fp8Matrix& x, const Fp8Matrix& w, View offsets, View bias, Grad out) {
+  cuda::linear_fp8(x, w, offsets, bias, out, context_);
+}
+
+void CudaBackend::linear_fp8_backward_weight(const Fp8Matrix& d_out_across, const Fp8Matrix& x_across,
+                                             View offsets, Grad d_w) {
+  cuda::linear_fp8_backward_weight(d_out_across, x_across, offsets, d_w, context_);
+}
+
+void CudaBackend::gated_linear_fp8(const Fp8Matrix& x, const Fp8Matrix& gate, const Fp8Matrix& up,
+                                   View offsets, View gated, View risen, View out) {
+  cuda::gated_linear_fp8(x, gate, up, offsets, gated, risen, out, context_);
+}
+
+void CudaBackend::gated_linear_fp8_backward_input(const Fp8Matrix& d_gated, const Fp8Matrix& d_risen,
+                                                  const Fp8Matrix& gate_across, const Fp8Matrix& up_across,
+                                                  View offsets, Grad d_x) {
+  cuda::gated_linear_fp8_backward_input(d_gated, d_risen, gate_across, up_across, offsets, d_x, context_);
+}
+
+void CudaBackend::swiglu_backward_fp8(View d_out, View gated, View risen, View offsets,
+                                      const Fp8Operand& d_gated, const Fp8Operand& d_risen) {
+  cuda::swiglu_backward_fp8(d_out, gated, risen, offsets, d_gated, d_risen, context_);
+}
+
+void CudaBackend::combine_backward_fp8(View d_out, View weights, View slots, View rows, View offsets,
+                                       const Fp8Operand& d_y) {
+  cuda::combine_backward_fp8(d_out, weights, slots, rows, offsets, d_y, context_);
 }
 
 void CudaBackend::latent_entries(const LatentEntries& entries) {

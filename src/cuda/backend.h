@@ -89,6 +89,21 @@ class CudaBackend final : public Backend {
   void normed_linear(const NormedRows& x, View w, View other_w, View out, View other_out) override;
   void normed_route(const NormedRows& x, View gate, View bias, const Routing& routing, View logits,
                     View scores, View weights, View experts) override;
+  bool multiplies_fp8() const override { return context_.compute_capability == 90; }
+  void quantise_fp8(View x, View rows, View offsets, const Fp8Operand& out) override;
+  void quantise_fp8_weight(View w, const Fp8Operand& out) override;
+  void linear_fp8(const Fp8Matrix& x, const Fp8Matrix& w, View offsets, View bias, Grad out) override;
+  void linear_fp8_backward_weight(const Fp8Matrix& d_out_across, const Fp8Matrix& x_across, View offsets,
+                                  Grad d_w) override;
+  void gated_linear_fp8(const Fp8Matrix& x, const Fp8Matrix& gate, const Fp8Matrix& up, View offsets,
+                        View gated, View risen, View out) override;
+  void gated_linear_fp8_backward_input(const Fp8Matrix& d_gated, const Fp8Matrix& d_risen,
+                                       const Fp8Matrix& gate_across, const Fp8Matrix& up_across, View offsets,
+                                       Grad d_x) override;
+  void swiglu_backward_fp8(View d_out, View gated, View risen, View offsets, const Fp8Operand& d_gated,
+                           const Fp8Operand& d_risen) override;
+  void combine_backward_fp8(View d_out, View weights, View slots, View rows, View offsets,
+                            const Fp8Operand& d_y) override;
   void latent_entries(const LatentEntries& entries) override;
   void absorb_beside_entries(const LatentEntries& entries, View q, View w, bool transpose, View out) override;
   void absorb_rotated(View q, View w, bool transpose, View positions, View table, bool interleaved,

@@ -69,6 +69,13 @@ __device__ void put(bool accumulate, float (&from)[N], T* to) {
 __device__ inline float sigmoid(float x) { return __fdividef(1, 1 + __expf(-x)); }  // within 4 ulp
 __device__ inline float swiglu_of(float gate, float up) { return up * (gate * sigmoid(gate)); }
 
+// Puts the gradients of a gate and what it gates in their place; silu'(g) = s + g s (1 - s), s = sigmoid(g).
+__device__ inline void swiglu_backward_of(float d, float& gate, float& up) {
+  const float s = sigmoid(gate), silu = gate * s;
+  gate = d * up * (s + silu * (1 - s));
+  up = d * silu;
+}
+
 // A pair turned by an angle; one order of operations for every kernel that does it.
 __device__ inline void rotate(float& a, float& b, float cosine, float sine) {
   const float before = a;

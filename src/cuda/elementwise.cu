@@ -180,7 +180,6 @@ struct SwiGlu {
   }
 };
 
-// silu'(g) = s + g s (1 - s) with s = sigmoid(g)
 template <class T>
 struct SwiGluBackward {
   Operand<const T> d_out, gate, up;
@@ -193,11 +192,7 @@ struct SwiGluBackward {
     load<N>(d_out.at(place), d);
     load<N>(gate.at(place), g);
     load<N>(up.at(place), u);
-    for (int i = 0; i < N; ++i) {
-      const float s = sigmoid(g[i]), silu = g[i] * s;
-      g[i] = d[i] * u[i] * (s + silu * (1 - s));
-      u[i] = d[i] * silu;
-    }
+    for (int i = 0; i < N; ++i) swiglu_backward_of(d[i], g[i], u[i]);
     if (d_gate.data) put<N>(add_gate, g, d_gate.at(place));
     if (d_up.data) put<N>(add_up, u, d_up.at(place));
   }

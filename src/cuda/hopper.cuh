@@ -84,6 +84,15 @@ __device__ inline void copy_tile(void* to, const CUtensorMap* map, Barrier& done
       : "memory");
 }
 
+// Bytes in a row, in sixteens from multiples of 16, the same way.
+__device__ inline void copy_row(void* to, const void* from, int bytes, Barrier& done) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+          shared_address(to)),
+      "l"(reinterpret_cast<uint64_t>(from)), "r"(bytes), "r"(shared_address(&done))
+      : "memory");
+}
+
 // A box from shared memory to a tensor, but for what lies beyond its edges; or added to what is there,
 // float32 by float32. The thread's copies since the last commit are a group.
 __device__ inline void store_tile(const CUtensorMap* map, const void* from, int column, int row, int outer) {

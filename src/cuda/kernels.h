@@ -78,24 +78,22 @@ bool gated_linear_backward_input(View d_gated, View d_risen, View offsets, View 
 bool gated_linear_backward_weight(View d_gated, View d_risen, View x, View rows, View offsets, Grad d_gate,
                                   Grad d_up, const Context& context);
 
-// fp8.cu, for Hopper. Codes of a matrix [R, C] (f8e4m3) with a float32 scale for 128 of a row, [C / 128, R],
-// or for squares of 128 × 128, [R / 128, C / 128] (numbers of blocks rounded up). A scale is the largest
-// magnitude over 448.
-struct Codes {
-  View codes, scales;
-  bool squares = false;
-};
-void quantise_rows(View x, View codes, View scales, const Context& context);
-// Of the transposed x: codes [C, R], scales [R / 128, C].
-void quantise_columns(View x, View codes, View scales, const Context& context);
-// Squares of w, and of the transposed w.
-void quantise_squares(View w, View codes, View scales, View transposed, View transposed_scales,
-                      const Context& context);
-// out [M, N] (+)= a [M, K] · b [N, K]ᵀ, in bfloat16 or float32; a has scales of rows. So a linear's forward
-// is x and w, its input gradient d_out and the transposed w, its weight gradient the transposed d_out and x.
-void product_fp8(const Codes& a, const Codes& b, Grad out, const Context& context);
-// Rows offsets[e] .. offsets[e + 1] of a meet b[e] of [E, N, K] and its squares.
-void grouped_product_fp8(const Codes& a, View offsets, const Codes& b, View out, const Context& context);
+// fp8.cu, for Hopper
+void quantise_fp8(View x, View rows, View offsets, const Fp8Operand& out, const Context& context);
+void quantise_fp8_weight(View w, const Fp8Operand& out, const Context& context);
+void swiglu_backward_fp8(View d_out, View gated, View risen, View offsets, const Fp8Operand& d_gated,
+                         const Fp8Operand& d_risen, const Context& context);
+void combine_backward_fp8(View d_out, View weights, View slots, View rows, View offsets,
+                          const Fp8Operand& d_y, const Context& context);
+void linear_fp8(const Fp8Matrix& x, const Fp8Matrix& w, View offsets, View bias, Grad out,
+                const Context& context);
+void gated_linear_fp8(const Fp8Matrix& x, const Fp8Matrix& gate, const Fp8Matrix& up, View offsets,
+                      View gated, View risen, View out, const Context& context);
+void gated_linear_fp8_backward_input(const Fp8Matrix& d_gated, const Fp8Matrix& d_risen,
+                                     const Fp8Matrix& gate_across, const Fp8Matrix& up_across, View offsets,
+                                     Grad d_x, const Context& context);
+void linear_fp8_backward_weight(const Fp8Matrix& d_out_across, const Fp8Matrix& x_across, View offsets,
+                                Grad d_w, const Context& context);
 
 // attention_expanded.cu, attention_backward.cu: q, k, v, out in float32 or bfloat16; lse and delta in
 // float32; gradients in either. Deterministic.

@@ -35,8 +35,8 @@ struct HopperProduct {
   bool by_depth = false;  // grouped along the depth
   int experts = 0;
   // Operands of e4m3, two of which count as one element of the depth and of strides, with scales for 128 of
-  // the depth: [depth / 128, rows] of a; of b too, or [columns / 128, depth / 128] for squares, of each
-  // expert.
+  // the depth: [depth / 128, rows] of a; of b [columns / 128, depth / 128] for squares, of each expert, or
+  // with by_depth, as of a, [depth / 128, columns]. Then each expert's depth begins at a multiple of 128.
   const float* a_scales = nullptr;
   const float* b_scales = nullptr;
   int64_t a_scale_line = 0, b_scale_line = 0, b_scale_batch = 0;
@@ -45,6 +45,8 @@ struct HopperProduct {
   Pair pair = Pair::none;
   const void* other_a = nullptr;
   const void* other_b = nullptr;
+  const float* other_a_scales = nullptr;
+  const float* other_b_scales = nullptr;
   void* other_c = nullptr;
   void* inner = nullptr;
 };
@@ -70,5 +72,7 @@ bool fits_hopper(const HopperProduct& p, const Context& context);
 // it: at most `most`.
 int64_t best_parts(const HopperProduct& p, int64_t most, const Context& context);
 void hopper_product(const HopperProduct& p, const char* name, const Context& context);
+// product_fp8_sm90.cu
+void hopper_product_fp8(const HopperProduct& p, const char* name, const Context& context);
 
 }  // namespace latente::cuda

@@ -23,6 +23,21 @@ __device__ inline void store_matrices(uint32_t to, const uint32_t (&x)[4]) {
                : "memory");
 }
 
+// The maps of what a product writes.
+inline void map_results(const HopperProduct& p, Maps& maps) {
+  const bool grouped_rows = p.offsets && !p.by_depth;
+  const int64_t outer = p.offsets      ? (p.by_depth ? p.experts : 1)
+                        : p.part_depth ? (p.depth + p.part_depth - 1) / p.part_depth
+                                       : p.batches;
+  const auto map_of = [&](const void* c) {
+    return tile_map(c, p.columns, p.rows, p.c_row, outer, outer > 1 ? p.c_batch : p.c_row * p.rows,
+                    grouped_rows ? 8 : 64, p.narrow);
+  };
+  maps.c = map_of(p.c);
+  if (p.other_c) maps.other_c = map_of(p.other_c);
+  if (p.inner) maps.inner = map_of(p.inner);
+}
+
 struct Target {
   const CUtensorMap* map;
   void* c;
@@ -132,5 +147,34 @@ struct Output {
     }
   }
 };
+
+template <class K>
+__device__ void put_sums(const Output<K>& output, const Tiles& t, const HopperProduct& p, const Maps& maps,
+                         float (&sum)[K::columns / 2]) {
+  const Target to = t.other ? Target{&maps.other_c, p.other_c} : Target{&maps.c, p.c};
+  if (p.narrow && !p.bias && !p.accumulate) {
+    output.template put<64, true>(t, to, sum);
+  } else if (p.narrow) {
+    output.template put<64, false>(t, to, sum);
+  } else if (!p.bias) {
+    output.template put<32, true>(t, to, sum);
+  } else {
+    output.template put<32, false>(t, to, sum);
+  }
+}
+
+// The gate's half of the sums, the other half, and what comes of both as they were rounded.
+template <class K>
+__device__ void put_gated(const Output<K>& output, const Tiles& t, const HopperProduct& p, const Maps& maps,
+                          float (&sum)[K::columns / 2]) {
+  constexpr int half = K::own_columns, count = half / 2;
+  output.template put<64, true, 0, half>(t, {&maps.c, p.c}, sum);
+  output.template put<64, true, half, half>(t, {&maps.other_c, p.other_c}, sum);
+#pragma unroll
+  for (int i = 0; i < count; ++i) {
+    sum[i] = swiglu_of(widen(narrow<bf16>(sum[i])), widen(narrow<bf16>(sum[count + i])));
+  }
+  output.template put<64, true, 0, half>(t, {&maps.inner, p.inner}, sum);
+}
 
 }  // namespace latente::cuda::sm90

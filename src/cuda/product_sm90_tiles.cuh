@@ -13,12 +13,12 @@ constexpr int most_stages = 8, most_experts = 512;
 
 // Columns of a tile, stages, and tiles of 64 rows that each warpgroup's results leave through. Gated: half of
 // the columns are the gate's, and the other half what stands at the same place beside it.
-template <int Columns, bool AByDepth, bool BByDepth, bool Fp8 = false, bool Gated = false>
+template <int Columns, bool AByDepth, bool BByDepth, bool Gated = false>
 struct Config {
   static constexpr int columns = Columns, own_columns = Gated ? Columns / 2 : Columns;
   static constexpr int stages = Columns >= 192 ? 4 : Columns == 128 ? 6 : 8;
   static constexpr int out_tiles = Columns == 256 ? 2 : Columns / 64;
-  static constexpr bool a_by_depth = AByDepth, b_by_depth = BByDepth, fp8 = Fp8, gated = Gated;
+  static constexpr bool a_by_depth = AByDepth, b_by_depth = BByDepth, gated = Gated;
   static constexpr int a_bytes = tile_rows * 128, b_bytes = Columns * 128, stage_bytes = a_bytes + b_bytes;
   static constexpr int out = stages * stage_bytes, shared = out + 2 * out_tiles * square_bytes;
 };
@@ -107,7 +107,9 @@ struct Tiles {
     other = p.pair == Pair::rows && tile >= row_tiles / 2;
     row = (other ? tile - row_tiles / 2 : tile) * tile_rows;
     if (p.offsets) {
-      first_depth = p.offsets[batch], end_depth = p.offsets[batch + 1];
+      // In FP8 each expert has whole steps.
+      first_depth = p.a_scales ? before[batch] * step : p.offsets[batch];
+      end_depth = p.a_scales ? before[batch + 1] * step : p.offsets[batch + 1];
     } else if (p.part_depth) {
       first_depth = static_cast<int>(batch * p.part_depth);
       end_depth = static_cast<int>(min(p.depth, first_depth + p.part_depth));

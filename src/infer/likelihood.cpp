@@ -5,12 +5,20 @@
 #include <numbers>
 #include <numeric>
 
+#include "infer/sequence_runner.h"
 #include "infer/uncached_pass.h"
 
 namespace latente {
 namespace {
 
 constexpr int64_t rows_at_once = 128;  // of logits
+
+double score_of(std::span<const double> logits, int32_t token) {
+  const double largest = *std::max_element(logits.begin(), logits.end());
+  double sum = 0;
+  for (double logit : logits) sum += std::exp(logit - largest);
+  return largest + std::log(sum) - logits[static_cast<size_t>(token)];
+}
 
 // The hidden states of `count` tokens from the beginning of a text, and the logits of some of them.
 class Reader {
@@ -53,10 +61,7 @@ class Reader {
     const int64_t vocabulary = logits_[1];
     const char* from = logit_bytes_.data() + row * vocabulary * size_of(logits_.dtype());
     convert(logits_.dtype(), from, DType::f64, row_.data(), vocabulary);
-    const double largest = *std::max_element(row_.begin(), row_.end());
-    double sum = 0;
-    for (double logit : row_) sum += std::exp(logit - largest);
-    return largest + std::log(sum) - row_[static_cast<size_t>(token)];
+    return latente::score_of(row_, token);
   }
 
   Backend& backend_;
@@ -68,17 +73,41 @@ class Reader {
   std::vector<double> row_;
 };
 
-}  // namespace
+// The same over a cache.
+class CachedReader {
+ public:
+  CachedReader(Backend& backend, const Transformer& model, int64_t count, DType cache)
+      : count_(count), runner_(backend, model, {.context = count, .cache_type = cache}) {}
 
-std::vector<double> negative_log_likelihoods(Backend& backend, const Transformer& model,
-                                             std::span<const int32_t> tokens,
-                                             const LikelihoodOptions& options) {
+  int64_t count() const { return count_; }
+
+  void score(std::span<const int32_t> tokens, int64_t first, std::vector<double>& scores) {
+    std::vector<double> row;
+    for (int64_t at = 0; at < count_;) {
+      const int64_t piece = std::min(runner_.runner().options().chunk, count_ - at);
+      const auto logits =
+          runner_.forward(tokens.subspan(static_cast<size_t>(at), static_cast<size_t>(piece)), at, piece);
+      const size_t vocabulary = logits.size() / static_cast<size_t>(piece);
+      for (int64_t i = 0; i < piece; ++i) {
+        const int64_t token = at + i + 1;
+        if (token < first || token >= count_) continue;
+        const auto of_token = logits.subspan(static_cast<size_t>(i) * vocabulary, vocabulary);
+        row.assign(of_token.begin(), of_token.end());
+        scores.push_back(score_of(row, tokens[static_cast<size_t>(token)]));
+      }
+      at += piece;
+    }
+  }
+
+ private:
+  int64_t count_;
+  SequenceRunner runner_;
+};
+
+template <class Any>
+std::vector<double> score_all(Any&& reader, std::span<const int32_t> tokens,
+                              const LikelihoodOptions& options) {
   const int64_t total = static_cast<int64_t>(tokens.size());
-  if (total < 2) fail("perplexity: expected a text of at least two tokens, found {}", total);
-  if (options.stride < 1 || options.stride >= options.context)
-    fail("perplexity: expected a stride of 1 to {}, one below the context, found {}", options.context - 1,
-         options.stride);
-  Reader reader(backend, model, std::min(options.context, total));
   std::vector<double> scores;
   scores.reserve(tokens.size());
   for (int64_t done = 1, begin = 0; done < total; begin += options.stride) {
@@ -90,6 +119,21 @@ std::vector<double> negative_log_likelihoods(Backend& backend, const Transformer
     if (options.progress) options.progress(done, total);
   }
   return scores;
+}
+
+}  // namespace
+
+std::vector<double> negative_log_likelihoods(Backend& backend, const Transformer& model,
+                                             std::span<const int32_t> tokens,
+                                             const LikelihoodOptions& options) {
+  const int64_t total = static_cast<int64_t>(tokens.size());
+  if (total < 2) fail("perplexity: expected a text of at least two tokens, found {}", total);
+  if (options.stride < 1 || options.stride >= options.context)
+    fail("perplexity: expected a stride of 1 to {}, one below the context, found {}", options.context - 1,
+         options.stride);
+  const int64_t at_once = std::min(options.context, total);
+  if (options.cache) return score_all(CachedReader(backend, model, at_once, *options.cache), tokens, options);
+  return score_all(Reader(backend, model, at_once), tokens, options);
 }
 
 double Perplexity::perplexity() const { return std::exp(mean); }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -10,8 +11,11 @@
 namespace latente {
 
 struct LikelihoodOptions {
-  int64_t context = 2048;  // tokens read at once, without a cache
+  int64_t context = 2048;  // tokens read at once
   int64_t stride = 1024;   // tokens from one reading to the next: 1 to context - 1
+  // Type of the cache that a reading goes over, piece by piece, as prompts are read for generation
+  // (RunnerOptions::cache_type); without one it is a single pass.
+  std::optional<DType> cache;
   // Called after each reading with the number of tokens done and the total; may be empty.
   std::function<void(int64_t done, int64_t total)> progress;
 };

@@ -46,9 +46,8 @@ Tensor Moe::operator()(Stream& stream, const Norm& norm, Step& at) const {
   const bool reading = expert_read(order, experts.gate_proj, experts.up_proj, experts.down_proj);
   Tensor shared = reading ? from_shared() : Tensor();                                // [T, hidden]
   Tensor inner = expert_gated_linear(x, order, experts.gate_proj, experts.up_proj);  // [T·K, inner]
-  Tensor y = expert_linear(inner, order, experts.down_proj);                         // [T·K, hidden]
   if (!reading) shared = from_shared();
-  return combine(y, routed.weights, order, shared);
+  return combined_expert_linear(inner, order, experts.down_proj, routed.weights, shared);
 }
 
 bool is_expert_stack(const std::string& path) {

@@ -1,4 +1,4 @@
-#include "ops/ops.h"
+#include "ops/fp8.h"
 
 namespace latente {
 Routed route(const Tensor& logits, const Tensor& bias, const Tensor& token_mask, const Routing& routing,
@@ -72,6 +72,60 @@ Tensor expert_linear(const Tensor& x, const ExpertOrder& order, const Tensor& we
         }
       });
   return out;
+}
+
+namespace {
+
+// As below, in FP8: the gradient of y is quantised where it is made.
+Tensor combined_expert_linear_fp8(const Tensor& x, const ExpertOrder& order, const Tensor& weight,
+                                  const Tensor& weights, const Tensor& base) {
+  Plan& plan = *x.plan();
+  const auto [offsets, rows, slots] = order;
+  const Fp8Tensors from = fp8_expert_rows(x, {}, offsets), w = fp8_weight(plan, weight);
+  const Tensor y = plan.intermediate({x[0], weight[1]}, x.dtype());
+  // Its gradient is that of combine, which knows where d_out is.
+  plan.record(
+      "linear_fp8", {from.codes, from.scales, weight, w.codes, w.scales, offsets}, {y},
+      [=, offsets = offsets](Backend& b) {
+        b.linear_fp8(from.along(), w.along(), offsets.view(), {}, {y.view(), false});
+      },
+      [](Gradients&) {});
+  const bool onto = static_cast<bool>(base);
+  const Tensor out = onto ? plan.updated(base) : plan.intermediate({weights[0], y[1]}, y.dtype());
+  plan.record(
+      "combine", {y, weights, slots, base}, {out},
+      [=, slots = slots](Backend& b) {
+        b.combine(y.view(), weights.view(), slots.view(), {out.view(), onto});
+      },
+      [=, offsets = offsets, rows = rows, slots = slots](Gradients& g) {
+        const Tensor d_out = g.of(out);
+        if (const auto d_weights = g.slot(weights)) {
+          g.plan().record("combine_backward", {d_out, y, weights, slots}, {d_weights.tensor},
+                          [=](Backend& b) {
+                            b.combine_backward(d_out.view(), y.view(), weights.view(), slots.view(), {},
+                                               d_weights.view());
+                          });
+        }
+        const auto d_x = g.slot(x), d_w = g.slot(weight);
+        if (!d_x && !d_w) return;
+        const Fp8Tensors d = fp8_room(g.plan(), y[0], y[1], offsets.count() - 1);
+        g.plan().record("combine_backward_fp8", {d_out, weights, slots, rows, offsets},
+                        {d.codes, d.scales, d.across_codes, d.across_scales}, [=](Backend& b) {
+                          b.combine_backward_fp8(d_out.view(), weights.view(), slots.view(), rows.view(),
+                                                 offsets.view(), d.view());
+                        });
+        if (d_w) record_fp8_backward_weight(g.plan(), d, from, offsets, d_w);
+        if (d_x) record_fp8_backward_input(g.plan(), d, weight, offsets, d_x);
+      });
+  return out;
+}
+
+}  // namespace
+
+Tensor combined_expert_linear(const Tensor& x, const ExpertOrder& order, const Tensor& weight,
+                              const Tensor& weights, const Tensor& base) {
+  if (in_fp8(*x.plan(), weight)) return combined_expert_linear_fp8(x, order, weight, weights, base);
+  return combine(expert_linear(x, order, weight), weights, order, base);
 }
 
 Tensor combine(const Tensor& y, const Tensor& weights, const ExpertOrder& order, const Tensor& base) {

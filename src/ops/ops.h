@@ -56,6 +56,9 @@ bool expert_read(const ExpertOrder& order, const Tensor& gate, const Tensor& up,
 // x [T, D] gathered by expert: swiglu of its products with two stacked weights, [T·K, F].
 Tensor expert_gated_linear(const Tensor& x, const ExpertOrder& order, const Tensor& gate, const Tensor& up);
 Tensor expert_linear(const Tensor& x, const ExpertOrder& order, const Tensor& weight);
+// combine() of expert_linear()
+Tensor combined_expert_linear(const Tensor& x, const ExpertOrder& order, const Tensor& weight,
+                              const Tensor& weights, const Tensor& base = {});
 // sum_k weights[t, k] · y[slots[t, k]], added onto `base` [T, D] (in its memory) when there is one.
 Tensor combine(const Tensor& y, const Tensor& weights, const ExpertOrder& order, const Tensor& base = {});
 

@@ -30,6 +30,26 @@ struct Grad {
   explicit operator bool() const { return static_cast<bool>(view); }
 };
 
+// A matrix in FP8 as products read it, along its rows (DeepSeek-V3 report, section 3.3.2): codes (f8e4m3)
+// times scales (f32). Of activations [R, C] a scale is for 128 of a row, [C / 128, R]; of weights [R, C], or
+// a stack of them, for a square of 128 × 128, [R / 128, C / 128] (numbers of blocks rounded up). A scale is
+// the largest magnitude over 448.
+struct Fp8Matrix {
+  View codes, scales;
+};
+// What products, and those of the gradients, need of one: itself, and its transpose. The transposed codes of
+// activations have fp8_depth() columns, zeros behind the rows; with experts each one's rows begin at a
+// multiple of 128.
+struct Fp8Operand {
+  Fp8Matrix along, across;
+};
+inline constexpr int64_t fp8_block = 128;
+inline int64_t fp8_blocks(int64_t count) { return (count + fp8_block - 1) / fp8_block; }
+// experts: 0 where rows are not sorted by expert.
+inline int64_t fp8_depth(int64_t rows, int64_t experts) {
+  return (fp8_blocks(rows) + (experts < rows ? experts : rows)) * fp8_block;
+}
+
 enum class GateScore : uint8_t { sigmoid, softmax };
 // V3: the sum of a group's two highest biased scores (the one score of a group of one); V2: the highest.
 enum class GroupScore : uint8_t { none, top2_sum, max };
@@ -356,6 +376,30 @@ class Backend {
                      const AdamW& options) = 0;
   // bias[e] += rate * sign(mean(load) - load[e]); load is zeroed (Wang et al. 2024, algorithm 1)
   virtual void update_routing_bias(View load, View bias, double rate) = 0;
+
+  // -- fp8.cpp: training in FP8 (report, section 3.3): linear layers and experts, of bfloat16 activations and
+  // weights. Sums over 128 of the depth are scaled and added in float32. Sizes are in sixteens. With offsets
+  // rows are sorted by expert and weights are stacks; elsewhere offsets are null. --
+  virtual bool multiplies_fp8() const { return false; }
+  // x [R, C], or with rows the rows of x that they name
+  virtual void quantise_fp8(View x, View rows, View offsets, const Fp8Operand& out);
+  virtual void quantise_fp8_weight(View w, const Fp8Operand& out);
+  // out (+)= x · wᵀ + bias (or null). The gradient of x is the same of d_out and w's transpose.
+  virtual void linear_fp8(const Fp8Matrix& x, const Fp8Matrix& w, View offsets, View bias, Grad out);
+  virtual void linear_fp8_backward_weight(const Fp8Matrix& d_out_across, const Fp8Matrix& x_across,
+                                          View offsets, Grad d_w);
+  // As gated_linear
+  virtual void gated_linear_fp8(const Fp8Matrix& x, const Fp8Matrix& gate, const Fp8Matrix& up, View offsets,
+                                View gated, View risen, View out);
+  // d_x (+)= d_gated · gate + d_risen · up
+  virtual void gated_linear_fp8_backward_input(const Fp8Matrix& d_gated, const Fp8Matrix& d_risen,
+                                               const Fp8Matrix& gate_across, const Fp8Matrix& up_across,
+                                               View offsets, Grad d_x);
+  // swiglu_backward, and combine_backward's d_y (rows as in expert_order), quantised in the same pass
+  virtual void swiglu_backward_fp8(View d_out, View gated, View risen, View offsets,
+                                   const Fp8Operand& d_gated, const Fp8Operand& d_risen);
+  virtual void combine_backward_fp8(View d_out, View weights, View slots, View rows, View offsets,
+                                    const Fp8Operand& d_y);
 };
 
 inline void RepeatedWork::run(Backend& backend, const std::function<void()>& work) {

@@ -40,6 +40,12 @@ Tensor Plan::updated(const Tensor& x) {
   return Tensor(std::move(value));
 }
 
+Fp8Tensors& Plan::fp8_of(const Tensor& x) {
+  Fp8Entry& entry = fp8_[&x.value()];
+  entry.of = x;
+  return entry.tensors;
+}
+
 Plan::Lifetime& Plan::lifetime_of(const Tensor& tensor) { return lifetimes_.at(root_of(tensor)); }
 
 void Plan::record(const char* op, std::vector<Tensor> reads, std::vector<Tensor> writes, Run run,

@@ -30,6 +30,9 @@ struct PlanOptions {
   bool training = false;  // record what gradients need
   // Gradients of parameters are written over what is there, instead of added to it.
   bool fresh_gradients = false;
+  // Linear layers and experts multiply in FP8, with gradients alone, where Backend::multiplies_fp8. A step's
+  // first plan, that with fresh gradients, quantises the weights (Value::fp8) for those that follow.
+  bool fp8 = false;
   // Bytes that intermediates should fit in, if not 0: results of the forward pass are then dropped and made
   // again for the backward pass, cheapest a byte first, until they do, or as far as it helps.
   int64_t memory = 0;
@@ -37,6 +40,16 @@ struct PlanOptions {
   bool fuse = true;
   // false gives every intermediate its own memory: the oracle of the liveness tests
   bool reuse_memory = true;
+};
+
+// The tensors of an Fp8Operand.
+struct Fp8Tensors {
+  Tensor codes, scales, across_codes, across_scales;
+
+  explicit operator bool() const { return static_cast<bool>(codes); }
+  Fp8Matrix along() const { return {codes.view(), scales.view()}; }
+  Fp8Matrix across() const { return {across_codes.view(), across_scales.view()}; }
+  Fp8Operand view() const { return {along(), across()}; }
 };
 
 class Plan {
@@ -95,6 +108,10 @@ class Plan {
   // Whether gates and what they gate are recorded as one node: not where parts of it may have to be made
   // again for want of memory.
   bool fuses_gates() const { return options_.training ? options_.memory == 0 : fuses(); }
+  bool multiplies_fp8() const { return options_.training && options_.fp8; }
+  bool fresh_gradients() const { return options_.fresh_gradients; }
+  // x in FP8, empty until somebody quantises it: one of several ops that read it.
+  Fp8Tensors& fp8_of(const Tensor& x);
   int64_t arena_bytes() const { return arena_bytes_; }
   // The sum over intermediates: what one buffer per value would need.
   int64_t unplanned_bytes() const { return unplanned_bytes_; }
@@ -169,6 +186,11 @@ class Plan {
   std::vector<Tensor> inputs_;
   std::vector<Tensor> intermediates_;  // roots only
   std::unordered_map<const Value*, Lifetime> lifetimes_;
+  struct Fp8Entry {
+    Tensor of;  // kept, so that the key remains its own
+    Fp8Tensors tensors;
+  };
+  std::unordered_map<const Value*, Fp8Entry> fp8_;
   int64_t arena_bytes_ = 0, unplanned_bytes_ = 0;
   std::shared_ptr<void> arena_;
   RepeatedWork repeated_;

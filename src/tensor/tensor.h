@@ -11,6 +11,7 @@
 namespace latente {
 
 class Plan;
+struct Fp8Tensors;
 
 struct Value {
   Shape shape;
@@ -28,6 +29,8 @@ struct Value {
   int64_t offset = 0;           // elements from the base's first element
   int version = 0;              // how often it was changed in place (Plan::updated)
   std::shared_ptr<Value> grad;  // parameters: the persistent gradient; replay accumulates into it
+  // weights that train in FP8: their codes and scales, persistent too (PlanOptions::fp8)
+  std::shared_ptr<Fp8Tensors> fp8;
 };
 
 class Tensor {

@@ -206,4 +206,26 @@ GradientMemory allocate_gradients(Backend& backend, Transformer& model) {
   return block;
 }
 
+namespace {
+
+std::vector<Tensor> fp8_tensors(const Tensor& parameter) {
+  const std::shared_ptr<Fp8Tensors>& of = parameter.value().fp8;
+  if (!of) return {};
+  return {of->codes, of->scales, of->across_codes, of->across_scales};
+}
+
+}  // namespace
+
+void allocate_fp8(Backend& backend, Transformer& model) {
+  model.for_each([&](const std::string&, Tensor& parameter) {
+    for (const Tensor& tensor : fp8_tensors(parameter)) allocate(backend, tensor);
+  });
+}
+
+int64_t fp8_bytes(const Tensor& parameter) {
+  int64_t bytes = 0;
+  for (const Tensor& tensor : fp8_tensors(parameter)) bytes += tensor.view().bytes();
+  return bytes;
+}
+
 }  // namespace latente

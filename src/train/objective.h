@@ -64,4 +64,8 @@ struct GradientMemory {
 };
 GradientMemory allocate_gradients(Backend& backend, Transformer& model);
 
+// The same for the weights' codes and scales in FP8 (PlanOptions::fp8), and what a parameter's take.
+void allocate_fp8(Backend& backend, Transformer& model);
+int64_t fp8_bytes(const Tensor& parameter);
+
 }  // namespace latente

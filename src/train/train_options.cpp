@@ -18,6 +18,8 @@ void check_train_options(const TrainOptions& options) {
     fail("model.tokenizer: expected a directory or a tokenizer.json");
   if (model.dtype != "f32" && model.dtype != "bf16")
     fail("model.dtype: expected f32 or bf16, found {}", model.dtype);
+  if (model.fp8 && model.dtype != "bf16")
+    fail("model.fp8: expected model.dtype bf16 beside it, found {}", model.dtype);
 
   const BatchSizeOptions& batch = options.batch;
   at_least("batch.length", batch.length, 2);

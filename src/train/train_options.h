@@ -14,8 +14,9 @@ struct ModelOptions {
   std::string from;           // a Hugging Face directory whose weights are trained on
   std::string tokenizer;      // a directory or a tokenizer.json; default: that of `from`
   std::string dtype = "f32";  // of the weights: f32, or bf16 with float32 masters in the optimizer
+  bool fp8 = false;           // linear layers and experts multiply in FP8 (e4m3): needs bf16 and a Hopper GPU
   int64_t seed = 1;           // of the initial weights
-  FIELDS(config, from, tokenizer, dtype, seed)
+  FIELDS(config, from, tokenizer, dtype, fp8, seed)
 };
 
 struct BatchSizeOptions {

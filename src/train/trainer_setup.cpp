@@ -51,6 +51,10 @@ int32_t token_named(const Tokenizer& tokenizer, const char* option, const std::s
 Trainer::Trainer(Backend& backend, const TrainOptions& options, TrainObserver& observer, Purpose purpose)
     : backend_(&backend), options_(options), observer_(&observer) {
   check_train_options(options_);
+  if (options_.model.fp8 && !backend_->multiplies_fp8()) {
+    fail("model.fp8: expected a GPU of compute capability 9.0 (Hopper) to train on, found {}",
+         backend_->name());
+  }
   if (purpose == Purpose::run) lock_.emplace(options_.out);
   read_model_options();
   read_corpus();
@@ -182,7 +186,7 @@ void Trainer::record_passes(bool may_recompute) {
   objective.balance.devices_per_token = balance.devices_per_token;
   objective.balance.per_sequence = balance.expert_alpha == 0;
   const auto record_training = [&, objective](int64_t most) {
-    PlanOptions how{.training = true, .fresh_gradients = true, .memory = most};
+    PlanOptions how{.training = true, .fresh_gradients = true, .fp8 = options_.model.fp8, .memory = most};
     training_ = std::make_unique<Pass>(*backend_, *model_, rope_table_, objective, how);
     how.fresh_gradients = false;
     adding_.reset();
@@ -209,7 +213,7 @@ void Trainer::record_passes(bool may_recompute) {
 MemoryEstimate Trainer::estimate_memory() const {
   MemoryEstimate memory;
   model_->for_each([&](const std::string&, Tensor& tensor) {
-    memory.weights += tensor.view().bytes();
+    memory.weights += tensor.view().bytes() + fp8_bytes(tensor);
     if (tensor.value().grad) memory.gradients += Tensor(tensor.value().grad).view().bytes();
   });
   memory.optimizer = Optimizer::state_bytes(*model_);

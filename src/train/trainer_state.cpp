@@ -56,6 +56,7 @@ void Trainer::start(Start how) {
   facts_.notes.insert(facts_.notes.end(), latest.skipped.begin(), latest.skipped.end());
   allocate_parameters(*model_);
   gradients_ = allocate_gradients(*backend_, *model_);
+  allocate_fp8(*backend_, *model_);
   std::shared_ptr<void> arena = backend_->allocate(memory.activations);
   for (Pass* pass : {training_.get(), adding_.get(), validation_.get()}) {
     if (pass) pass->allocate(arena);

@@ -32,6 +32,27 @@ TEST(Threads, EachPieceIsDoneOnce) {
   }
 }
 
+TEST(Threads, EachPieceOfAShareIsDoneOnce) {
+  for (int threads : {1, 2, 3, 8}) {
+    ThreadPool pool(threads);
+    for (int64_t n : {0, 1, 2, 7, 100, 1000}) {
+      std::vector<std::atomic<int>> done(static_cast<size_t>(n));
+      std::atomic<int64_t> pieces{0};
+      for (int round = 1; round <= 50; ++round) {
+        pool.parallel_shares(n, [&](int64_t begin, int64_t end) {
+          ASSERT_LT(begin, end);
+          ++pieces;
+          for (int64_t i = begin; i < end; ++i) ++done[static_cast<size_t>(i)];
+        });
+        for (const auto& count : done) ASSERT_EQ(count.load(), round);
+      }
+      if (n >= threads) {
+        EXPECT_GE(pieces.load(), 50 * threads);
+      }
+    }
+  }
+}
+
 TEST(Threads, WhatWasWrittenBeforeAndInsideIsSeenInsideAndAfter) {
   ThreadPool pool(4);
   std::vector<int64_t> values(64, 0);

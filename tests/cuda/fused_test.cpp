@@ -33,6 +33,11 @@ class CudaFused : public testing::Test {
   Tensor empty(Shape shape, DType type = DType::bf16) { return normals(shape, type, 1e6); }  // poison
   std::vector<double> read(const Tensor& tensor) {
     std::vector<double> values(static_cast<size_t>(tensor.count()));
+    if (tensor.dtype() == DType::i32) {
+      const HostCopy numbers = on_host(device_, tensor.view());
+      std::copy_n(numbers.view.as<int32_t>(), values.size(), values.begin());
+      return values;
+    }
     convert(tensor.dtype(), on_host(device_, tensor.view()).view.data, DType::f64, values.data(),
             tensor.count());
     return values;

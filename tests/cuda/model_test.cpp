@@ -44,6 +44,26 @@ class CudaModel : public TrainerTest {
     return how;
   }
 
+  // A model of sizes that FP8 takes, with products in it or in bfloat16.
+  TrainOptions wide_options(const std::string& out, bool fp8) const {
+    TrainOptions how = options(out, "bf16");
+    nlohmann::json config = small_config();
+    for (const auto& [key, value] : {std::pair{"hidden_size", 64},
+                                     {"intermediate_size", 144},
+                                     {"moe_intermediate_size", 48},
+                                     {"kv_lora_rank", 32},
+                                     {"q_lora_rank", 48},
+                                     {"qk_nope_head_dim", 16},
+                                     {"qk_rope_head_dim", 16},
+                                     {"v_head_dim", 16}})
+      config[key] = value;
+    how.model.config = at("wide.json");
+    write_text(how.model.config, config.dump());
+    how.model.fp8 = fp8;
+    return how;
+  }
+  bool has_fp8() const { return cuda_.multiplies_fp8(); }
+
   CpuBackend cpu_;
   cuda::CudaBackend cuda_;
 };
@@ -61,6 +81,39 @@ TEST_F(CudaModel, TrainsAsOnTheCpu) {
 TEST_F(CudaModel, TrainsInBfloat16NearFloat32) {
   const Recorder want = run_on(cpu_, options("cpu")), got = run_on(cuda_, options("cuda", "bf16"));
   expect_near(got, want, 2e-2);
+}
+
+TEST_F(CudaModel, TrainsInFp8NearBfloat16) {
+  if (!has_fp8()) GTEST_SKIP() << "needs compute capability 9.0";
+  TrainOptions in_fp8 = wide_options("fp8", true), in_bf16 = wide_options("bf16", false);
+  in_fp8.steps = in_bf16.steps = 40;
+  const Recorder want = run_on(cuda_, in_bf16), got = run_on(cuda_, in_fp8);
+  const double first = want.steps.at(1).losses.depths[0].mean(),
+               last = want.steps.at(40).losses.depths[0].mean();
+  EXPECT_LT(last, 0.6 * first);
+  for (const auto& [step, report] : want.steps) {
+    const double loss = report.losses.depths[0].mean();
+    EXPECT_NEAR(got.steps.at(step).losses.depths[0].mean(), loss, 0.03 * first) << "step " << step;
+  }
+  EXPECT_NE(got.steps.at(1).losses.depths[0].mean(), first);
+}
+
+// In two micro-batches, the second of which finds the weights quantised.
+TEST_F(CudaModel, Fp8IsRepeatableAndResumable) {
+  if (!has_fp8()) GTEST_SKIP() << "needs compute capability 9.0";
+  const auto options_of = [&](const std::string& name) {
+    TrainOptions how = wide_options(name, true);
+    how.batch.sequences = 4;
+    return how;
+  };
+  run_on(cuda_, options_of("once"));
+  run_on(cuda_, options_of("again"));
+  expect_same_state(Saved(options_of("once")), Saved(options_of("again")));
+  run_on(cuda_, options_of("eager"), true);
+  expect_same_state(Saved(options_of("once")), Saved(options_of("eager")));
+  run_on(cuda_, options_of("parts"), false, Trainer::Start::fresh, 5);
+  run_on(cuda_, options_of("parts"), false, Trainer::Start::resume);
+  expect_same_state(Saved(options_of("once")), Saved(options_of("parts")));
 }
 
 TEST_F(CudaModel, ARepeatedRunHasTheSameBits) {

@@ -52,6 +52,12 @@ TEST(Likelihood, TokensAreScoredByTheFirstWindowThatHoldsThem) {
                     2e-4)
             << t << " of " << c.tokens;
       }
+      // Over a cache: the same numbers, but for the order of sums.
+      options.cache = DType::f32;
+      options.progress = nullptr;
+      const auto cached = negative_log_likelihoods(backend(), model, ids, options);
+      ASSERT_EQ(cached.size(), scores.size());
+      for (size_t i = 0; i < scores.size(); ++i) EXPECT_NEAR(cached[i], scores[i], 2e-4);
     }
   }
 }

@@ -143,6 +143,10 @@ TEST_F(TrainerErrors, OptionsThatCannotBe) {
   refused("tokens=1000", {"either steps or tokens"});
   refused("steps=0", {"either steps or tokens"});
   refused("model.dtype=fp8", {"model.dtype", "fp8"});
+  refused("model.fp8=true", {"model.fp8", "model.dtype bf16", "f32"});
+  TrainOptions fp8 = options("run");
+  fp8.model.dtype = "bf16", fp8.model.fp8 = true;
+  expect_refused(fp8, {"model.fp8", "compute capability 9.0", "cpu"});
   refused("model.from=x", {"either config", "from"});
   refused("optimizer.beta2=1", {"optimizer.beta2", "1"});
   refused("optimizer.epsilon=0", {"optimizer.epsilon"});

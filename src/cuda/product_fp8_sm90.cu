@@ -1,0 +1,223 @@
+// Products in FP8 on Hopper (DeepSeek-V3 report, section 3.3.2). The tensor cores add FP8 in fewer bits than
+// float32 has, so sums over 128 of the depth are scaled and added in float32 registers; the other warpgroup's
+// products may run meanwhile. Sums of 64 rows and 256 columns and those over 128 do not fit in registers
+// together, so the latter are of 128 columns at a time. As in product_sm90.cu blocks stay and take tile after
+// tile, and a warpgroup of its own copies.
+#include "cuda/product_sm90.h"
+
+#include "cuda/product_sm90_output.cuh"
+#include "cuda/product_sm90_widths.h"
+
+namespace latente::cuda {
+namespace {
+
+using namespace sm90;
+
+constexpr int half_columns = 128, half_bytes = half_columns * 128;
+
+// Squares: b has one scale for 128 columns, which threads read ahead; else one a column, which arrives beside
+// the stage's tiles. Gated: the first half of the columns is the gate's.
+template <int Columns, bool Squares, bool Gated = false>
+struct Fp8Config {
+  static constexpr int columns = Columns, own_columns = Gated ? Columns / 2 : Columns;
+  static constexpr int halves = Columns / half_columns;
+  static constexpr bool squares = Squares, gated = Gated;
+  static constexpr int stages = Columns == 256 ? (Squares ? 4 : 3) : 5;
+  static constexpr int out_tiles = Columns == 256 && !Squares ? 4 : 2;
+  static constexpr int a_bytes = tile_rows * 128, stage_bytes = a_bytes + halves * half_bytes;
+  static constexpr int scale_bytes = Squares ? 0 : Columns * 4;
+  static constexpr int scales = stages * stage_bytes + 2 * out_tiles * square_bytes;
+  static constexpr int out = stages * stage_bytes, shared = scales + stages * scale_bytes;
+};
+
+// How many halves of a tile's columns there are.
+template <class K>
+__device__ int halves_of(const HopperProduct& p, const Tiles& t) {
+  return K::halves == 2 && (K::gated || t.column + half_columns < p.columns) ? 2 : 1;
+}
+
+template <class K>
+__device__ void copy_fp8_tiles(const HopperProduct& p, const Maps& maps, Shared& s, char* memory) {
+  Tiles t(p, s, K::own_columns);
+  Stage<K::stages> stage;
+  for (int index = static_cast<int>(blockIdx.x); index < t.count; index += static_cast<int>(gridDim.x)) {
+    t.find(index, K::own_columns);
+    const int halves = halves_of<K>(p, t);
+    const int scale_bytes = min(K::scale_bytes, static_cast<int>(p.columns - t.column) * 4);
+    for (int depth = t.first_depth; depth < t.end_depth; depth += step) {
+      s.empty[stage.index].wait(stage.phase ^ 1);
+      Barrier& full = s.full[stage.index];
+      char* a = memory + stage.index * K::stage_bytes;
+      full.expect(K::a_bytes + halves * half_bytes + scale_bytes);
+      const bool other = depth >= t.other_depth;
+      const int from = other ? depth - t.other_depth : depth;
+      copy_tile(a, other ? &maps.other_a : &maps.a, full, from, t.row, 0);
+      for (int half = 0; half < halves; ++half) {
+        copy_tile(a + K::a_bytes + half * half_bytes,
+                  other || (K::gated && half == 1) ? &maps.other_b : &maps.b, full, from,
+                  t.column + (K::gated ? 0 : half * half_columns), t.outer());
+      }
+      if (!K::squares) {
+        copy_row(memory + K::scales + stage.index * K::scale_bytes,
+                 p.b_scales + depth / step * p.b_scale_line + t.column, scale_bytes, full);
+      }
+      stage.next();
+    }
+  }
+}
+
+// A thread's scales of a step: of its two rows, and of squares.
+template <class K>
+struct StepScales {
+  float a[2] = {}, b[K::halves] = {};
+
+  __device__ void read(const HopperProduct& p, const Tiles& t, int row, int depth) {
+    const bool other = depth >= t.other_depth;
+    const int64_t block = (other ? depth - t.other_depth : depth) / step;
+    const float* from = (other ? p.other_a_scales : p.a_scales) + block * p.a_scale_line;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) a[i] = row + i * 8 < t.end_row ? __ldg(from + row + i * 8) : 0;
+#pragma unroll
+    for (int half = 0; half < (K::squares ? K::halves : 0); ++half) {
+      const int square = t.column / half_columns + (K::gated ? 0 : half);
+      from = other || (K::gated && half == 1) ? p.other_b_scales : p.b_scales;
+      from += (p.offsets ? t.batch * p.b_scale_batch : 0) + square * p.b_scale_line + block;
+      b[half] = square * half_columns < p.columns ? __ldg(from) : 0;
+    }
+  }
+};
+
+template <class K>
+__device__ void add_scaled(const HopperProduct& p, const Tiles& t, float (&sum)[K::columns / 2], char* memory,
+                           Shared& s, Stage<K::stages>& stage) {
+  const int group = static_cast<int>(threadIdx.x) / 128, thread = static_cast<int>(threadIdx.x) % 128;
+  const int lane = thread % warp_size, row = t.row + group * 64 + thread / warp_size * 16 + lane / 4;
+  const int halves = halves_of<K>(p, t);
+  StepScales<K> ahead;
+  if (t.first_depth < t.end_depth) ahead.read(p, t, row, t.first_depth);
+  for (int depth = t.first_depth; depth < t.end_depth; depth += step) {
+    const char* a = memory + stage.index * K::stage_bytes;
+    const StepScales<K> scales = ahead;
+    s.full[stage.index].wait(stage.phase);
+    const uint64_t a_operand = rows_operand(a + group * square_bytes);
+#pragma unroll
+    for (int half = 0; half < K::halves; ++half) {
+      if (half >= halves) break;
+      float part[64];
+      const uint64_t b_operand = rows_operand(a + K::a_bytes + half * half_bytes);
+      products_begin();
+#pragma unroll
+      for (int k = 0; k < 4; ++k)
+        wgmma_e4m3(part, a_operand + k * rows_step, b_operand + k * rows_step, k > 0);
+      products_commit();
+      if (half == 0 && depth + step < t.end_depth) ahead.read(p, t, row, depth + step);
+      products_wait<0>();
+      if (K::squares) {
+        if (half + 1 == halves && lane == 0) s.empty[stage.index].arrive();
+        const float scale[2] = {scales.a[0] * scales.b[half], scales.a[1] * scales.b[half]};
+#pragma unroll
+        for (int i = 0; i < 64; ++i) {
+          sum[half * 64 + i] = fmaf(part[i], scale[i / 2 % 2], sum[half * 64 + i]);
+        }
+      } else {
+        const float* b = reinterpret_cast<const float*>(memory + K::scales + stage.index * K::scale_bytes) +
+                         half * half_columns + lane % 4 * 2;
+#pragma unroll
+        for (int i = 0; i < 64; i += 4) {
+          const float2 two = *reinterpret_cast<const float2*>(b + i * 2);
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            float& to = sum[half * 64 + i + j];
+            to = fmaf(part[i + j] * (j % 2 ? two.y : two.x), scales.a[j / 2], to);
+          }
+        }
+        __syncwarp();
+        if (half + 1 == halves && lane == 0) s.empty[stage.index].arrive();
+      }
+    }
+    stage.next();
+  }
+}
+
+template <class K>
+__device__ void compute_fp8(const HopperProduct& p, const Maps& maps, char* memory, Shared& s) {
+  const int group = static_cast<int>(threadIdx.x) / 128, thread = static_cast<int>(threadIdx.x) % 128;
+  const Output<K> output{p, memory + K::out + group * K::out_tiles * square_bytes, group, thread};
+  Tiles t(p, s, K::own_columns);
+  Stage<K::stages> stage;
+  for (int index = static_cast<int>(blockIdx.x); index < t.count; index += static_cast<int>(gridDim.x)) {
+    t.find(index, K::own_columns);
+    float sum[K::columns / 2];
+#pragma unroll
+    for (float& x : sum) x = 0;
+    add_scaled<K>(p, t, sum, memory, s, stage);
+    if constexpr (K::gated) {
+      put_gated(output, t, p, maps, sum);
+    } else {
+      put_sums(output, t, p, maps, sum);
+    }
+  }
+  if (thread < warp_size) stores_wait();
+}
+
+template <class K>
+__global__ __launch_bounds__(threads, 1) void product_fp8_kernel(const __grid_constant__ HopperProduct p,
+                                                                 const __grid_constant__ Maps maps) {
+  extern __shared__ __align__(1024) char memory[];
+  Shared& s = *reinterpret_cast<Shared*>(memory + K::shared);
+  if (threadIdx.x == 0) {
+    if (shared_address(memory) % 1024) __trap();
+    prefetch_map(maps.a), prefetch_map(maps.b), prefetch_map(maps.c);
+    for (int i = 0; i < K::stages; ++i) s.full[i].init(1), s.empty[i].init(8);
+    barriers_ready();
+  }
+  if (p.offsets && threadIdx.x / warp_size == 1) count_tiles(p, s.tiles_before);
+  __syncthreads();
+  if (threadIdx.x >= 256) {
+    fewer_registers<24>();
+    if (threadIdx.x == 256) copy_fp8_tiles<K>(p, maps, s, memory);
+  } else {
+    more_registers<240>();
+    compute_fp8<K>(p, maps, memory, s);
+  }
+}
+
+template <class K>
+void launch(const HopperProduct& p, int64_t tiles, const char* name, const Context& context) {
+  Maps maps{};
+  const auto map_of = [&](const void* x, int64_t lines, int64_t line, int64_t outer, int64_t apart) {
+    return tile_map(x, p.depth, lines, line, outer, outer > 1 ? apart : line * lines, 128);
+  };
+  const int64_t outer = p.offsets && !p.by_depth ? p.experts : 1;
+  maps.a = map_of(p.a, p.rows, p.a_line, 1, 0);
+  maps.b = map_of(p.b, p.columns, p.b_line, outer, p.b_batch);
+  if (p.other_a) maps.other_a = map_of(p.other_a, p.rows, p.a_line, 1, 0);
+  if (p.other_b) maps.other_b = map_of(p.other_b, p.columns, p.b_line, outer, p.b_batch);
+  map_results(p, maps);
+  auto kernel = product_fp8_kernel<K>;
+  constexpr int shared = K::shared + static_cast<int>(sizeof(Shared));
+  static_assert(shared <= 227 * 1024);
+  static const cudaError_t allowed =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+  check(allowed, name);
+  const auto blocks = static_cast<unsigned>(std::min<int64_t>(tiles, context.multiprocessors));
+  kernel<<<blocks, threads, shared, context.stream>>>(p, maps);
+  check_launch(name);
+}
+
+}  // namespace
+
+void hopper_product_fp8(const HopperProduct& p, const char* name, const Context& context) {
+  if (p.pair == Pair::gated) return launch<Fp8Config<256, true, true>>(p, tiles_of(p, 256), name, context);
+  const int width = best_width(p, {256, 128}, context);
+  const int64_t tiles = tiles_of(p, width);
+  if (p.squares) {
+    width == 256 ? launch<Fp8Config<256, true>>(p, tiles, name, context)
+                 : launch<Fp8Config<128, true>>(p, tiles, name, context);
+  } else {
+    width == 256 ? launch<Fp8Config<256, false>>(p, tiles, name, context)
+                 : launch<Fp8Config<128, false>>(p, tiles, name, context);
+  }
+}
+
+}  // namespace latente::cuda
