@@ -67,7 +67,7 @@ __global__ __launch_bounds__(most_warps* warp_size) void few_rows_kernel(
   auto begin = [&](int64_t batch) {
     if (!inside) return;
     if constexpr (half) {
-      stream.point(gated && warp % 2 == 1 ? product.up : product.w, batch, column);
+      stream.point(0, gated && warp % 2 == 1 ? product.up : product.w, batch, column);
     } else {
       stream.point(0, product.w, batch, column);
       if constexpr (gated) {
@@ -160,7 +160,7 @@ template <class Stream>
 __global__ __launch_bounds__(most_down_warps* warp_size) void experts_down_kernel(
     const __grid_constant__ ExpertsDown p) {
   extern __shared__ __align__(128) char memory[];
-  __shared__ float results[most_down_warps][warp_columns];
+  __shared__ float results[most_down_warps][warp_columns], weights[most_down_warps];
   const int lane = static_cast<int>(threadIdx.x) % warp_size,
             warp = static_cast<int>(threadIdx.x) / warp_size,
             warps = static_cast<int>(blockDim.x) / warp_size;
@@ -174,13 +174,10 @@ __global__ __launch_bounds__(most_down_warps* warp_size) void experts_down_kerne
   // The experts were chosen before the kernel in front began; only the first level of caches may not know.
   const RowsWeights& w = shared ? p.shared_w : p.w;
   const int expert = shared ? 0 : __ldcg(p.experts + choice);
-  if constexpr (Stream::columns == warp_columns) {
-    stream.point(0, w, expert, column);
-    if (column + 8 < p.columns) stream.point(1, w, expert, column + 8);
-  } else {
-    stream.point(w, expert, column);
-  }
+  stream.point(0, w, expert, column);
+  if (Stream::columns == warp_columns && column + 8 < p.columns) stream.point(1, w, expert, column + 8);
   stream.begin();
+  if (lane == 0 && !shared) weights[warp] = __ldcg(p.weights + choice);
   wait_for_earlier_kernels();
 
   char* x = memory + warps * Stream::bytes + warp * row_pitch(p.depth, Stream::step_depth);
@@ -198,22 +195,31 @@ __global__ __launch_bounds__(most_down_warps* warp_size) void experts_down_kerne
   const int i = static_cast<int>(threadIdx.x);
   if (i >= Stream::columns || column + i >= p.columns) return;
   float sum = p.shared_w.at ? results[p.top_k][i] : 0;
-  for (int k = 0; k < p.top_k; ++k) sum = fmaf(p.weights[token * p.top_k + k], results[k][i], sum);
+  for (int k = 0; k < p.top_k; ++k) sum = fmaf(weights[k], results[k][i], sum);
   p.out[token * p.out_row + column + i] = narrow<bf16>(sum);
+}
+
+// Warps that each have so many columns of a tile of rows.
+int64_t warps_of(RowsLaunch& p, int columns) {
+  int64_t sum = 0;
+  for (int i = 0; i < p.count; ++i) {
+    RowsProduct& one = p.products[i];
+    one.row_tiles = one.choices   ? one.rows
+                    : one.offsets ? static_cast<int>(most_tiles(one.rows, one.experts, tile_rows))
+                                  : (one.rows + tile_rows - 1) / tile_rows;
+    sum += int64_t{one.row_tiles} * one.batches * ((one.columns + columns - 1) / columns);
+  }
+  return sum;
 }
 
 template <class Stream, bool gated, class Out>
 bool run(RowsLaunch p, const char* name, const Context& context) {
   constexpr int each = gated ? warp_columns / 2 : Stream::columns, sharing = gated ? Stream::gated_warps : 1;
   // Few warps a block where there are few, so that every multiprocessor has some.
-  int64_t in_all = 0;  // warps
+  const int64_t in_all = warps_of(p, each) * sharing;
   int most_rows = 0;
   for (int i = 0; i < p.count; ++i) {
-    RowsProduct& one = p.products[i];
-    one.row_tiles = one.choices   ? one.rows
-                    : one.offsets ? static_cast<int>(most_tiles(one.rows, one.experts, tile_rows))
-                                  : (one.rows + tile_rows - 1) / tile_rows;
-    in_all += int64_t{one.row_tiles} * one.batches * ((one.columns + each - 1) / each) * sharing;
+    const RowsProduct& one = p.products[i];
     most_rows = std::max(most_rows, one.choices ? 1 : std::min(one.rows, tile_rows));
   }
   int warps = most_warps;
@@ -256,6 +262,15 @@ bool run_along_depth(const RowsLaunch& p, bool exact_out, const char* name, cons
   return exact_out ? run<Stream, false, float>(p, name, context) : run<Stream, false, bf16>(p, name, context);
 }
 
+// Two strips a warp take fewer instructions; one each takes less time where warps are few.
+template <Code code>
+bool run_coded(RowsLaunch p, bool exact_out, const char* name, const Context& context) {
+  const int columns = p.products[0].up.at ? strip_rows : 2 * strip_rows;
+  return warps_of(p, columns) >= int64_t{4} * context.multiprocessors
+             ? run_along_depth<CodedStream<code, coded_stages, 2>>(p, exact_out, name, context)
+             : run_along_depth<CodedStream<code, coded_stages, 1>>(p, exact_out, name, context);
+}
+
 template <class Stream>
 bool run_down(const ExpertsDown& p, const Context& context) {
   const bool shared = p.shared_w.at;
@@ -282,11 +297,11 @@ bool few_rows(const RowsLaunch& p, bool by_columns, bool exact_out, const char* 
   if (!p.code) return run_along_depth<WeightStream<false, ring_stages>>(p, exact_out, name, context);
   switch (*p.code) {
     case Code::q8:
-      return run_along_depth<CodedStream<Code::q8, coded_stages>>(p, exact_out, name, context);
+      return run_coded<Code::q8>(p, exact_out, name, context);
     case Code::q4:
-      return run_along_depth<CodedStream<Code::q4, coded_stages>>(p, exact_out, name, context);
+      return run_coded<Code::q4>(p, exact_out, name, context);
     case Code::f8:
-      return run_along_depth<CodedStream<Code::f8, coded_stages>>(p, exact_out, name, context);
+      return run_coded<Code::f8>(p, exact_out, name, context);
   }
   return false;
 }
@@ -295,11 +310,11 @@ bool experts_down(const ExpertsDown& p, const Context& context) {
   if (!p.code) return run_down<WeightStream<false, down_stages>>(p, context);
   switch (*p.code) {
     case Code::q8:
-      return run_down<CodedStream<Code::q8, coded_stages>>(p, context);
+      return run_down<CodedStream<Code::q8, coded_stages, 1>>(p, context);
     case Code::q4:
-      return run_down<CodedStream<Code::q4, coded_stages>>(p, context);
+      return run_down<CodedStream<Code::q4, coded_stages, 1>>(p, context);
     case Code::f8:
-      return run_down<CodedStream<Code::f8, coded_stages>>(p, context);
+      return run_down<CodedStream<Code::f8, coded_stages, 1>>(p, context);
   }
   return false;
 }
