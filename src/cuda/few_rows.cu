@@ -3,7 +3,8 @@
 namespace latente::cuda {
 namespace {
 
-constexpr int ring_stages = 12, down_stages = 8, coded_stages = 8;
+// Of gates fewer, so that three blocks fit in a multiprocessor.
+constexpr int ring_stages = 12, gated_stages = 8, down_stages = 8, coded_stages = 8;
 constexpr int most_warps = 4, most_down_warps = 16;
 
 // Rows of x to shared memory, zeros from the depth to the next whole step. row_of(i) points to row i. Warps
@@ -294,7 +295,12 @@ bool few_rows(const RowsLaunch& p, bool by_columns, bool exact_out, const char* 
     return exact_out ? run<Stream, false, float>(p, name, context)
                      : run<Stream, false, bf16>(p, name, context);
   }
-  if (!p.code) return run_along_depth<WeightStream<false, ring_stages>>(p, exact_out, name, context);
+  if (!p.code) {
+    using Stream = WeightStream<false, ring_stages>;
+    if (p.products[0].up.at) return run<WeightStream<false, gated_stages>, true, bf16>(p, name, context);
+    return exact_out ? run<Stream, false, float>(p, name, context)
+                     : run<Stream, false, bf16>(p, name, context);
+  }
   switch (*p.code) {
     case Code::q8:
       return run_coded<Code::q8>(p, exact_out, name, context);
