@@ -42,6 +42,10 @@ class Bench {
  public:
   Bench(const std::string& path, const std::string& weights, double copy_rate, cuda::CudaBackend& device)
       : device_(device), rate_(copy_rate) {
+    if (weights == "bf16") {
+      fill_model(Config::from_file(path));
+      return;
+    }
     RunWeights how;
     how.type = weights;
     model_ = load_for_running(ModelSource{Config::from_file(path), nullptr}, how, device_);
@@ -89,6 +93,33 @@ class Bench {
   }
 
  private:
+  // Weights that repeat after some millions, on the device at once.
+  void fill_model(const Config& config) {
+    model_ = std::make_unique<Transformer>(config, DType::bf16);
+    constexpr int64_t period = (int64_t{1} << 22) + 8 * 1013;
+    std::vector<float> values(static_cast<size_t>(period));
+    for (float& x : values) x = static_cast<float>(config.initializer_range * random_.normal());
+    std::map<DType, Tensor> random;
+    for (const DType type : {DType::bf16, DType::f32}) {
+      const Tensor& to = random[type] = buffer(device_, {period}, type);
+      HostWriter writer(device_, to.view());
+      convert(DType::f32, values.data(), type, writer.view().data, period);
+      writer.finish();
+    }
+    model_->for_each([&](const std::string& path, Tensor& tensor) {
+      allocate(device_, tensor);
+      if (path.find("norm") != std::string::npos) return device_.fill(tensor.view(), 1);
+      if (path.ends_with("bias")) return device_.fill(tensor.view(), 0);
+      const int64_t count = tensor.count();
+      const View all(tensor.view().data, {count}, tensor.dtype()), from = random.at(tensor.dtype()).view();
+      for (int64_t done = 0; done < count; done += period) {
+        const int64_t piece = std::min(period, count - done);
+        device_.copy(columns_of(from, 0, piece), {columns_of(all, done, done + piece), false});
+      }
+    });
+    for (auto& [path, gate] : model_->gates()) allocate(device_, gate->load);
+  }
+
   // Random entries, one page's everywhere.
   void fill(Runner& runner) {
     for (const LayerCache& cache : runner.caches()) {

@@ -165,7 +165,13 @@ void tile(const Block& b, const std::byte* HWY_RESTRICT a, int64_t panel, const 
     for (int p = 0; p < P; ++p) hwy::Prefetch(ahead + p * b.panel);
     ahead += line;
   };
+  const std::byte* const scales_then = H == 1 ? then : nullptr;
   for (int64_t g = 0; g < b.groups; ++g) {
+    // Scales are a stream of their own, too slow for the processor to foresee: fetched a panel ahead.
+    if (scales_then && g % 2 == 0) {
+      LATENTE_UNROLL
+      for (int p = 0; p < P; ++p) hwy::Prefetch(scales_then + p * b.panel + g * panel_rows * 2);
+    }
     V sum[H][N];
     LATENTE_UNROLL
     for (int i = 0; i < H; ++i) {
@@ -175,7 +181,7 @@ void tile(const Block& b, const std::byte* HWY_RESTRICT a, int64_t panel, const 
     }
     const std::byte* x = a + 8 * H;
     if (H == 1 && then && ahead >= end) {
-      ahead = then + (ahead - end);
+      ahead = then + (b.codes - b.scales) + (ahead - end);
       then = nullptr;
     }
     const auto codes_of = [&](int j) HWY_ATTR {

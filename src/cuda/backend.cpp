@@ -344,6 +344,23 @@ void CudaBackend::grouped_gated_linear_backward_weight(View d_gated, View d_rise
     Backend::grouped_gated_linear_backward_weight(d_gated, d_risen, x, rows, offsets, d_gate, d_up);
 }
 
+void CudaBackend::normed_linear(const NormedRows& x, View w, View other_w, View out, View other_out) {
+  if (!cuda::normed_linear(x, w, other_w, out, other_out, context_))
+    Backend::normed_linear(x, w, other_w, out, other_out);
+}
+
+void CudaBackend::normed_route(const NormedRows& x, View gate, View bias, const Routing& routing, View logits,
+                               View scores, View weights, View experts) {
+  if (!cuda::normed_route(x, gate, bias, routing, scores, weights, experts, context_))
+    Backend::normed_route(x, gate, bias, routing, logits, scores, weights, experts);
+}
+
+void CudaBackend::absorb_beside_entries(const LatentEntries& entries, View q, View w, bool transpose,
+                                        View out) {
+  if (!cuda::absorb_beside_entries(entries, q, w, transpose, out, context_))
+    Backend::absorb_beside_entries(entries, q, w, transpose, out);
+}
+
 void CudaBackend::quantise_fp8(View x, View rows, View offsets, const Fp8Operand& out) {
   cuda::quantise_fp8(x, rows, offsets, out, context_);
 }

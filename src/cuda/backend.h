@@ -86,6 +86,9 @@ class CudaBackend final : public Backend {
   void gated_linear_backward_weight(View d_gated, View d_risen, View x, Grad d_gate, Grad d_up) override;
   void grouped_gated_linear_backward_weight(View d_gated, View d_risen, View x, View rows, View offsets,
                                             Grad d_gate, Grad d_up) override;
+  void normed_linear(const NormedRows& x, View w, View other_w, View out, View other_out) override;
+  void normed_route(const NormedRows& x, View gate, View bias, const Routing& routing, View logits,
+                    View scores, View weights, View experts) override;
   bool multiplies_fp8() const override { return context_.compute_capability == 90; }
   void quantise_fp8(View x, View rows, View offsets, const Fp8Operand& out) override;
   void quantise_fp8_weight(View w, const Fp8Operand& out) override;
@@ -102,6 +105,7 @@ class CudaBackend final : public Backend {
   void combine_backward_fp8(View d_out, View weights, View slots, View rows, View offsets,
                             const Fp8Operand& d_y) override;
   void latent_entries(const LatentEntries& entries) override;
+  void absorb_beside_entries(const LatentEntries& entries, View q, View w, bool transpose, View out) override;
   void absorb_rotated(View q, View w, bool transpose, View positions, View table, bool interleaved,
                       View out) override;
   void expert_layer(const ExpertLayer& layer) override;

@@ -39,13 +39,15 @@ __global__ __launch_bounds__(most_warps* warp_size) void few_rows_kernel(
     const __grid_constant__ RowsLaunch p) {
   extern __shared__ __align__(128) char memory[];
   const int lane = static_cast<int>(threadIdx.x) % warp_size,
-            warp = static_cast<int>(threadIdx.x) / warp_size,
-            warps = static_cast<int>(blockDim.x) / warp_size, block = static_cast<int>(blockIdx.x);
+            warp = static_cast<int>(threadIdx.x) / warp_size, warps = p.warps,
+            block = static_cast<int>(blockIdx.x);
   if constexpr (Stream::rotates && !gated) {
     const RowsProduct& last = p.products[p.count - 1];
-    const int after = block - last.first_block - last.column_blocks * last.row_tiles * last.batches;
+    int after = block - last.first_block - last.column_blocks * last.row_tiles * last.batches;
     if (after >= 0) {
       wait_for_earlier_kernels();
+      if (after < p.latent_blocks) return p.latents.store(after);
+      after -= p.latent_blocks;
       const int index = after * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x);
       if (index < p.rotary.count) rotate_pair(p.rotary, index);
       return;
@@ -57,7 +59,7 @@ __global__ __launch_bounds__(most_warps* warp_size) void few_rows_kernel(
   constexpr bool half = Stream::columns == warp_columns / 2;  // of the instruction's columns
   const int column = (local % product.column_blocks * (warps / sharing) + warp / sharing) *
                      (gated ? warp_columns / 2 : Stream::columns);
-  const bool inside = column < product.columns;
+  const bool inside = warp < warps && column < product.columns;
 
   Stream stream;
   stream.ring = mma::shared_address(memory) + static_cast<unsigned>(warp * Stream::bytes);
@@ -65,7 +67,7 @@ __global__ __launch_bounds__(most_warps* warp_size) void few_rows_kernel(
   auto begin = [&](int64_t batch) {
     if (!inside) return;
     if constexpr (half) {
-      stream.point(gated && warp % 2 == 1 ? product.up : product.w, batch, column);
+      stream.point(0, gated && warp % 2 == 1 ? product.up : product.w, batch, column);
     } else {
       stream.point(0, product.w, batch, column);
       if constexpr (gated) {
@@ -79,10 +81,14 @@ __global__ __launch_bounds__(most_warps* warp_size) void few_rows_kernel(
 
   int first = 0, end = product.rows;
   int64_t batch = 0;
+  FewNorms::Weights norm_weights{};
   if (!product.offsets && !product.choices) {
     batch = tile / product.row_tiles;
     first = tile % product.row_tiles * tile_rows;
     begin(batch);
+    if constexpr (!gated) {
+      if (p.norm.lanes > 0) norm_weights = p.norm.weights(p.norm.own_part(), p.depth);
+    }
     wait_for_earlier_kernels();
   } else {
     wait_for_earlier_kernels();
@@ -98,12 +104,20 @@ __global__ __launch_bounds__(most_warps* warp_size) void few_rows_kernel(
   }
   const int rows = min(end - first, tile_rows);
   char* x = memory + warps * Stream::bytes;
-  load_rows(x, rows, p.depth, Stream::step_depth, warp, warps, [&](int i) {
-    int64_t row = first + i;
-    if (product.choices) row /= product.top_k;
-    if (product.gather) row = product.gather[row];
-    return product.x + batch * product.x_batch + row * product.x_row;
-  });
+  bool normed = false;
+  if constexpr (!gated) {
+    normed = p.norm.lanes > 0;
+    if (normed)
+      p.norm.take(x, row_pitch(p.depth, Stream::step_depth), rows, p.depth, norm_weights, block == 0);
+  }
+  if (!normed) {
+    load_rows(x, rows, p.depth, Stream::step_depth, warp, warps, [&](int i) {
+      int64_t row = first + i;
+      if (product.choices) row /= product.top_k;
+      if (product.gather) row = product.gather[row];
+      return product.x + batch * product.x_batch + row * product.x_row;
+    });
+  }
   __syncthreads();
 
   float sums[4] = {};
@@ -146,7 +160,7 @@ template <class Stream>
 __global__ __launch_bounds__(most_down_warps* warp_size) void experts_down_kernel(
     const __grid_constant__ ExpertsDown p) {
   extern __shared__ __align__(128) char memory[];
-  __shared__ float results[most_down_warps][warp_columns];
+  __shared__ float results[most_down_warps][warp_columns], weights[most_down_warps];
   const int lane = static_cast<int>(threadIdx.x) % warp_size,
             warp = static_cast<int>(threadIdx.x) / warp_size,
             warps = static_cast<int>(blockDim.x) / warp_size;
@@ -160,13 +174,10 @@ __global__ __launch_bounds__(most_down_warps* warp_size) void experts_down_kerne
   // The experts were chosen before the kernel in front began; only the first level of caches may not know.
   const RowsWeights& w = shared ? p.shared_w : p.w;
   const int expert = shared ? 0 : __ldcg(p.experts + choice);
-  if constexpr (Stream::columns == warp_columns) {
-    stream.point(0, w, expert, column);
-    if (column + 8 < p.columns) stream.point(1, w, expert, column + 8);
-  } else {
-    stream.point(w, expert, column);
-  }
+  stream.point(0, w, expert, column);
+  if (Stream::columns == warp_columns && column + 8 < p.columns) stream.point(1, w, expert, column + 8);
   stream.begin();
+  if (lane == 0 && !shared) weights[warp] = __ldcg(p.weights + choice);
   wait_for_earlier_kernels();
 
   char* x = memory + warps * Stream::bytes + warp * row_pitch(p.depth, Stream::step_depth);
@@ -184,22 +195,31 @@ __global__ __launch_bounds__(most_down_warps* warp_size) void experts_down_kerne
   const int i = static_cast<int>(threadIdx.x);
   if (i >= Stream::columns || column + i >= p.columns) return;
   float sum = p.shared_w.at ? results[p.top_k][i] : 0;
-  for (int k = 0; k < p.top_k; ++k) sum = fmaf(p.weights[token * p.top_k + k], results[k][i], sum);
+  for (int k = 0; k < p.top_k; ++k) sum = fmaf(weights[k], results[k][i], sum);
   p.out[token * p.out_row + column + i] = narrow<bf16>(sum);
+}
+
+// Warps that each have so many columns of a tile of rows.
+int64_t warps_of(RowsLaunch& p, int columns) {
+  int64_t sum = 0;
+  for (int i = 0; i < p.count; ++i) {
+    RowsProduct& one = p.products[i];
+    one.row_tiles = one.choices   ? one.rows
+                    : one.offsets ? static_cast<int>(most_tiles(one.rows, one.experts, tile_rows))
+                                  : (one.rows + tile_rows - 1) / tile_rows;
+    sum += int64_t{one.row_tiles} * one.batches * ((one.columns + columns - 1) / columns);
+  }
+  return sum;
 }
 
 template <class Stream, bool gated, class Out>
 bool run(RowsLaunch p, const char* name, const Context& context) {
   constexpr int each = gated ? warp_columns / 2 : Stream::columns, sharing = gated ? Stream::gated_warps : 1;
   // Few warps a block where there are few, so that every multiprocessor has some.
-  int64_t in_all = 0;  // warps
+  const int64_t in_all = warps_of(p, each) * sharing;
   int most_rows = 0;
   for (int i = 0; i < p.count; ++i) {
-    RowsProduct& one = p.products[i];
-    one.row_tiles = one.choices   ? one.rows
-                    : one.offsets ? static_cast<int>(most_tiles(one.rows, one.experts, tile_rows))
-                                  : (one.rows + tile_rows - 1) / tile_rows;
-    in_all += int64_t{one.row_tiles} * one.batches * ((one.columns + each - 1) / each) * sharing;
+    const RowsProduct& one = p.products[i];
     most_rows = std::max(most_rows, one.choices ? 1 : std::min(one.rows, tile_rows));
   }
   int warps = most_warps;
@@ -208,8 +228,8 @@ bool run(RowsLaunch p, const char* name, const Context& context) {
   while (warps > sharing && in_all < (p.code ? warps - 1 : warps) * enough) warps /= 2;
   const size_t x_bytes = static_cast<size_t>(most_rows * row_pitch(p.depth, Stream::step_depth));
   constexpr size_t ring = Stream::bytes;
-  constexpr size_t exchanged = sharing == 2 ? most_warps * warp_size * sizeof(float) : 0;
-  const size_t limit = static_cast<size_t>(context.shared_bytes) - exchanged;
+  constexpr size_t own = 1024;  // at most, what the kernel has beside: what gates hand over, or sums of norms
+  const size_t limit = static_cast<size_t>(context.shared_bytes) - own;
   while (warps > sharing && static_cast<size_t>(warps) * ring + x_bytes > limit) warps /= 2;
   const size_t bytes = static_cast<size_t>(warps) * ring + x_bytes;
   if (bytes > limit) return false;
@@ -222,8 +242,15 @@ bool run(RowsLaunch p, const char* name, const Context& context) {
     one.column_blocks = (one.columns + of_block - 1) / of_block;
     blocks += one.column_blocks * one.row_tiles * one.batches;
   }
-  const int threads = warps * warp_size;
-  blocks += (p.rotary.count + threads - 1) / threads;
+  const int threads = (p.norm.lanes > 0 ? most_warps : warps) * warp_size;
+  p.warps = warps;
+  if (p.rotary.count > 0) {
+    if (p.latents.latent.rows > 0) {
+      const int64_t each = threads / p.latents.latent.lanes;
+      p.latent_blocks = static_cast<int>((p.latents.latent.rows + each - 1) / each);
+    }
+    blocks += p.latent_blocks + (p.rotary.count + threads - 1) / threads;
+  }
   launch_early(few_rows_kernel<Stream, gated, Out>, static_cast<unsigned>(blocks), threads, bytes, name,
                context, p);
   return true;
@@ -233,6 +260,15 @@ template <class Stream>
 bool run_along_depth(const RowsLaunch& p, bool exact_out, const char* name, const Context& context) {
   if (p.products[0].up.at) return run<Stream, true, bf16>(p, name, context);
   return exact_out ? run<Stream, false, float>(p, name, context) : run<Stream, false, bf16>(p, name, context);
+}
+
+// Two strips a warp take fewer instructions; one each takes less time where warps are few.
+template <Code code>
+bool run_coded(RowsLaunch p, bool exact_out, const char* name, const Context& context) {
+  const int columns = p.products[0].up.at ? strip_rows : 2 * strip_rows;
+  return warps_of(p, columns) >= int64_t{4} * context.multiprocessors
+             ? run_along_depth<CodedStream<code, coded_stages, 2>>(p, exact_out, name, context)
+             : run_along_depth<CodedStream<code, coded_stages, 1>>(p, exact_out, name, context);
 }
 
 template <class Stream>
@@ -261,11 +297,11 @@ bool few_rows(const RowsLaunch& p, bool by_columns, bool exact_out, const char* 
   if (!p.code) return run_along_depth<WeightStream<false, ring_stages>>(p, exact_out, name, context);
   switch (*p.code) {
     case Code::q8:
-      return run_along_depth<CodedStream<Code::q8, coded_stages>>(p, exact_out, name, context);
+      return run_coded<Code::q8>(p, exact_out, name, context);
     case Code::q4:
-      return run_along_depth<CodedStream<Code::q4, coded_stages>>(p, exact_out, name, context);
+      return run_coded<Code::q4>(p, exact_out, name, context);
     case Code::f8:
-      return run_along_depth<CodedStream<Code::f8, coded_stages>>(p, exact_out, name, context);
+      return run_coded<Code::f8>(p, exact_out, name, context);
   }
   return false;
 }
@@ -274,11 +310,11 @@ bool experts_down(const ExpertsDown& p, const Context& context) {
   if (!p.code) return run_down<WeightStream<false, down_stages>>(p, context);
   switch (*p.code) {
     case Code::q8:
-      return run_down<CodedStream<Code::q8, coded_stages>>(p, context);
+      return run_down<CodedStream<Code::q8, coded_stages, 1>>(p, context);
     case Code::q4:
-      return run_down<CodedStream<Code::q4, coded_stages>>(p, context);
+      return run_down<CodedStream<Code::q4, coded_stages, 1>>(p, context);
     case Code::f8:
-      return run_down<CodedStream<Code::f8, coded_stages>>(p, context);
+      return run_down<CodedStream<Code::f8, coded_stages, 1>>(p, context);
   }
   return false;
 }

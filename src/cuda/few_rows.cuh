@@ -9,6 +9,7 @@
 
 #include "cuda/coded.h"
 #include "cuda/launch.cuh"
+#include "cuda/norm.cuh"
 #include "cuda/product_mma.cuh"
 
 namespace latente::cuda {
@@ -197,7 +198,12 @@ struct RowsLaunch {
   int count = 1, depth = 0;
   bool accumulate = false;
   std::optional<Code> code;  // of all weights
+  FewNorms norm;             // instead of products' x: the rows' norms
   Rotary rotary;
+  LatentRows latents;  // beside, where there is a rotary part
+  // The launch's.
+  int warps = 0;  // of a block that multiply; others help with norms
+  int latent_blocks = 0;
 };
 
 // A token's chosen experts' last products, weighed and added onto the shared expert's, if there is one.

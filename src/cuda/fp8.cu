@@ -32,21 +32,30 @@ using Eight = Pack<bf16, 8>;
 
 __device__ inline Eight eight_at(const bf16* x) { return *reinterpret_cast<const Eight*>(x); }
 
+// Which row is read, and what it is multiplied by; tabled: found once for all threads of a block.
+struct From {
+  int row;
+  float weight;
+};
+
 // Rows of x, or those that `rows` names; or of matrices of a stack.
 struct RowsOf {
   static constexpr int results = 1;
+  static constexpr bool tabled = false;
   const bf16* x;
   int64_t line, matrix;
   const int32_t* rows;
 
-  __device__ void read(int64_t row, int64_t column, Eight (&to)[1]) const {
-    to[0] = eight_at(x + blockIdx.z * matrix + (rows ? rows[row] : row) * line + column);
+  __device__ From find(int row) const { return {rows ? rows[row] : row, 1}; }
+  __device__ void read(const From& from, int64_t column, Eight (&to)[1]) const {
+    to[0] = eight_at(x + blockIdx.z * matrix + from.row * line + column);
   }
 };
 
 // combine_backward's d_y: each sorted row is its token's row of d_out times the weight of its choice.
 struct CombinedRows {
   static constexpr int results = 1;
+  static constexpr bool tabled = true;  // a search
   const bf16* d_out;
   int64_t line;
   const float* weights;
@@ -54,15 +63,19 @@ struct CombinedRows {
   const int32_t* rows;
   int top_k;
 
-  __device__ void read(int64_t row, int64_t column, Eight (&to)[1]) const {
-    const int64_t token = rows[row];
-    int64_t choice = token * top_k;
-    while (slots[choice] != row) ++choice;
-    const float weight = weights[choice];
+  __device__ From find(int row) const {
+    const int token = rows[row];
+    const int64_t first = int64_t{token} * top_k;
+    int choice = 0;
+#pragma unroll 8
+    for (int i = 1; i < top_k; ++i) choice = slots[first + i] == row ? i : choice;
+    return {token, weights[first + choice]};
+  }
+  __device__ void read(const From& from, int64_t column, Eight (&to)[1]) const {
     float x[8];
-    load<8>(d_out + token * line + column, x);
+    load<8>(d_out + from.row * line + column, x);
 #pragma unroll
-    for (float& value : x) value *= weight;
+    for (float& value : x) value *= from.weight;
     store<8>(x, to[0].at);
   }
 };
@@ -70,16 +83,18 @@ struct CombinedRows {
 // swiglu_backward's two results.
 struct GatedRows {
   static constexpr int results = 2;
+  static constexpr bool tabled = false;
   const bf16* d_out;
   const bf16* gated;
   const bf16* risen;
   int64_t d_out_line, gated_line, risen_line;
 
-  __device__ void read(int64_t row, int64_t column, Eight (&to)[2]) const {
+  __device__ From find(int row) const { return {row, 1}; }
+  __device__ void read(const From& from, int64_t column, Eight (&to)[2]) const {
     float d[8], g[8], u[8];
-    load<8>(d_out + row * d_out_line + column, d);
-    load<8>(gated + row * gated_line + column, g);
-    load<8>(risen + row * risen_line + column, u);
+    load<8>(d_out + from.row * d_out_line + column, d);
+    load<8>(gated + from.row * gated_line + column, g);
+    load<8>(risen + from.row * risen_line + column, u);
 #pragma unroll
     for (int i = 0; i < 8; ++i) swiglu_backward_of(d[i], g[i], u[i]);
     store<8>(g, to[0].at);
@@ -173,23 +188,35 @@ __device__ void quantise_tile(const Eight (&values)[8], const Target& to, int64_
       to.across_scales[tile * columns + first_column + thread] = scale.scale;
   }
 
+  // Sixteen lanes have a row: they trade halves of their eight rows until lanes 2i and 2i + 1 have row i's
+  // largest magnitude, and its scale is computed once.
+  float row_inverses[8];
   if (!squares) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
+    for (int half = 4; half > 0; half /= 2) {
+      const bool high = at.lane & half * 2;
 #pragma unroll
-      for (int step = 8; step > 0; step /= 2)
-        row_most[i] = fmaxf(row_most[i], __shfl_xor_sync(whole_warp, row_most[i], step));
+      for (int i = 0; i < half; ++i) {
+        const float other = __shfl_xor_sync(whole_warp, high ? row_most[i] : row_most[i + half], half * 2);
+        row_most[i] = fmaxf(high ? row_most[i + half] : row_most[i], other);
+      }
     }
+    const Scale scale(fmaxf(row_most[0], __shfl_xor_sync(whole_warp, row_most[0], 1)));
+    const int64_t row = first_row + at.row(at.lane % 16 / 2);
+    if (at.lane % 2 == 0 && row < end_row) to.scales[column_block * rows + row] = scale.scale;
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+      row_inverses[i] = __shfl_sync(whole_warp, scale.inverse, (at.lane & 16) | i * 2);
   } else {
     __syncthreads();
+#pragma unroll
+    for (float& inverse : row_inverses) inverse = memory.inverses[0];
   }
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     const int64_t row = first_row + at.row(i);
-    const Scale scale(row_most[i]);
-    const float inverse = squares ? memory.inverses[0] : scale.inverse;
+    const float inverse = row_inverses[i];
     if (row >= end_row) continue;
-    if (!squares && at.column == 0) to.scales[column_block * rows + row] = scale.scale;
     if (!inside) continue;
     const uint2 codes{
         codes_of(value(i, 0) * inverse, value(i, 1) * inverse, value(i, 2) * inverse, value(i, 3) * inverse),
@@ -222,8 +249,9 @@ __device__ void quantise_tile(const Eight (&values)[8], const Target& to, int64_
 
 // grid: blocks of columns and tiles of rows, or the other way round, and matrices of a stack.
 template <class Source, bool squares>
-__global__ __launch_bounds__(threads) void quantise_kernel(Tiles<Source> p) {
+__global__ __launch_bounds__(threads, 2) void quantise_kernel(Tiles<Source> p) {
   __shared__ __align__(16) TileMemory memory;
+  __shared__ From from[Source::tabled ? block : 1];
   const int64_t tile = p.columns_together ? blockIdx.x : blockIdx.y;
   const int64_t column_block = p.columns_together ? blockIdx.y : blockIdx.x;
   int64_t first_row = tile * block, end_row = min(first_row + block, p.rows);
@@ -232,15 +260,24 @@ __global__ __launch_bounds__(threads) void quantise_kernel(Tiles<Source> p) {
     first_row = found.begin, end_row = found.end;
     if (first_row == end_row) return;
   }
+  const int rows = static_cast<int>(end_row - first_row), thread = static_cast<int>(threadIdx.x);
+  const int first = static_cast<int>(first_row);
+  if constexpr (Source::tabled) {
+    if (thread < rows) from[thread] = p.source.find(first + thread);
+    __syncthreads();
+  }
   const Place at;
   const int64_t column = column_block * block + at.column;
   Eight values[Source::results][8] = {};
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    const int64_t row = first_row + at.row(i);
-    if (row >= end_row || column >= p.columns) continue;
+    if (at.row(i) >= rows || column >= p.columns) continue;
     Eight read[Source::results];
-    p.source.read(row, column, read);
+    if constexpr (Source::tabled) {
+      p.source.read(from[at.row(i)], column, read);
+    } else {
+      p.source.read(p.source.find(first + at.row(i)), column, read);
+    }
 #pragma unroll
     for (int r = 0; r < Source::results; ++r) values[r][i] = read[r];
   }

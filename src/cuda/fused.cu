@@ -71,6 +71,24 @@ bool linear_both(View x, View w, View other_w, View out, View other_out, const C
   return few_rows(launch, false, false, "linear_both", context);
 }
 
+bool normed_linear(const NormedRows& x, View w, View other_w, View out, View other_out,
+                   const Context& context) {
+  if (!whole({x.h, w, other_w, out, other_out}) || !alike({w, other_w})) return false;
+  const auto norm = few_norms(x);
+  if (!norm) return false;
+  RowsLaunch launch;
+  launch.depth = static_cast<int>(x.h[1]);
+  launch.code = code_of(w);
+  launch.norm = *norm;
+  launch.norm.out = nullptr;  // nobody reads it
+  launch.products[0] = product_of(x.h, w, out);
+  if (other_w) {
+    launch.count = 2;
+    launch.products[1] = product_of(x.h, other_w, other_out);
+  }
+  return few_rows(launch, false, false, "normed_linear", context);
+}
+
 bool gated_few_rows(View x, View gate_weight, View up_weight, View out, const Context& context) {
   if (x[0] > most_rows || !whole({x, gate_weight, up_weight, out}) || !alike({gate_weight, up_weight}))
     return false;
@@ -81,8 +99,10 @@ bool gated_few_rows(View x, View gate_weight, View up_weight, View out, const Co
   return few_rows(launch, false, false, "gated_linear", context);
 }
 
-bool absorb_rotated(View q, View w, bool transpose, View positions, View table, bool interleaved, View out,
-                    const Context& context) {
+namespace {
+
+bool absorb(View q, View w, bool transpose, View positions, View table, bool interleaved, View out,
+            const LatentRows& latents, const Context& context) {
   const int64_t nope = w[transpose ? 1 : 2], rank = w[transpose ? 2 : 1], rope = table[1];
   if (transpose == is_coded(w) || q[0] > most_rows || !positions.contiguous() ||
       !whole({columns_of(q, 0, nope), w, out})) {
@@ -101,7 +121,22 @@ bool absorb_rotated(View q, View w, bool transpose, View positions, View table, 
   r.heads = static_cast<int>(q[1]), r.half = static_cast<int>(rope / 2);
   r.count = static_cast<int>(q[0]) * r.heads * r.half;
   r.interleaved = interleaved;
+  launch.latents = latents;
   return few_rows(launch, transpose, false, "absorb_rotated", context);
+}
+
+}  // namespace
+
+bool absorb_rotated(View q, View w, bool transpose, View positions, View table, bool interleaved, View out,
+                    const Context& context) {
+  return absorb(q, w, transpose, positions, table, interleaved, out, {}, context);
+}
+
+bool absorb_beside_entries(const LatentEntries& e, View q, View w, bool transpose, View out,
+                           const Context& context) {
+  const auto latents = latent_rows(e);
+  return latents && latents->latent.lanes == warp_size &&
+         absorb(q, w, transpose, e.positions, e.table, e.interleaved, out, *latents, context);
 }
 
 bool expert_layer(const ExpertLayer& at, const Context& context) {

@@ -116,10 +116,16 @@ void cache_store(View x, View slots, View cache, const Context& context);
 void choose(View logits, View choices, View out, const Context& context);
 void take_chosen(View ids, View from, View chosen, View out, const Context& context);
 
-// norm.cu, fused.cu: what decoding does in a row. Each returns false, having done nothing, for what it has no
-// kernel for: other types than bfloat16, many rows.
+// norm.cu, route.cu, fused.cu: what decoding does in a row. Each returns false, having done nothing, for what
+// it has no kernel for: other types than bfloat16, many rows.
 bool latent_entries(const LatentEntries& entries, const Context& context);
 bool linear_both(View x, View w, View other_w, View out, View other_out, const Context& context);
+bool normed_linear(const NormedRows& x, View w, View other_w, View out, View other_out,
+                   const Context& context);
+bool normed_route(const NormedRows& x, View gate, View bias, const Routing& routing, View scores,
+                  View weights, View experts, const Context& context);
+bool absorb_beside_entries(const LatentEntries& entries, View q, View w, bool transpose, View out,
+                           const Context& context);
 bool gated_few_rows(View x, View gate_weight, View up_weight, View out, const Context& context);
 bool absorb_rotated(View q, View w, bool transpose, View positions, View table, bool interleaved, View out,
                     const Context& context);

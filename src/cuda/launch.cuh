@@ -20,8 +20,9 @@ __device__ inline void wait_for_earlier_kernels() {
 }
 
 template <class... Parameters, class... Arguments>
-void launch_early(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes,
-                  const char* name, const Context& context, const Arguments&... arguments) {
+void launch_early_in_clusters(void (*kernel)(Parameters...), dim3 grid, unsigned cluster, int threads,
+                              size_t shared_bytes, const char* name, const Context& context,
+                              const Arguments&... arguments) {
   if (shared_bytes > 48 * 1024) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(shared_bytes)),
@@ -32,12 +33,20 @@ void launch_early(void (*kernel)(Parameters...), dim3 grid, int threads, size_t 
   config.blockDim = static_cast<unsigned>(threads);
   config.dynamicSmemBytes = shared_bytes;
   config.stream = context.stream;
-  cudaLaunchAttribute early;
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &early;
-  config.numAttrs = context.compute_capability >= 90 ? 1 : 0;
+  cudaLaunchAttribute attributes[2];
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim = {cluster, 1, 1};
+  config.attrs = attributes;
+  config.numAttrs = context.compute_capability < 90 ? 0 : cluster > 1 ? 2 : 1;
   check(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), name);
+}
+
+template <class... Parameters, class... Arguments>
+void launch_early(void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes,
+                  const char* name, const Context& context, const Arguments&... arguments) {
+  launch_early_in_clusters(kernel, grid, 1, threads, shared_bytes, name, context, arguments...);
 }
 
 }  // namespace latente::cuda

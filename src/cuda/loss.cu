@@ -59,15 +59,23 @@ __global__ __launch_bounds__(threads) void loss_kernel(Rows<T> p) {
   const int target = p.targets[row];
   float* logits = p.logits + row * p.stride;
   T* gradients = reinterpret_cast<T*>(logits);
+  // One pass: the sum of what came so far is of exp(x - best), and shrinks when a higher logit comes.
   Best best{-INFINITY, 0};
+  float sum = 0;
   for (int i = first; i < p.vocabulary; i += threads * N) {
     float x[N];
     load<N>(logits + i, x);
+    const float before = best.value;
 #pragma unroll
     for (int j = 0; j < N; ++j) {
       if (x[j] > best.value) best = {x[j], i + j};
     }
+    if (best.value > before) sum *= expf(before - best.value);
+    const float base = best.value > -INFINITY ? best.value : 0;
+#pragma unroll
+    for (int j = 0; j < N; ++j) sum += expf(x[j] - base);
   }
+  const float own = best.value;
   best = block_best(best, bests);
   if (threadIdx.x == 0 && p.predicted) p.predicted[row] = best.index;
   if (target < 0) {
@@ -77,13 +85,7 @@ __global__ __launch_bounds__(threads) void loss_kernel(Rows<T> p) {
     for (int i = first; i < p.vocabulary; i += threads * N) store<N>(zero, gradients + i);
     return;
   }
-  float sum = 0;
-  for (int i = first; i < p.vocabulary; i += threads * N) {
-    float x[N];
-    load<N>(logits + i, x);
-#pragma unroll
-    for (int j = 0; j < N; ++j) sum += expf(x[j] - best.value);
-  }
+  if (own < best.value) sum *= expf(own - best.value);
   sum = block_sum(sum, sums);
   if (threadIdx.x == 0) p.nll[row] = best.value - logits[target] + logf(sum);
   if (!p.gradient) return;

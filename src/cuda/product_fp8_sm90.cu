@@ -66,24 +66,37 @@ __device__ void copy_fp8_tiles(const HopperProduct& p, const Maps& maps, Shared&
   }
 }
 
-// A thread's scales of a step: of its two rows, and of squares.
+// A thread's scales: of its two rows, and of squares. They are read a step ahead.
 template <class K>
-struct StepScales {
-  float a[2] = {}, b[K::halves] = {};
+struct Scales {
+  const float* a;  // of its first row, at the next step
+  const float* b[K::halves];
+  int64_t a_line;
+  int second;  // where the other row's stands after the first one's
 
-  __device__ void read(const HopperProduct& p, const Tiles& t, int row, int depth) {
-    const bool other = depth >= t.other_depth;
-    const int64_t block = (other ? depth - t.other_depth : depth) / step;
-    const float* from = (other ? p.other_a_scales : p.a_scales) + block * p.a_scale_line;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) a[i] = row + i * 8 < t.end_row ? __ldg(from + row + i * 8) : 0;
+  __device__ Scales(const HopperProduct& p, const Tiles& t, int row) {
+    const int last = t.end_row - 1;  // beyond it results are not stored
+    a_line = p.a_scale_line, second = row + 8 <= last ? 8 : 0;
+    begin(p, t, min(row, last), false);
+  }
+  __device__ void begin(const HopperProduct& p, const Tiles& t, int row, bool other) {
+    const int64_t block = other ? 0 : t.first_depth / step;
+    a = (other ? p.other_a_scales : p.a_scales) + block * a_line + row;
 #pragma unroll
     for (int half = 0; half < (K::squares ? K::halves : 0); ++half) {
+      const float* from = other || (K::gated && half == 1) ? p.other_b_scales : p.b_scales;
       const int square = t.column / half_columns + (K::gated ? 0 : half);
-      from = other || (K::gated && half == 1) ? p.other_b_scales : p.b_scales;
-      from += (p.offsets ? t.batch * p.b_scale_batch : 0) + square * p.b_scale_line + block;
-      b[half] = square * half_columns < p.columns ? __ldg(from) : 0;
+      // row >> 31 is 0, which the compiler does not know: what is the same for all threads it moves to
+      // uniform registers as soon as it is read, which is to wait for it.
+      b[half] = from + (p.offsets ? t.batch * p.b_scale_batch : 0) + block + (row >> 31) +
+                (square * half_columns < p.columns ? square * p.b_scale_line : 0);
     }
+  }
+  __device__ void next(float (&of_a)[2], float (&of_b)[K::halves]) {
+    of_a[0] = __ldg(a), of_a[1] = __ldg(a + second);
+    a += a_line;
+#pragma unroll
+    for (int half = 0; half < (K::squares ? K::halves : 0); ++half) of_b[half] = __ldg(b[half]++);
   }
 };
 
@@ -93,11 +106,21 @@ __device__ void add_scaled(const HopperProduct& p, const Tiles& t, float (&sum)[
   const int group = static_cast<int>(threadIdx.x) / 128, thread = static_cast<int>(threadIdx.x) % 128;
   const int lane = thread % warp_size, row = t.row + group * 64 + thread / warp_size * 16 + lane / 4;
   const int halves = halves_of<K>(p, t);
-  StepScales<K> ahead;
-  if (t.first_depth < t.end_depth) ahead.read(p, t, row, t.first_depth);
+  if (t.first_depth >= t.end_depth) return;
+  Scales<K> scales(p, t, row);
+  float next_a[2], next_b[K::halves];
+  scales.next(next_a, next_b);
   for (int depth = t.first_depth; depth < t.end_depth; depth += step) {
     const char* a = memory + stage.index * K::stage_bytes;
-    const StepScales<K> scales = ahead;
+    float of_a[2], of_b[K::halves];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) of_a[i] = next_a[i];
+#pragma unroll
+    for (int half = 0; half < K::halves; ++half) of_b[half] = next_b[half];
+    if (depth + step < t.end_depth) {
+      if (depth + step == t.other_depth) scales.begin(p, t, min(row, t.end_row - 1), true);
+      scales.next(next_a, next_b);
+    }
     s.full[stage.index].wait(stage.phase);
     const uint64_t a_operand = rows_operand(a + group * square_bytes);
 #pragma unroll
@@ -110,11 +133,10 @@ __device__ void add_scaled(const HopperProduct& p, const Tiles& t, float (&sum)[
       for (int k = 0; k < 4; ++k)
         wgmma_e4m3(part, a_operand + k * rows_step, b_operand + k * rows_step, k > 0);
       products_commit();
-      if (half == 0 && depth + step < t.end_depth) ahead.read(p, t, row, depth + step);
       products_wait<0>();
       if (K::squares) {
         if (half + 1 == halves && lane == 0) s.empty[stage.index].arrive();
-        const float scale[2] = {scales.a[0] * scales.b[half], scales.a[1] * scales.b[half]};
+        const float scale[2] = {of_a[0] * of_b[half], of_a[1] * of_b[half]};
 #pragma unroll
         for (int i = 0; i < 64; ++i) {
           sum[half * 64 + i] = fmaf(part[i], scale[i / 2 % 2], sum[half * 64 + i]);
@@ -128,7 +150,7 @@ __device__ void add_scaled(const HopperProduct& p, const Tiles& t, float (&sum)[
 #pragma unroll
           for (int j = 0; j < 4; ++j) {
             float& to = sum[half * 64 + i + j];
-            to = fmaf(part[i + j] * (j % 2 ? two.y : two.x), scales.a[j / 2], to);
+            to = fmaf(part[i + j] * (j % 2 ? two.y : two.x), of_a[j / 2], to);
           }
         }
         __syncwarp();

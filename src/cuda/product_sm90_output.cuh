@@ -52,10 +52,20 @@ struct Output {
   int group, thread, lane = thread % warp_size, q = lane % 4;
   int warp_row = thread / warp_size * 16;  // of the warpgroup's 64
 
+  // What stands at a thread's places of columns first .. first + 16, two neighbours of bfloat16 a word.
+  __device__ void read_before(const Tiles& t, const void* c, int first, uint32_t (&before)[4]) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int column = t.column + first + i / 2 * 8 + q * 2;
+      const int row = t.row + group * 64 + warp_row + i % 2 * 8 + lane / 4;
+      const bf16* from = static_cast<const bf16*>(c) + t.result() + row * p.c_row + column;
+      before[i] = row < t.end_row && column < p.columns ? *reinterpret_cast<const uint32_t*>(from) : 0;
+    }
+  }
   // Columns first .. first + 16 of the warp's rows to a tile: as bfloat16. plain: without bias, and nothing
   // to add to.
   template <bool plain>
-  __device__ void narrow(const Tiles& t, const void* c, const float* sum, int first, char* tile,
+  __device__ void narrow(const Tiles& t, const float* sum, const uint32_t (&before)[4], int first, char* tile,
                          int at) const {
     uint32_t words[4];
 #pragma unroll
@@ -65,11 +75,8 @@ struct Output {
       if (!plain && p.bias && column < p.columns) {
         two[0] += bias_of(p, column), two[1] += bias_of(p, column + 1);
       }
-      const int row = t.row + group * 64 + warp_row + i % 2 * 8 + lane / 4;
-      if (!plain && p.accumulate && row < t.end_row && column < p.columns) {
-        float before[2];
-        load<2>(static_cast<const bf16*>(c) + t.result() + row * p.c_row + column, before);
-        two[0] += before[0], two[1] += before[1];
+      if (!plain && p.accumulate) {
+        two[0] += __uint_as_float(before[i] << 16), two[1] += __uint_as_float(before[i] & 0xffff0000);
       }
       words[i] = pack_bf16(two[0], two[1]);
     }
@@ -100,13 +107,21 @@ struct Output {
     const int rows = min(64, t.end_row - t.row - group * 64), outer = static_cast<int>(t.batch);
 #pragma unroll
     for (int first = 0; first < columns; first += K::out_tiles * tile_width) {
+      // All that is added to is read at once, not a piece before each piece's store.
+      uint32_t before[plain || tile_width != 64 ? 1 : K::out_tiles * 4][4] = {};
+      if (!plain && tile_width == 64 && p.accumulate) {
+#pragma unroll
+        for (int i = 0; i < K::out_tiles * tile_width && first + i < columns; i += 16)
+          read_before(t, to.c, first + i, before[i / 16]);
+      }
       if (thread < warp_size) stores_wait();
       sync_threads(2 + group, 128);
 #pragma unroll
       for (int i = 0; i < K::out_tiles * tile_width && first + i < columns; i += 16) {
         char* tile = out + i / tile_width * square_bytes;
-        if (tile_width == 64) {
-          narrow<plain>(t, to.c, sum + (begin + first + i) / 2, first + i, tile, i % tile_width);
+        if constexpr (tile_width == 64) {
+          narrow<plain>(t, sum + (begin + first + i) / 2, before[plain ? 0 : i / 16], first + i, tile,
+                        i % tile_width);
         } else {
           wide<plain>(t, sum + (begin + first + i) / 2, first + i, tile, i % tile_width);
         }

@@ -3,6 +3,8 @@
 #include "cuda/elements.cuh"
 #include "cuda/kernels.h"
 #include "cuda/launch.cuh"
+#include "cuda/mma.cuh"
+#include "cuda/norm.cuh"
 
 namespace latente::cuda {
 namespace {
@@ -80,24 +82,15 @@ __device__ void drop_groups(unsigned* keys, float* values, unsigned* group_keys,
   __syncwarp();
 }
 
-// A warp a token.
-__global__ __launch_bounds__(threads) void route_kernel(const float* logits, int64_t logits_stride,
-                                                        const float* bias, float* scores,
-                                                        int64_t scores_stride, float* weights,
-                                                        int32_t* experts, int64_t tokens, How how) {
-  extern __shared__ float shared[];
-  wait_for_earlier_kernels();
+// A warp's token: scores, weights and experts of its own from logits `from`; score has places for 3 · E and
+// the groups.
+__device__ void route_token(const float* from, const float* bias, float* scores, float* weights,
+                            int32_t* experts, const How& how, float* score) {
   const int lane = static_cast<int>(threadIdx.x) % warp_size;
-  const int warp = static_cast<int>(threadIdx.x) / warp_size,
-            block_warps = static_cast<int>(blockDim.x) / warp_size;
-  const int64_t token = static_cast<int64_t>(blockIdx.x) * block_warps + warp;
-  if (token >= tokens) return;
-  float* score = shared + warp * (3 * how.experts + how.groups);
   float* selection = score + how.experts;
   auto* keys = reinterpret_cast<unsigned*>(selection + how.experts);
   unsigned* group_keys = keys + how.experts;
 
-  const float* from = logits + token * logits_stride;
   if (how.softmax) {
     float top = -INFINITY, sum = 0;
     for (int e = lane; e < how.experts; e += warp_size) top = fmaxf(top, from[e]);
@@ -109,7 +102,7 @@ __global__ __launch_bounds__(threads) void route_kernel(const float* logits, int
     for (int e = lane; e < how.experts; e += warp_size) score[e] = 1 / (1 + expf(-from[e]));
   }
   for (int e = lane; e < how.experts; e += warp_size) {
-    scores[token * scores_stride + e] = score[e];
+    scores[e] = score[e];
     selection[e] = bias ? score[e] + bias[e] : score[e];
     keys[e] = key_of(selection[e]);
   }
@@ -127,16 +120,106 @@ __global__ __launch_bounds__(threads) void route_kernel(const float* logits, int
     __syncwarp();
     if (lane == 0) {
       keys[best] = 0;
-      experts[token * how.top_k + k] = best;
+      experts[k] = best;
     }
     sum += score[best];
     __syncwarp();
   }
   const float divisor = how.normalise ? sum + 1e-20f : 1.0f;
   for (int k = lane; k < how.top_k; k += warp_size) {
-    mine = score[experts[token * how.top_k + k]];
-    weights[token * how.top_k + k] = mine / divisor * how.scale;
+    mine = score[experts[k]];
+    weights[k] = mine / divisor * how.scale;
   }
+}
+
+// A warp a token.
+__global__ __launch_bounds__(threads) void route_kernel(const float* logits, int64_t logits_stride,
+                                                        const float* bias, float* scores,
+                                                        int64_t scores_stride, float* weights,
+                                                        int32_t* experts, int64_t tokens, How how) {
+  extern __shared__ float shared[];
+  wait_for_earlier_kernels();
+  const int warp = static_cast<int>(threadIdx.x) / warp_size,
+            block_warps = static_cast<int>(blockDim.x) / warp_size;
+  const int64_t token = static_cast<int64_t>(blockIdx.x) * block_warps + warp;
+  if (token >= tokens) return;
+  route_token(logits + token * logits_stride, bias, scores + token * scores_stride,
+              weights + token * how.top_k, experts + token * how.top_k, how,
+              shared + warp * (3 * how.experts + how.groups));
+}
+
+// -- few tokens: norm, logits and choice in one launch --
+
+struct NormedRouter {
+  FewNorms norm;
+  const float* gate = nullptr;
+  int64_t gate_row = 0;
+  const float* bias = nullptr;
+  float* scores = nullptr;
+  int64_t scores_row = 0;
+  float* weights = nullptr;
+  int32_t* experts = nullptr;
+  How how{};
+  int depth = 0, columns = 0;  // columns: of a block
+};
+
+// A cluster a token: its blocks share the experts, whose weights they keep in shared memory from before the
+// token's row is there; each takes the row's norm, and the first one collects the logits and chooses. Sums
+// are those of row_kernel (product_float.cuh).
+__global__ __launch_bounds__(threads) void normed_route_kernel(const __grid_constant__ NormedRouter p) {
+#if __CUDA_ARCH__ >= 900
+  extern __shared__ __align__(16) char memory[];
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % warp_size, warp = thread / warp_size;
+  unsigned rank, blocks;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  asm("mov.u32 %0, %%cluster_nctaid.x;" : "=r"(blocks));
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;");  // that I have begun
+  const int token = static_cast<int>(blockIdx.x / blocks), pitch = p.depth * 2 + 16;
+  const int first = static_cast<int>(rank) * p.columns, count = min(p.columns, p.how.experts - first);
+  float* const gate = reinterpret_cast<float*>(memory);
+  char* const x = memory + static_cast<size_t>(p.columns) * p.depth * sizeof(float);
+  float* const logits = reinterpret_cast<float*>(x + pitch);
+  for (int i = thread * 4; i < count * p.depth; i += threads * 4) {
+    const int column = i / p.depth;
+    mma::copy_async(mma::shared_address(gate + i), p.gate + (first + column) * p.gate_row + i % p.depth,
+                    true);
+  }
+  mma::commit();
+  FewNorms norm = p.norm;
+  const FewNorms::Weights norm_weights = norm.weights(norm.own_part(), p.depth);
+  wait_for_earlier_kernels();
+  norm.h += token * norm.h_row, norm.pending += token * norm.pending_row;
+  norm.sum += token * norm.sum_row, norm.out += token * norm.out_row;
+  if (!p.norm.pending) norm.pending = nullptr, norm.sum = nullptr;
+  norm.take(x, pitch, 1, p.depth, norm_weights, rank == 0);
+  mma::wait<0>();
+  __syncthreads();
+  asm volatile("barrier.cluster.wait.aligned;");  // that the first one has begun
+  for (int column = warp; column < count; column += warps) {
+    float sum = 0;
+    for (int k = lane * 4; k < p.depth; k += warp_size * 4) {
+      float a[4], w[4];
+      load<4>(reinterpret_cast<const bf16*>(x) + k, a);
+      load<4>(gate + column * p.depth + k, w);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sum = fmaf(a[j], w[j], sum);
+    }
+    sum = warp_sum(sum);
+    if (lane == 0) {
+      unsigned to;
+      asm("mapa.shared::cluster.u32 %0, %1, 0;"
+          : "=r"(to)
+          : "r"(mma::shared_address(logits + first + column)));
+      asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(to), "f"(sum) : "memory");
+    }
+  }
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  if (rank != 0) return;
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+  if (warp != 0) return;
+  route_token(logits, p.bias, p.scores + token * p.scores_row, p.weights + token * p.how.top_k,
+              p.experts + token * p.how.top_k, p.how, logits + p.how.experts);
+#endif
 }
 
 // -- counting --
@@ -418,6 +501,30 @@ void route(View logits, View bias, View token_mask, const Routing& routing, View
                                                    counting.of_sequence, load.as_or_null<float>(),
                                                    balance_loss.as_or_null<float>());
   check_launch("route");
+}
+
+bool normed_route(const NormedRows& x, View gate, View bias, const Routing& routing, View scores,
+                  View weights, View experts, const Context& context) {
+  const auto norm = few_norms(x);
+  if (!norm || context.compute_capability < 90 || gate.dtype != DType::f32 || !in_packs(4, {gate}))
+    return false;
+  constexpr int most_blocks = 8;  // of a cluster, on any device that has them
+  NormedRouter p;
+  p.norm = *norm;
+  p.how = how_of(routing, gate[0]);
+  p.depth = static_cast<int>(gate[1]);
+  const int blocks = std::min(most_blocks, (p.how.experts + warps - 1) / warps);
+  p.columns = (p.how.experts + blocks - 1) / blocks;
+  const int64_t floats = int64_t{p.columns} * p.depth + p.depth / 2 + 4 + 4 * p.how.experts + p.how.groups;
+  const size_t bytes = static_cast<size_t>(floats) * sizeof(float);
+  if (bytes + 1024 > static_cast<size_t>(context.shared_bytes)) return false;
+  p.gate = gate.as<float>(), p.gate_row = gate.stride(0);
+  p.bias = bias.as_or_null<float>();
+  p.scores = scores.as<float>(), p.scores_row = scores.stride(0);
+  p.weights = weights.as<float>(), p.experts = experts.as<int32_t>();
+  launch_early_in_clusters(normed_route_kernel, dim3(static_cast<unsigned>(x.h[0] * blocks)),
+                           static_cast<unsigned>(blocks), threads, bytes, "normed_route", context, p);
+  return true;
 }
 
 void route_backward(View d_weights, View scores, View weights, View experts, View token_mask,

@@ -89,6 +89,10 @@ struct Sums {
 struct Chooser {
   struct Shared {
     Bins all, some;
+    unsigned long long ranks[choosers], weights[choosers];  // of a bin's tokens, if they are so few
+    int listed;
+    int chosen;
+    unsigned long long through;
     Sums of_warps[choosers / warp_size];
     unsigned long long lowest[choosers / warp_size], highest[choosers / warp_size];
     int bin;
@@ -185,12 +189,50 @@ struct Chooser {
     return shared.bin;
   }
 
+  // Writes down a bin's tokens, and says whether they fit.
+  __device__ bool list(int bin) const {
+    if (threadIdx.x == 0) shared.listed = 0;
+    __syncthreads();
+    each([&](bool valid, int i, float x) {
+      if (!valid || bin_of(x) != bin) return;
+      const unsigned long long weight = weight_of(x);
+      if (weight == 0) return;
+      const int at = atomicAdd(&shared.listed, 1);
+      if (at < choosers) shared.ranks[at] = rank_of(x, i), shared.weights[at] = weight;
+    });
+    __syncthreads();
+    return shared.listed <= choosers;
+  }
+
+  // Of the tokens listed: the one with which the sum, which begins with `before`, exceeds `least`.
+  __device__ int choose_listed(bool by_tokens, unsigned long long least, Sums before,
+                               unsigned long long& through) const {
+    const int thread = static_cast<int>(threadIdx.x), count = shared.listed;
+    if (thread < count) {
+      const unsigned long long rank = shared.ranks[thread], weight = shared.weights[thread];
+      for (int j = 0; j < count; ++j) {
+        if (shared.ranks[j] < rank) before.weight += shared.weights[j], ++before.tokens;
+      }
+      const unsigned long long sum = by_tokens ? before.tokens : before.weight;
+      if (sum <= least && sum + (by_tokens ? 1 : weight) > least) {
+        shared.chosen = static_cast<int>(static_cast<unsigned>(rank));  // its lower half
+        shared.through = before.weight + weight;
+      }
+    }
+    __syncthreads();
+    through = shared.through;
+    const int chosen = shared.chosen;
+    __syncthreads();
+    return chosen;
+  }
+
   // The token with which the sum exceeds `least`, which is less than the sum of all; `through`: the weight of
   // the tokens up to it.
   __device__ __noinline__ int find(bool by_tokens, unsigned long long least,
                                    unsigned long long& through) const {
     Sums before{};
     const int bin = locate(shared.all, by_tokens, least, before);
+    if (list(bin)) return choose_listed(by_tokens, least, before, through);
     unsigned long long low = 0, high = ~0ull;  // ranks of that bin which are left
     const auto is_left = [&](bool valid, int i, float x) {
       return valid && bin_of(x) == bin && weight_of(x) > 0 && rank_of(x, i) >= low && rank_of(x, i) <= high;

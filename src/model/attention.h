@@ -28,13 +28,13 @@ struct Mla {
 
   Mla() = default;
   Mla(const Config& config, DType type);
-  // x [T, hidden] normed; cache may be null.
-  Tensor operator()(const Tensor& x, Step& at, const LayerCache* cache) const;
+  // Of the stream's norm [T, hidden]; cache may be null.
+  Tensor operator()(Stream& stream, const Norm& norm, Step& at, const LayerCache* cache) const;
 
  private:
   Tensor query(const Tensor& x) const;  // [T, heads · (nope + rope)]
   // Absorbed attention over the cache in fused ops.
-  Tensor fused(const Tensor& x, const Step& at, const LayerCache& cache) const;
+  Tensor fused(Stream& stream, const Norm& norm, const Step& at, const LayerCache& cache) const;
   Tensor expanded(const Tensor& q, const Tensor& c, const Tensor& k_rope,
                   const Step& at) const;                                            // [T, heads, v]
   Tensor absorbed(const Tensor& q, const Step& at, const LayerCache& cache) const;  // [T, heads, v]
@@ -57,7 +57,7 @@ struct Gqa {
 
   Gqa() = default;
   Gqa(const Config& config, DType type);
-  Tensor operator()(const Tensor& x, Step& at, const LayerCache* cache) const;
+  Tensor operator()(Stream& stream, const Norm& norm, Step& at, const LayerCache* cache) const;
 };
 
 }  // namespace latente

@@ -13,8 +13,9 @@ Gqa::Gqa(const Config& config, DType type)
       scale(config.softmax_scale()),
       interleaved(config.rope.interleaved) {}
 
-Tensor Gqa::operator()(const Tensor& x, Step& at, const LayerCache* cache) const {
-  int64_t tokens = x[0];
+Tensor Gqa::operator()(Stream& stream, const Norm& norm, Step& at, const LayerCache* cache) const {
+  const Tensor x = stream.normed(norm);
+  const int64_t tokens = x[0];
   Tensor q = rope(q_proj(x).reshape({tokens, heads, dim}), at.positions, at.rope_table, interleaved);
   Tensor k = rope(k_proj(x).reshape({tokens, kv_heads, dim}), at.positions, at.rope_table, interleaved);
   Tensor v = v_proj(x).reshape({tokens, kv_heads, dim});

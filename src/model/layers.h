@@ -45,6 +45,9 @@ struct Stream {
 
   // Adds what is pending and returns the norm of the sum.
   Tensor normed(const Norm& norm);
+  // For an op that does the same; it returns the sum, which is to be kept.
+  Unnormed unnormed(const Norm& norm) const { return {h, pending, norm.weight, norm.eps}; }
+  void keep(const Tensor& sum) { h = sum, pending = Tensor(); }
 };
 
 // SwiGLU: down(silu(gate(x)) · up(x)).
@@ -55,6 +58,10 @@ struct Mlp {
   Mlp() = default;
   Mlp(int64_t hidden, int64_t inner, DType type)
       : gate_proj(hidden, inner, type), up_proj(hidden, inner, type), down_proj(inner, hidden, type) {}
+  // Of the stream's norm.
+  Tensor operator()(Stream& stream, const Norm& norm, Step& at) const {
+    return (*this)(stream.normed(norm), at);
+  }
   Tensor operator()(const Tensor& x, Step& at) const;
 };
 

@@ -28,9 +28,11 @@ Mla::Mla(const Config& config, DType type)
 
 Tensor Mla::query(const Tensor& x) const { return q_proj ? q_proj(x) : q_b_proj(q_a_layernorm(q_a_proj(x))); }
 
-Tensor Mla::operator()(const Tensor& x, Step& at, const LayerCache* cache) const {
-  int64_t tokens = x[0];
-  if (cache && !at.starts && !at.expand_cache && x.plan()->fuses()) return fused(x, at, *cache);
+Tensor Mla::operator()(Stream& stream, const Norm& norm, Step& at, const LayerCache* cache) const {
+  if (cache && !at.starts && !at.expand_cache && stream.h.plan()->fuses() && !q_b_proj.bias)
+    return fused(stream, norm, at, *cache);
+  const Tensor x = stream.normed(norm);
+  const int64_t tokens = x[0];
   Tensor q =
       rope(query(x).reshape({tokens, heads, nope_dim + rope_dim}), at.positions, at.rope_table, interleaved);
 
@@ -74,20 +76,26 @@ Tensor Mla::absorbed(const Tensor& q, const Step& at, const LayerCache& cache) c
   return head_linear(attended, up.v, false);
 }
 
-Tensor Mla::fused(const Tensor& x, const Step& at, const LayerCache& cache) const {
+Tensor Mla::fused(Stream& stream, const Norm& norm, const Step& at, const LayerCache& cache) const {
+  const int64_t tokens = stream.h[0];
   const Linear& first = q_proj ? q_proj : q_a_proj;
-  auto [q, kv_a] = first.bias || kv_a_proj_with_mqa.bias
-                       ? std::pair(first(x), kv_a_proj_with_mqa(x))
-                       : linear_both(x, first.weight, kv_a_proj_with_mqa.weight);
-  q = latent_entries(q, q_a_layernorm.weight, q_a_layernorm.eps, kv_a, kv_a_layernorm.weight,
-                     kv_a_layernorm.eps, at.positions, at.rope_table, interleaved, at.slots,
-                     cache.keys.reshape({cache.keys[0], cache.keys[1], cache.keys[3]}));
-  if (!q_proj) q = q_b_proj(q);
+  Tensor q, kv_a;
+  if (first.bias || kv_a_proj_with_mqa.bias) {
+    const Tensor x = stream.normed(norm);
+    q = first(x), kv_a = kv_a_proj_with_mqa(x);
+  } else {
+    const NormedLinear both = normed_linear(stream.unnormed(norm), first.weight, kv_a_proj_with_mqa.weight);
+    stream.keep(both.sum);
+    q = both.out, kv_a = both.other;
+  }
+  if (!q_proj) q = normed_linear({q, {}, q_a_layernorm.weight, q_a_layernorm.eps}, q_b_proj.weight, {}).out;
   const UpProjections up = up_projections();
-  Tensor folded = absorb_rotated(q.reshape({x[0], heads, nope_dim + rope_dim}), up.k, !up.transposed,
-                                 at.positions, at.rope_table, interleaved);
+  Tensor folded = absorb_beside_entries({kv_a, kv_a_layernorm.weight, kv_a_layernorm.eps, at.slots,
+                                         cache.keys.reshape({cache.keys[0], cache.keys[1], cache.keys[3]})},
+                                        q.reshape({tokens, heads, nope_dim + rope_dim}), up.k, !up.transposed,
+                                        at.positions, at.rope_table, interleaved);
   Tensor attended = attention_paged(folded, cache.keys, cache.keys.columns(0, kv_rank), at.pages, scale);
-  return o_proj(head_linear(attended, up.v, false).reshape({x[0], heads * v_dim}));
+  return o_proj(head_linear(attended, up.v, false).reshape({tokens, heads * v_dim}));
 }
 
 }  // namespace latente

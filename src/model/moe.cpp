@@ -16,7 +16,21 @@ Moe::Moe(const Config& config, DType type) : routing(config.routing()) {
   if (config.n_shared_experts > 0) shared_experts = Mlp(hidden, inner * config.n_shared_experts, type);
 }
 
-Tensor Moe::operator()(const Tensor& x, Step& at) const {
+Tensor Moe::operator()(Stream& stream, const Norm& norm, Step& at) const {
+  const bool fused = stream.h.plan()->fuses() && !experts.gate_proj.view().residency;
+  const auto layer = [&](const Tensor& x, const Routed& routed) {
+    const Mlp& shared = shared_experts;
+    return expert_layer(x, routed,
+                        {experts.gate_proj, experts.up_proj, experts.down_proj, shared.gate_proj.weight,
+                         shared.up_proj.weight, shared.down_proj.weight});
+  };
+  if (fused && !at.count_load) {
+    const NormedRoute to =
+        normed_route(stream.unnormed(norm), gate.weight, gate.e_score_correction_bias, routing);
+    stream.keep(to.sum);
+    return layer(to.out, to.routed);
+  }
+  const Tensor x = stream.normed(norm);
   int64_t count = gate.weight[0];
   Routing how = routing;
   how.balance = at.balance;
@@ -25,12 +39,7 @@ Tensor Moe::operator()(const Tensor& x, Step& at) const {
       route(logits, gate.e_score_correction_bias, at.token_mask, how, at.count_load ? gate.load : Tensor());
   if (routed.balance_loss) at.balance_losses.push_back(routed.balance_loss);
 
-  if (x.plan()->fuses() && !experts.gate_proj.view().residency) {
-    const Mlp& shared = shared_experts;
-    return expert_layer(x, routed,
-                        {experts.gate_proj, experts.up_proj, experts.down_proj, shared.gate_proj.weight,
-                         shared.up_proj.weight, shared.down_proj.weight});
-  }
+  if (fused) return layer(x, routed);
   ExpertOrder order = expert_order(routed.experts, count);
   const auto from_shared = [&] { return shared_experts.gate_proj ? shared_experts(x, at) : Tensor(); };
   // Computed first where there is something to wait for.

@@ -30,7 +30,7 @@ struct Moe {
 
   Moe() = default;
   Moe(const Config& config, DType type);
-  Tensor operator()(const Tensor& x, Step& at) const;
+  Tensor operator()(Stream& stream, const Norm& norm, Step& at) const;
 };
 
 // True for "….mlp.experts.gate_proj" and its sisters: a stack of [E, …] that a checkpoint holds expert by

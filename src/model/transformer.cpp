@@ -21,15 +21,16 @@ Layer::Layer(const Config& config, int64_t index, DType type)
 
 void Layer::operator()(Stream& stream, Step& at, const LayerCache* cache) const {
   Plan* plan = stream.h.plan();
-  Tensor x = stream.normed(input_layernorm);
-  at.residuals.push_back(stream.h);
   {
     Plan::Scope scope(plan, "self_attn");
-    stream.pending = std::visit([&](const auto& attention) { return attention(x, at, cache); }, self_attn);
+    Tensor out = std::visit(
+        [&](const auto& attention) { return attention(stream, input_layernorm, at, cache); }, self_attn);
+    at.residuals.push_back(stream.h);
+    stream.pending = out;
   }
-  x = stream.normed(post_attention_layernorm);
   Plan::Scope scope(plan, "mlp");
-  stream.pending = std::visit([&](const auto& feed_forward) { return feed_forward(x, at); }, mlp);
+  stream.pending = std::visit(
+      [&](const auto& feed_forward) { return feed_forward(stream, post_attention_layernorm, at); }, mlp);
 }
 
 MtpModule::MtpModule(const Config& config, int64_t index, DType type)

@@ -2,52 +2,76 @@
 
 namespace latente {
 
-std::pair<Tensor, Tensor> linear_both(const Tensor& x, const Tensor& w, const Tensor& other_w) {
-  Plan& plan = *x.plan();
-  if (!plan.fuses()) return {linear(x, w), linear(x, other_w)};
-  LATENTE_ASSERT(w[1] == x[1] && other_w[1] == x[1]);
-  Tensor out = plan.intermediate({x[0], w[0]}, x.dtype());
-  Tensor other_out = plan.intermediate({x[0], other_w[0]}, x.dtype());
-  plan.record("linear_both", {x, w, other_w}, {out, other_out}, [=](Backend& b) {
-    b.linear_both(x.view(), w.view(), other_w.view(), out.view(), other_out.view());
-  });
-  return {out, other_out};
+namespace {
+
+// Where the norm's results go: sum (or h, if nothing is pending) and out.
+struct NormResults {
+  Tensor sum, out;
+
+  explicit NormResults(const Unnormed& x)
+      : sum(x.pending ? x.h.plan()->intermediate(x.h.shape(), x.h.dtype()) : Tensor()),
+        out(x.h.plan()->intermediate(x.h.shape(), x.h.dtype())) {
+    LATENTE_ASSERT(x.weight[0] == x.h[1] && (!x.pending || x.pending.shape() == x.h.shape()));
+  }
+  NormedRows rows(const Unnormed& x) const {
+    return {x.h.view(), x.pending.view(), x.weight.view(), x.eps, sum.view(), out.view()};
+  }
+};
+
+}  // namespace
+
+NormedLinear normed_linear(const Unnormed& x, const Tensor& w, const Tensor& other_w) {
+  Plan& plan = *x.h.plan();
+  const NormResults norm(x);
+  LATENTE_ASSERT(plan.fuses() && w[1] == x.h[1] && (!other_w || other_w[1] == x.h[1]));
+  const auto result = [&](const Tensor& by) {
+    return by ? plan.intermediate({x.h[0], by[0]}, x.h.dtype()) : Tensor();
+  };
+  const Tensor out = result(w), other = result(other_w);
+  plan.record(
+      "normed_linear", {x.h, x.pending, x.weight, w, other_w}, {norm.sum, norm.out, out, other},
+      [=](Backend& b) { b.normed_linear(norm.rows(x), w.view(), other_w.view(), out.view(), other.view()); });
+  return {x.pending ? norm.sum : x.h, out, other};
 }
 
-Tensor latent_entries(const Tensor& q, const Tensor& q_norm, double q_eps, const Tensor& kv,
-                      const Tensor& kv_norm, double kv_eps, const Tensor& positions, const Tensor& table,
-                      bool interleaved, const Tensor& slots, const Tensor& cache) {
-  Plan& plan = *kv.plan();
-  const int64_t rank = kv_norm[0], rope = table[1];
-  LATENTE_ASSERT(kv[1] == rank + rope);
-  Tensor q_out = q_norm ? plan.intermediate(q.shape(), q.dtype()) : Tensor();
-  Tensor latent_out = plan.intermediate({kv[0], rank}, kv.dtype());
-  Tensor latent = kv.columns(0, rank), rotary = kv.columns(rank, rank + rope).reshape({kv[0], 1, rope});
-  plan.record("latent_entries", {q, q_norm, kv, kv_norm, positions, table, slots},
-              {q_out, kv, latent_out, cache}, [=](Backend& b) {
-                LatentEntries e;
-                if (q_norm) e.q = q.view(), e.q_norm = q_norm.view(), e.q_out = q_out.view();
-                e.latent = latent.view(), e.latent_norm = kv_norm.view(), e.latent_out = latent_out.view();
-                e.rotary = rotary.view(), e.positions = positions.view(), e.table = table.view();
-                e.q_eps = q_eps, e.latent_eps = kv_eps;
-                e.interleaved = interleaved;
-                e.slots = slots.view(), e.cache = cache.view();
-                b.latent_entries(e);
+NormedRoute normed_route(const Unnormed& x, const Tensor& gate, const Tensor& bias, const Routing& routing) {
+  Plan& plan = *x.h.plan();
+  const NormResults norm(x);
+  LATENTE_ASSERT(plan.fuses() && gate[1] == x.h[1]);
+  const int64_t tokens = x.h[0];
+  const DType exact = exact_type(x.h.dtype());
+  const Tensor logits = plan.intermediate({tokens, gate[0]}, exact),
+               scores = plan.intermediate({tokens, gate[0]}, exact),
+               weights = plan.intermediate({tokens, routing.top_k}, exact),
+               experts = plan.intermediate({tokens, routing.top_k}, DType::i32);
+  plan.record("normed_route", {x.h, x.pending, x.weight, gate, bias},
+              {norm.sum, norm.out, logits, scores, weights, experts}, [=](Backend& b) {
+                b.normed_route(norm.rows(x), gate.view(), bias.view(), routing, logits.view(), scores.view(),
+                               weights.view(), experts.view());
               });
-  return q_norm ? q_out : q;
+  return {x.pending ? norm.sum : x.h, norm.out, {weights, experts, {}}};
 }
 
-Tensor absorb_rotated(const Tensor& q, const Tensor& w_uk, bool transpose, const Tensor& positions,
-                      const Tensor& table, bool interleaved) {
+Tensor absorb_beside_entries(const LatentsToCache& to, const Tensor& q, const Tensor& w_uk, bool transpose,
+                             const Tensor& positions, const Tensor& table, bool interleaved) {
   LATENTE_ASSERT(q.shape().rank() == 3 && w_uk.shape().rank() == 3 && w_uk[0] == q[1]);
   Plan& plan = *q.plan();
-  const int64_t nope = w_uk[transpose ? 1 : 2], rank = w_uk[transpose ? 2 : 1];
-  LATENTE_ASSERT(q[2] == nope + table[1]);
-  Tensor out = plan.intermediate({q[0], q[1], rank + table[1]}, q.dtype());
-  plan.record("absorb_rotated", {q, w_uk, positions, table}, {q, out}, [=](Backend& b) {
-    b.absorb_rotated(q.view(), w_uk.view(), transpose, positions.view(), table.view(), interleaved,
-                     out.view());
-  });
+  const Tensor kv = to.kv;
+  const int64_t nope = w_uk[transpose ? 1 : 2], rank = to.norm[0], rope = table[1];
+  LATENTE_ASSERT(q[2] == nope + rope && kv[1] == rank + rope && rank == w_uk[transpose ? 2 : 1]);
+  Tensor latent_out = plan.intermediate({kv[0], rank}, kv.dtype());
+  Tensor latent = kv.columns(0, rank), rotary = kv.columns(rank, rank + rope).reshape({kv[0], 1, rope});
+  Tensor out = plan.intermediate({q[0], q[1], rank + rope}, q.dtype());
+  plan.record("absorb_beside_entries", {q, w_uk, kv, to.norm, positions, table, to.slots},
+              {q, kv, latent_out, to.cache, out}, [=](Backend& b) {
+                LatentEntries e;
+                e.latent = latent.view(), e.latent_norm = to.norm.view(), e.latent_out = latent_out.view();
+                e.rotary = rotary.view(), e.positions = positions.view(), e.table = table.view();
+                e.latent_eps = to.eps;
+                e.interleaved = interleaved;
+                e.slots = to.slots.view(), e.cache = to.cache.view();
+                b.absorb_beside_entries(e, q.view(), w_uk.view(), transpose, out.view());
+              });
   return out;
 }
 

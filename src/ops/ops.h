@@ -88,18 +88,33 @@ void cache_store(const Tensor& x, const Tensor& slots, const Tensor& cache);
 void choose(const Tensor& logits, const Tensor& choices, const Tensor& chosen);
 Tensor take_chosen(const Tensor& ids, const Tensor& from, const Tensor& chosen);
 
-// -- fused.cpp: without gradients, as one call (Backend's fused.cpp) where plan.fuses(); the first two are
-// otherwise recorded as their parts.
-std::pair<Tensor, Tensor> linear_both(const Tensor& x, const Tensor& w, const Tensor& other_w);
+// -- fused.cpp: without gradients, as one call (Backend's fused.cpp); gated_linear where plan.fuses(), the
+// others only there.
 Tensor gated_linear(const Tensor& x, const Tensor& gate, const Tensor& up);
-// Norms of q, where q_norm is not null, and of the latent in kv [T, rank + rope], which goes to `cache`
-// [pages, page, …] with the rotated key. Returns the query's norm, or q. kv must not be read afterwards.
-Tensor latent_entries(const Tensor& q, const Tensor& q_norm, double q_eps, const Tensor& kv,
-                      const Tensor& kv_norm, double kv_eps, const Tensor& positions, const Tensor& table,
-                      bool interleaved, const Tensor& slots, const Tensor& cache);
-// rope and absorb_query; q must not be read afterwards.
-Tensor absorb_rotated(const Tensor& q, const Tensor& w_uk, bool transpose, const Tensor& positions,
-                      const Tensor& table, bool interleaved);
+// A norm that what reads it takes itself: of h + pending, or of h where there is none.
+struct Unnormed {
+  Tensor h, pending, weight;
+  double eps = 0;
+};
+struct NormedLinear {
+  Tensor sum;         // h + pending, or h
+  Tensor out, other;  // linear() of the norm by w and other_w
+};
+NormedLinear normed_linear(const Unnormed& x, const Tensor& w, const Tensor& other_w);
+struct NormedRoute {
+  Tensor sum, out;  // out: the norm
+  Routed routed;
+};
+NormedRoute normed_route(const Unnormed& x, const Tensor& gate, const Tensor& bias, const Routing& routing);
+// The norm of the latent in kv [T, rank + rope] goes to `cache` [pages, page, …] with the rotated key.
+struct LatentsToCache {
+  Tensor kv, norm;
+  double eps = 0;
+  Tensor slots, cache;
+};
+// These entries, and rope and absorb_query. Neither q nor kv may be read afterwards.
+Tensor absorb_beside_entries(const LatentsToCache& entries, const Tensor& q, const Tensor& w_uk,
+                             bool transpose, const Tensor& positions, const Tensor& table, bool interleaved);
 struct ExpertWeights {
   Tensor gate, up, down;                       // stacked
   Tensor shared_gate, shared_up, shared_down;  // or null

@@ -91,12 +91,19 @@ struct Pages {
   View position;     // [T] i32: the query attends to cache positions 0..position
 };
 
+// The norm of h + pending, or of h; of rows [T, D].
+struct NormedRows {
+  View h, pending;  // pending: or null
+  View weight;      // [D]
+  double eps = 0;
+  View sum, out;  // sum: of h and pending, or null; out: the norm
+};
+
 // What a decoding layer leaves in its latent cache, see Backend::latent_entries.
 struct LatentEntries {
-  View q, q_norm, q_out;  // [T, q rank], its norm's weight, the result; null without compression
-  View latent, latent_norm, latent_out;  // [T, rank], the same
-  View rotary, positions, table;         // the shared key [T, 1, rope], rotated in place or left as it is
-  double q_eps = 0, latent_eps = 0;
+  View latent, latent_norm, latent_out;  // [T, rank], its norm's weight, the result
+  double latent_eps = 0;
+  View rotary, positions, table;  // the shared key [T, 1, rope], rotated in place or left as it is
   bool interleaved = false;
   View slots, cache;  // [T] i32; [pages, page, rank + rope], or narrow
 };
@@ -322,12 +329,19 @@ class Backend {
   virtual bool fuses() const { return false; }
   // Two linear() of x, without bias.
   virtual void linear_both(View x, View w, View other_w, View out, View other_out);
-  // q_out = rms_norm(q), latent_out = rms_norm(latent); latent_out and the rotated key to the cache.
+  // linear() of x's norm by w, and by other_w if there is one. x.out is scratch.
+  virtual void normed_linear(const NormedRows& x, View w, View other_w, View out, View other_out);
+  // route() of the logits [T, E] (scratch) that linear() makes of x's norm, without losses or loads.
+  virtual void normed_route(const NormedRows& x, View gate, View bias, const Routing& routing, View logits,
+                            View scores, View weights, View experts);
+  // latent_out = rms_norm(latent); it and the rotated key to the cache.
   virtual void latent_entries(const LatentEntries& entries);
   // out [T, H, R + rope]: head_linear of q's first columns [T, H, N], and beside it the rotary rest of q,
   // rotated (in q, too, or not). w as head_linear takes it.
   virtual void absorb_rotated(View q, View w, bool transpose, View positions, View table, bool interleaved,
                               View out);
+  // latent_entries(), and absorb_rotated() at the same positions.
+  virtual void absorb_beside_entries(const LatentEntries& entries, View q, View w, bool transpose, View out);
   // out[t] = the sum over the token's choices of weight · down(silu(gate(x)) · up(x)), added onto the same of
   // the shared expert, in that order.
   virtual void expert_layer(const ExpertLayer& layer);

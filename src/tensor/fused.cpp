@@ -2,14 +2,34 @@
 #include "tensor/backend.h"
 
 namespace latente {
+namespace {
+
+void take_norm(Backend& to, const NormedRows& x) {
+  x.pending ? to.rms_norm_add(x.h, x.pending, x.weight, x.eps, x.sum, x.out, {})
+            : to.rms_norm(x.h, x.weight, x.eps, x.out, {});
+}
+
+}  // namespace
 
 void Backend::linear_both(View x, View w, View other_w, View out, View other_out) {
   linear(x, w, {}, {out, false});
   linear(x, other_w, {}, {other_out, false});
 }
 
+void Backend::normed_linear(const NormedRows& x, View w, View other_w, View out, View other_out) {
+  take_norm(*this, x);
+  if (other_w) return linear_both(x.out, w, other_w, out, other_out);
+  linear(x.out, w, {}, {out, false});
+}
+
+void Backend::normed_route(const NormedRows& x, View gate, View bias, const Routing& routing, View logits,
+                           View scores, View weights, View experts) {
+  take_norm(*this, x);
+  linear(x.out, gate, {}, {logits, false});
+  route(logits, bias, {}, routing, scores, weights, experts, {}, {});
+}
+
 void Backend::latent_entries(const LatentEntries& e) {
-  if (e.q) rms_norm(e.q, e.q_norm, e.q_eps, e.q_out, {});
   rms_norm(e.latent, e.latent_norm, e.latent_eps, e.latent_out, {});
   rope(e.rotary, e.positions, e.table, e.interleaved, false);
   View rotary = e.rotary;  // [T, rope]
@@ -28,6 +48,11 @@ void Backend::absorb_rotated(View q, View w, bool transpose, View positions, Vie
   rope(rotary, positions, table, interleaved, false);
   head_linear(columns_of(q, 0, nope), w, transpose, columns_of(out, 0, rank));
   copy(rotary, {columns_of(out, rank, out[2]), false});
+}
+
+void Backend::absorb_beside_entries(const LatentEntries& e, View q, View w, bool transpose, View out) {
+  latent_entries(e);
+  absorb_rotated(q, w, transpose, e.positions, e.table, e.interleaved, out);
 }
 
 void Backend::expert_layer(const ExpertLayer& at) {

@@ -147,6 +147,27 @@ TEST_P(CudaCoded, ProductsThatShareALaunch) {
   }
 }
 
+// So many that a warp has two strips of them, the last one without a neighbour; deeper than what is on its
+// way.
+TEST_P(CudaCoded, ManyColumns) {
+  const int64_t depth = 840, columns = 8472, half = 4232;
+  const Pair w = weight({columns, depth}), gate = weight({half, depth}), up = weight({half, depth});
+  for (const int64_t rows : {1, 3, 8}) {
+    const Tensor x = normals({rows, depth}, DType::bf16, 0.1);
+    const Tensor a = empty({rows, columns}), b = empty({rows, columns});
+    device_.linear(x.view(), w.coded.view(), {}, {a.view(), false});
+    device_.linear(x.view(), w.wide.view(), {}, {b.view(), false});
+    expect_same(a, b, rows);
+    const Tensor c = empty({rows, half}), d = empty({rows, half}), gated = empty({rows, half}),
+                 risen = empty({rows, half});
+    device_.gated_linear(x.view(), gate.coded.view(), up.coded.view(), gated.view(), risen.view(), c.view(),
+                         false);
+    base_.Backend::gated_linear(x.view(), gate.wide.view(), up.wide.view(), gated.view(), risen.view(),
+                                d.view(), false);
+    expect_same(c, d, rows);
+  }
+}
+
 TEST_P(CudaCoded, AbsorbedQueries) {
   const int64_t heads = 5, rank = 72, rope = 16;
   const Tensor table = normals({64, rope}, DType::f32);

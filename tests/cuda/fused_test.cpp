@@ -33,6 +33,11 @@ class CudaFused : public testing::Test {
   Tensor empty(Shape shape, DType type = DType::bf16) { return normals(shape, type, 1e6); }  // poison
   std::vector<double> read(const Tensor& tensor) {
     std::vector<double> values(static_cast<size_t>(tensor.count()));
+    if (tensor.dtype() == DType::i32) {
+      const HostCopy numbers = on_host(device_, tensor.view());
+      std::copy_n(numbers.view.as<int32_t>(), values.size(), values.begin());
+      return values;
+    }
     convert(tensor.dtype(), on_host(device_, tensor.view()).view.data, DType::f64, values.data(),
             tensor.count());
     return values;
@@ -178,34 +183,102 @@ TEST_F(CudaFused, GatedExpertsWithGradients) {
   }
 }
 
+// By themselves, and beside absorbed queries.
 TEST_F(CudaFused, EntriesOfTheCache) {
-  const int64_t rank = 192, rope = 32, page = 8;
+  const int64_t rope = 32, page = 8, heads = 3, nope = 64;
   const Tensor table = normals({64, rope}, DType::f32);
-  for (const bool compressed : {true, false}) {
-    for (const int64_t q_rank : {64, 1536}) {
-      for (const int64_t rows : {1, 3, 40}) {
-        const Tensor q = normals({rows, q_rank}), q_norm = normals({q_rank}),
-                     kv = normals({rows, rank + rope}), norm = normals({rank});
+  for (const int64_t rank : {192, 512, 520}) {
+    const Tensor w = normals({heads, nope, rank}), norm = normals({rank});
+    for (const bool beside : {false, true}) {
+      for (const int64_t rows : {1, 3, 8, 40}) {
+        const Tensor kv = normals({rows, rank + rope}), queries_before = normals({rows, heads, nope + rope});
         std::vector<int32_t> slots(static_cast<size_t>(rows));
         for (size_t i = 0; i < slots.size(); ++i) slots[i] = i == 1 ? -1 : static_cast<int32_t>(3 * i + 2);
         const Tensor slot = indices({rows}, 1), positions = indices({rows}, 64);
         device_.upload(slots.data(), slot.view());
         Tensor caches[2], outs[2], queries[2];
-        for (int fused = 1; fused >= 0; --fused) {  // the parts rotate kv in place
+        for (int fused = 1; fused >= 0; --fused) {  // the parts rotate kv and q in place
+          const Tensor q = empty(queries_before.shape());
+          device_.copy(queries_before.view(), {q.view(), false});
           caches[fused] = buffer(device_, {20, page, rank + rope}, DType::bf16);
-          outs[fused] = empty({rows, rank}), queries[fused] = empty({rows, q_rank});
+          outs[fused] = empty({rows, rank}), queries[fused] = empty({rows, heads, rank + rope});
           LatentEntries e;
-          if (compressed) e.q = q.view(), e.q_norm = q_norm.view(), e.q_out = queries[fused].view();
           e.latent = columns_of(kv.view(), 0, rank);
           e.latent_norm = norm.view(), e.latent_out = outs[fused].view();
           const Tensor rotary = kv.columns(rank, rank + rope).reshape({rows, 1, rope});
           e.rotary = rotary.view(), e.positions = positions.view(), e.table = table.view();
-          e.q_eps = 1e-5, e.latent_eps = 1e-6, e.interleaved = rows != 3;
+          e.latent_eps = 1e-6, e.interleaved = rows != 3;
           e.slots = slot.view(), e.cache = caches[fused].view();
-          fused ? device_.latent_entries(e) : device_.Backend::latent_entries(e);
+          if (beside) {
+            fused
+                ? device_.absorb_beside_entries(e, q.view(), w.view(), true, queries[fused].view())
+                : device_.Backend::absorb_beside_entries(e, q.view(), w.view(), true, queries[fused].view());
+          } else {
+            fused ? device_.latent_entries(e) : device_.Backend::latent_entries(e);
+          }
         }
         expect_same(caches[0], caches[1], rows), expect_same(outs[0], outs[1], rows);
-        if (compressed) expect_same(queries[0], queries[1], rows);
+        if (beside) expect_same(queries[0], queries[1], rows);
+      }
+    }
+  }
+}
+
+TEST_F(CudaFused, ProductsOfNorms) {
+  for (const int64_t depth : {72, 384, 768, 2048, 7168}) {
+    const Tensor w = normals({200, depth}), other = normals({72, depth}), norm = normals({depth});
+    for (const int64_t rows : row_counts) {
+      const Tensor h = normals({rows, depth}), pending = normals({rows, depth});
+      for (const bool adds : {true, false}) {
+        Tensor sums[2], a[2], b[2], scratch = empty({rows, depth});
+        for (const bool fused : {true, false}) {
+          sums[fused] = empty({rows, depth}), a[fused] = empty({rows, 200}), b[fused] = empty({rows, 72});
+          const NormedRows x{h.view(), adds ? pending.view() : View(),     norm.view(),
+                             1e-6,     adds ? sums[fused].view() : View(), scratch.view()};
+          // One product alone where nothing is pending.
+          const View second = adds ? other.view() : View(), to = adds ? b[fused].view() : View();
+          fused ? device_.normed_linear(x, w.view(), second, a[fused].view(), to)
+                : base_.Backend::normed_linear(x, w.view(), second, a[fused].view(), to);
+        }
+        expect_same(a[0], a[1], rows);
+        if (adds) expect_same(b[0], b[1], rows), expect_same(sums[0], sums[1], rows);
+      }
+    }
+  }
+}
+
+TEST_F(CudaFused, RoutesOfNorms) {
+  for (const int64_t depth : {72, 768, 2048}) {
+    for (const int64_t experts : {8, 32, 64, 72, 160}) {
+      const Tensor gate = normals({experts, depth}, DType::f32, 0.05), norm = normals({depth}),
+                   bias = normals({experts}, DType::f32, 0.01);
+      for (const int64_t rows : {1, 3, 8, 9, 33}) {
+        const Tensor h = normals({rows, depth}), pending = normals({rows, depth});
+        for (const bool v3 : {true, false}) {
+          Routing routing;
+          routing.top_k = 4, routing.scale = 2.5;
+          routing.score = v3 ? GateScore::sigmoid : GateScore::softmax;
+          routing.normalise = v3;
+          if (v3) routing.groups = 4, routing.top_groups = 2, routing.group_score = GroupScore::top2_sum;
+          Tensor sums[2], outs[2], scores[2], weights[2], chosen[2],
+              logits = empty({rows, experts}, DType::f32);
+          for (const bool fused : {true, false}) {
+            sums[fused] = empty({rows, depth}), outs[fused] = empty({rows, depth});
+            scores[fused] = empty({rows, experts}, DType::f32);
+            weights[fused] = empty({rows, 4}, DType::f32), chosen[fused] = indices({rows, 4}, 1);
+            const NormedRows x{h.view(), v3 ? pending.view() : View(),     norm.view(),
+                               1e-6,     v3 ? sums[fused].view() : View(), outs[fused].view()};
+            const View b = v3 ? bias.view() : View();
+            fused
+                ? device_.normed_route(x, gate.view(), b, routing, logits.view(), scores[fused].view(),
+                                       weights[fused].view(), chosen[fused].view())
+                : base_.Backend::normed_route(x, gate.view(), b, routing, logits.view(), scores[fused].view(),
+                                              weights[fused].view(), chosen[fused].view());
+          }
+          expect_same(outs[0], outs[1], rows), expect_same(scores[0], scores[1], rows);
+          expect_same(weights[0], weights[1], rows), expect_same(chosen[0], chosen[1], rows);
+          if (v3) expect_same(sums[0], sums[1], rows);
+        }
       }
     }
   }
