@@ -38,7 +38,11 @@ class Multiplication {
   void compute(const Task& task) {
     const auto& p = problems_[task.problem];
     if (p.panels && (std::is_same_v<T, S> || task.last - task.first <= few_panels)) {
-      compute_packed(task);
+      if constexpr (is_scaled) {
+        compute_scaled(task);
+      } else {
+        compute_packed(task);
+      }
     } else if (is_direct(p, task)) {
       compute_directly(task);
     } else {
@@ -51,10 +55,10 @@ class Multiplication {
     }
   }
 
-  static constexpr bool only_packed = std::is_same_v<S, f8e4m3>;
+  static constexpr bool is_scaled = std::is_same_v<S, f8e4m3>;  // and packed
 
   static bool is_direct(const Problem<T, S>& p, const Task& task) {
-    if constexpr (only_packed) {
+    if constexpr (is_scaled) {
       return false;
     } else {
       return !p.panels && gemm::is_direct(task.panels, p.b);
@@ -80,28 +84,53 @@ class Multiplication {
         block.panels.origin = block.first = i;
         block.last = std::min(i + panels_at_once, task.last);
         pack_rows(p.a, block.panels, block.first, block.last, k, block.k, rows);
-        multiply_block(block);
+        if constexpr (is_scaled) {
+          by_scales(p, task, [&](int64_t n0, int64_t n, const float* scales) {
+            const int64_t j = n0 - task.n0;
+            Block<T> part = block;
+            part.n = n;
+            part.b += j * part.k;
+            part.c += j;
+            if (part.init) part.init += j;
+            multiply_scaled(part, scales, k);
+          });
+        } else {
+          multiply_block(block);
+        }
       }
     }
+  }
+
+  // Calls use(n0, n, scales) for those of a task's columns that share their scales.
+  template <class Use>
+  static void by_scales(const Problem<T, S>& p, const Task& task, const Use& use) {
+    for (int64_t n0 = task.n0, n = 0; n0 < task.n0 + task.n; n0 += n) {
+      n = std::min(task.n0 + task.n, (n0 / fp8_block + 1) * fp8_block) - n0;
+      use(n0, n, p.scales + n0 / fp8_block * scales_of(p.k));
+    }
+  }
+
+  // block.a: rows that are not yet scaled, from k on.
+  template <class B>
+  static void multiply_scaled(Block<T, B> block, const float* scales, int64_t k) {
+    thread_local Scratch<T> of_rows;
+    T* rows = of_rows.reserve(panels_at_once * (tile_rows() * most_depth + Panels::spill));
+    scale_rows(block.panels, block.first, block.last, k, block.k, scales, block.a, rows);
+    block.a = rows;
+    multiply_block(block);
   }
 
   static const S* panels_at(const Problem<T, S>& p, int64_t n0, int64_t k) {
     return p.panels + n0 / tile_columns<T>() * p.panel + k * tile_columns<T>();
   }
 
-  static PanelScales scales_at(const Problem<T, S>& p, int64_t n0, int64_t k) {
-    if (!p.scales) return {};
-    const int64_t count = scales_of(p.k);
-    return {p.scales + n0 / tile_columns<T>() * count + k / fp8_block, count, k % fp8_block};
-  }
-
   static void pack_columns(const Problem<T, S>& p, int64_t n0, int64_t n, int64_t k, int64_t count, T* to) {
     if constexpr (!std::is_same_v<T, S>) {
       if (p.panels) {
-        return widen_panels(panels_at(p, n0, k), scales_at(p, n0, k), p.panel, n, count, to);
+        return widen_panels(panels_at(p, n0, k), p.panel, n, count, to);
       }
     }
-    if constexpr (!only_packed) gemm::pack_columns(p.b, n0, n, k, count, to);
+    if constexpr (!is_scaled) gemm::pack_columns(p.b, n0, n, k, count, to);
   }
 
   // Columns were packed long ago.
@@ -118,7 +147,6 @@ class Multiplication {
     for (int64_t k = 0; k == 0 || k < p.k; k += depth) {
       place(block, p, k, std::min(depth, p.k - k), task.n0);
       block.b = panels_at(p, task.n0, k);
-      block.scales = scales_at(p, task.n0, k);
       for (int64_t i = task.first; i < task.last; i += panels_at_once) {
         block.panels.origin = block.first = i;
         block.last = std::min(i + panels_at_once, task.last);
@@ -128,9 +156,40 @@ class Multiplication {
     }
   }
 
+  // The same with scales: all of k for the columns that share them, whose panels are then read from end to
+  // end.
+  void compute_scaled(const Task& task) {
+    const auto& p = problems_[task.problem];
+    const int64_t depth = depth_of_blocks(p.k);
+    Block<T, S> block;
+    block.panels = task.panels;
+    block.panels.origin = block.first = task.first;
+    block.last = task.last;
+    block.b_panel = p.panel;
+    const int64_t block_size = block.panels.offset(task.last, depth);
+    thread_local Scratch<T> of_rows;
+    T* rows = of_rows.reserve(divide_up(p.k, depth) * block_size);
+    const auto by_depth = [&](const auto& use) {
+      T* at = rows;
+      for (int64_t k = 0; k < p.k; k += depth, at += block_size) use(k, std::min(depth, p.k - k), at);
+    };
+    by_depth([&](int64_t k, int64_t count, T* to) {
+      pack_rows(p.a, block.panels, block.first, block.last, k, count, to);
+    });
+    by_scales(p, task, [&](int64_t n0, int64_t n, const float* scales) {
+      block.n = n;
+      by_depth([&](int64_t k, int64_t count, const T* from) {
+        place(block, p, k, count, n0);
+        block.a = from;
+        block.b = panels_at(p, n0, k);
+        multiply_scaled(block, scales, k);
+      });
+    });
+  }
+
   // A few rows: columns are not packed.
   void compute_directly([[maybe_unused]] const Task& task) {
-    if constexpr (!only_packed) stream_columns(task);
+    if constexpr (!is_scaled) stream_columns(task);
   }
 
   void stream_columns(const Task& task) {
@@ -200,18 +259,15 @@ void pack(ThreadPool& pool, const Lines<S>& b, int64_t n, int64_t k, S* panels) 
 }
 
 bool pack_fp8(ThreadPool& pool, const uint8_t* codes, const float* scales, int64_t n, int64_t k,
-              f8e4m3* panels, float* panel_scales) {
-  LATENTE_ASSERT(k % 2 == 0);
-  constexpr float most_scale = 128;  // times 2^120 is finite
-  const int64_t width = tile_columns<float>(), half = width / 2, blocks = scales_of(k);
-  std::atomic<bool> fits{true};
+              f8e4m3* panels, float* scales_of_panels) {
+  LATENTE_ASSERT(k > 0 && k % 2 == 0);
+  constexpr float most_scale = 128;
+  const int64_t width = tile_columns<float>(), half = width / 2, count = scales_of(n) * scales_of(k);
+  std::atomic<bool> fits{
+      std::all_of(scales, scales + count, [](float s) { return s >= 0 && s <= most_scale; })};
+  std::copy_n(scales, count, scales_of_panels);
   pool.parallel_for(divide_up(n, width), 1, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
-      const float* scale = scales + p * width / fp8_block * blocks;
-      for (int64_t i = 0; i < blocks; ++i) {
-        if (!(scale[i] >= 0 && scale[i] <= most_scale)) fits.store(false, std::memory_order_relaxed);
-        panel_scales[p * blocks + i] = scale[i];
-      }
       auto* to = reinterpret_cast<uint8_t*>(panels) + p * width * k;
       bool numbers = true;
       for (int64_t j = 0; j < width; ++j) {

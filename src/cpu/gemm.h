@@ -34,7 +34,7 @@ struct Problem {
   Lines<S> b{};
   const S* panels = nullptr;      // b as pack() left it; then `b` is not read
   int64_t panel = 0;              // elements from one of them to the next
-  const float* scales = nullptr;  // of panels of FP8: [panel, scales_of(k)]
+  const float* scales = nullptr;  // of panels of FP8: [scales_of(n), scales_of(k)]
   T* c = nullptr;
   int64_t c_row = 0;
   const T* bias = nullptr;  // [n]
@@ -45,9 +45,10 @@ struct Problem {
 // padded with zeros. In bfloat16, columns i and i + half of a k are neighbours, so that one 32-bit lane holds
 // both.
 //
-// FP8 has scales for 128 rows and 128 columns, of which a panel takes its own: an element counts as the
-// product of code and scale, rounded to float32. The columns i and i + half of two neighbouring k are one
-// 32-bit lane; k must be even.
+// FP8 has a scale for 128 rows and 128 columns. It is a(m, k) that is multiplied by it, rounded to float32;
+// the codes are exact. A product with a scale is below 2^32 in magnitude, else the result is not finite, and
+// below 2^-93 it counts as zero. The columns i and i + half of two neighbouring k are one 32-bit lane; k must
+// be even.
 inline constexpr int64_t fp8_block = 128;
 inline int64_t scales_of(int64_t k) { return (k + fp8_block - 1) / fp8_block; }
 int64_t panel_columns(DType type);
@@ -57,7 +58,7 @@ void pack(ThreadPool& pool, const Lines<S>& b, int64_t n, int64_t k, S* panels);
 // codes [n, k] and scales [scales_of(n), scales_of(k)]. False where a value is NaN, or a scale is not within
 // 0 to 128.
 bool pack_fp8(ThreadPool& pool, const uint8_t* codes, const float* scales, int64_t n, int64_t k,
-              f8e4m3* panels, float* panel_scales);
+              f8e4m3* panels, float* scales_of_panels);
 
 // Solves all problems, which must not overlap in c. T, S: float, float; float, bf16; float, f8e4m3 (packed);
 // double, double.

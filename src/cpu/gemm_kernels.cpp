@@ -44,7 +44,6 @@ HWY_INLINE void prefetch_to_write(const void* line) {
 
 // Panels of b that a tile of `rows` rows takes at once: a low tile needs several for its chains of
 // multiply-adds to hide their latency.
-inline constexpr int64_t fp8_ahead = 2048;  // bytes of a panel
 constexpr int panels_at_once(int rows) { return rows == 1 ? 4 : 2 * rows <= rows_of_tile ? 2 : 1; }
 
 // Two vectors: the columns of a panel at one k.
@@ -69,12 +68,18 @@ HWY_INLINE void load_columns(const bf16* from, V& first, V& second) {
   second = hn::BitCast(d, hn::And(pairs, hn::Set(bits, 0xffff0000u)));
 }
 
-// Two neighbouring k of a panel of FP8, times `factor`: the scale by 2^120, since the exponent of a code,
-// moved to where float32 has its own, counts from 7 instead of 127. Subnormal codes become subnormal numbers,
-// which the product makes right, too. A code fits into the upper half of a float, so two of them are moved at
-// once.
+// Codes of FP8 meet rows that were multiplied by their scale, so that few rows need no product a code. The
+// exponent of a code, moved to where float32 has its own, counts from 7 instead of 127: it is 2^120 too
+// small, and subnormal codes are subnormal numbers. Rows are therefore larger by row_factor, and what is left
+// is made up for in the sum, or where columns are widened. All are powers of two, so the bits are the same,
+// as long as nothing is lost below the smallest number: an element below least_scaled, 2^-93 in all, counts
+// as zero, so that each product is a multiple of the smallest number.
+inline constexpr float row_factor = 0x1p96f, code_factor = 0x1p24f, least_scaled = 0x1p3f;
+
+// Two neighbouring k of a panel of FP8, 2^-120 of their values. A code fits into the upper half of a float,
+// so two of them are moved at once.
 template <class V>
-HWY_INLINE void load_columns(const f8e4m3* from, V factor, V (&even)[2], V (&odd)[2]) {
+HWY_INLINE void load_columns(const f8e4m3* from, V (&even)[2], V (&odd)[2]) {
   const Tag<float> d;
   const hn::RebindToUnsigned<Tag<float>> bits;
   const auto four = hn::Load(bits, reinterpret_cast<const uint32_t*>(from));
@@ -89,17 +94,15 @@ HWY_INLINE void load_columns(const f8e4m3* from, V factor, V (&even)[2], V (&odd
 #endif
   };
   const auto of_second = moved(four), of_first = moved(hn::ShiftLeft<8>(four));
-  const auto value = [&](auto upper_half) HWY_ATTR { return hn::Mul(hn::BitCast(d, upper_half), factor); };
   const auto upper = hn::Set(bits, 0xffff0000u);
-  even[0] = value(hn::ShiftLeft<16>(of_first)), even[1] = value(hn::ShiftLeft<16>(of_second));
-  odd[0] = value(hn::And(of_first, upper)), odd[1] = value(hn::And(of_second, upper));
+  even[0] = hn::BitCast(d, hn::ShiftLeft<16>(of_first)), odd[0] = hn::BitCast(d, hn::And(of_first, upper));
+  even[1] = hn::BitCast(d, hn::ShiftLeft<16>(of_second)), odd[1] = hn::BitCast(d, hn::And(of_second, upper));
 }
 
 // c[H, columns] = init + a · b. a [k, H]; b: P panels [k, 2 vectors], `b_panel` elements apart.
 template <int H, int P, class T, class S>
-void tile(int64_t k, const T* HWY_RESTRICT a, const S* HWY_RESTRICT b, int64_t b_panel,
-          [[maybe_unused]] const PanelScales& scales, T* c, int64_t c_row, const T* init, int64_t init_row,
-          int64_t columns) {
+void tile(int64_t k, const T* HWY_RESTRICT a, const S* HWY_RESTRICT b, int64_t b_panel, T* c, int64_t c_row,
+          const T* init, int64_t init_row, int64_t columns) {
   const Tag<T> d;
   using V = hn::Vec<Tag<T>>;
   constexpr int64_t L = lanes<T>;
@@ -115,32 +118,38 @@ void tile(int64_t k, const T* HWY_RESTRICT a, const S* HWY_RESTRICT b, int64_t b
     for (int j = 0; j < N; ++j) sum[i][j] = hn::Zero(d);
   }
   if constexpr (std::is_same_v<S, f8e4m3>) {
-    for (int64_t at = scales.offset; k > 0;) {
-      const float* scale = scales.first + at / fp8_block;
-      const int64_t count = std::min(k, fp8_block - at % fp8_block);
-      k -= count, at += count;
-      V factor[P];
+    constexpr int64_t fp8_ahead = 1024;
+    const auto pair = [&]() HWY_ATTR {
       LATENTE_UNROLL
-      for (int j = 0; j < P; ++j) factor[j] = hn::Set(d, scale[j * scales.panel] * 0x1p120f);
-      for (int64_t pair = 0; pair < count; pair += 2) {
+      for (int j = 0; j < P; ++j) {
+        V even[2], odd[2];
+        load_columns(b + j * b_panel, even, odd);
         LATENTE_UNROLL
-        for (int j = 0; j < P; ++j) {
-          if constexpr (H < rows_of_tile) hwy::Prefetch(b + j * b_panel + fp8_ahead);
-          V even[2], odd[2];
-          load_columns(b + j * b_panel, factor[j], even, odd);
+        for (int i = 0; i < H; ++i) {
+          const V first = hn::Set(d, a[i]), second = hn::Set(d, a[H + i]);
           LATENTE_UNROLL
-          for (int i = 0; i < H; ++i) {
-            const V first = hn::Set(d, a[i]), second = hn::Set(d, a[H + i]);
-            LATENTE_UNROLL
-            for (int half = 0; half < 2; ++half) {
-              V& total = sum[i][2 * j + half];
-              total = hn::MulAdd(second, odd[half], hn::MulAdd(first, even[half], total));
-            }
+          for (int half = 0; half < 2; ++half) {
+            V& total = sum[i][2 * j + half];
+            total = hn::MulAdd(second, odd[half], hn::MulAdd(first, even[half], total));
           }
         }
-        a += 2 * H;
-        b += 4 * L;
       }
+      a += 2 * H;
+      b += 4 * L;
+    };
+    for (; k >= 4; k -= 4) {
+      LATENTE_UNROLL
+      for (int j = 0; j < P; ++j) {
+        LATENTE_UNROLL
+        for (int64_t line = 0; line < 8 * L; line += 64) hwy::Prefetch(b + j * b_panel + fp8_ahead + line);
+      }
+      pair(), pair();
+    }
+    if (k > 0) pair();
+    LATENTE_UNROLL
+    for (int i = 0; i < H; ++i) {
+      LATENTE_UNROLL
+      for (int j = 0; j < N; ++j) sum[i][j] = hn::Mul(sum[i][j], hn::Set(d, code_factor));
     }
   } else {
     LATENTE_UNROLL_4
@@ -187,33 +196,33 @@ void tile(int64_t k, const T* HWY_RESTRICT a, const S* HWY_RESTRICT b, int64_t b
 }
 
 template <class T, class S>
-using TileFunction = void (*)(int64_t, const T*, const S*, int64_t, const PanelScales&, T*, int64_t, const T*,
-                              int64_t, int64_t);
+using TileFunction = void (*)(int64_t, const T*, const S*, int64_t, T*, int64_t, const T*, int64_t, int64_t);
 
-template <bool wide, class T, class S, int... H>
+// For 1 row and more, and at most so many panels of columns.
+template <int most, class T, class S, int... H>
 constexpr std::array<TileFunction<T, S>, sizeof...(H)> tile_table(std::integer_sequence<int, H...>) {
-  return {&tile < H + 1, wide ? panels_at_once(H + 1) : 1, T, S > ...};
+  return {&tile<H + 1, std::min(panels_at_once(H + 1), most), T, S>...};
 }
 
 template <class T, class S>
 void block(const Block<T, S>& p) {
   constexpr int64_t width = columns_of_tile<T>;
   constexpr auto heights = std::make_integer_sequence<int, rows_of_tile>();
-  static constexpr auto narrow = tile_table<false, T, S>(heights);
-  static constexpr auto wide = tile_table<true, T, S>(heights);
-  const int64_t at_once =
-      p.last - p.first > 1 ? 1 : panels_at_once(static_cast<int>(p.panels.height(p.first)));
+  static constexpr auto one = tile_table<1, T, S>(heights);
+  static constexpr auto two = tile_table<2, T, S>(heights);
+  static constexpr auto four = tile_table<4, T, S>(heights);
+  const int64_t most = p.last - p.first > 1 ? 1 : panels_at_once(static_cast<int>(p.panels.height(p.first)));
   for (int64_t j = 0; j < p.n;) {
-    const bool several = at_once > 1 && p.n - j >= at_once * width;
-    const int64_t columns = several ? at_once * width : std::min(width, p.n - j);
-    PanelScales scales = p.scales;
-    scales.first += j / width * scales.panel;
+    int64_t at_once = most;
+    while (at_once > 1 && p.n - j < at_once * width) at_once /= 2;
+    const auto& tiles = at_once == 4 ? four : at_once == 2 ? two : one;
+    const int64_t columns = std::min(at_once * width, p.n - j);
     for (int64_t i = p.first; i < p.last; ++i) {
       const int64_t start = p.panels.start(i), height = p.panels.height(i);
-      (several ? wide : narrow)[static_cast<size_t>(height - 1)](
-          p.k, p.a + p.panels.offset(i, p.k), p.b + j / width * p.b_panel, p.b_panel, scales,
-          p.c + start * p.c_row + j, p.c_row, p.init ? p.init + start * p.init_row + j : nullptr, p.init_row,
-          columns);
+      tiles[static_cast<size_t>(height - 1)](p.k, p.a + p.panels.offset(i, p.k), p.b + j / width * p.b_panel,
+                                             p.b_panel, p.c + start * p.c_row + j, p.c_row,
+                                             p.init ? p.init + start * p.init_row + j : nullptr, p.init_row,
+                                             columns);
     }
     j += columns;
   }
@@ -535,20 +544,38 @@ void widen_panels_f32(const bf16* panels, int64_t panel, int64_t n, int64_t coun
   }
 }
 
-void widen_panels_fp8(const f8e4m3* panels, PanelScales scales, int64_t panel, int64_t n, int64_t count,
-                      float* to) {
+void widen_panels_fp8(const f8e4m3* panels, int64_t panel, int64_t n, int64_t count, float* to) {
   constexpr int64_t width = columns_of_tile<float>, L = lanes<float>;
   const Tag<float> d;
-  for (int64_t j = 0; j < n; j += width, panels += panel, scales.first += scales.panel) {
-    for (int64_t k = 0; k < count;) {
-      const int64_t at = scales.offset + k, end = std::min(count, k + fp8_block - at % fp8_block);
-      const auto factor = hn::Set(d, scales.first[at / fp8_block] * 0x1p120f);
-      for (; k < end; k += 2, to += 2 * width) {
-        hn::Vec<Tag<float>> even[2], odd[2];
-        load_columns(panels + k * width, factor, even, odd);
-        hn::Store(even[0], d, to), hn::Store(even[1], d, to + L);
-        hn::Store(odd[0], d, to + width), hn::Store(odd[1], d, to + width + L);
+  const auto factor = hn::Set(d, code_factor);
+  for (int64_t j = 0; j < n; j += width, panels += panel) {
+    for (int64_t k = 0; k < count; k += 2, to += 2 * width) {
+      hn::Vec<Tag<float>> even[2], odd[2];
+      load_columns(panels + k * width, even, odd);
+      LATENTE_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        hn::Store(hn::Mul(even[half], factor), d, to + half * L);
+        hn::Store(hn::Mul(odd[half], factor), d, to + width + half * L);
       }
+    }
+  }
+}
+
+void scale_rows_fp8(const Panels& panels, int64_t first, int64_t last, int64_t k, int64_t count,
+                    const float* scales, const float* from, float* to) {
+  const Tag<float> d;
+  const auto least = hn::Set(d, least_scaled);
+  for (int64_t p = first; p < last; ++p) {
+    const int64_t height = panels.height(p), start = panels.offset(p, count);
+    for (int64_t at = k; at < k + count;) {
+      const int64_t end = std::min(k + count, (at / fp8_block + 1) * fp8_block);
+      const auto factor = hn::Set(d, scales[at / fp8_block] * row_factor);
+      // What the last vector writes behind the end is then overwritten, or spilt.
+      for (int64_t i = start + (at - k) * height; i < start + (end - k) * height; i += lanes<float>) {
+        const auto scaled = hn::Mul(hn::LoadU(d, from + i), factor);
+        hn::StoreU(hn::IfThenZeroElse(hn::Lt(hn::Abs(scaled), least), scaled), d, to + i);
+      }
+      at = end;
     }
   }
 }
@@ -602,6 +629,7 @@ HWY_EXPORT(block_fp8);
 HWY_EXPORT(panel);
 HWY_EXPORT(widen_panels_f32);
 HWY_EXPORT(widen_panels_fp8);
+HWY_EXPORT(scale_rows_fp8);
 HWY_EXPORT(direct_f32);
 HWY_EXPORT(direct_bf16);
 HWY_EXPORT(most_direct);
@@ -639,13 +667,15 @@ void pack_panel(const Lines<bf16>& b, int64_t n0, int64_t n, int64_t k, bf16* to
   HWY_DYNAMIC_DISPATCH(panel)(b, n0, n, k, to);
 }
 void multiply_block(const Block<float, f8e4m3>& p) { HWY_DYNAMIC_DISPATCH(block_fp8)(p); }
-void widen_panels(const bf16* panels, const PanelScales&, int64_t panel, int64_t n, int64_t count,
-                  float* to) {
+void widen_panels(const bf16* panels, int64_t panel, int64_t n, int64_t count, float* to) {
   HWY_DYNAMIC_DISPATCH(widen_panels_f32)(panels, panel, n, count, to);
 }
-void widen_panels(const f8e4m3* panels, const PanelScales& scales, int64_t panel, int64_t n, int64_t count,
-                  float* to) {
-  HWY_DYNAMIC_DISPATCH(widen_panels_fp8)(panels, scales, panel, n, count, to);
+void widen_panels(const f8e4m3* panels, int64_t panel, int64_t n, int64_t count, float* to) {
+  HWY_DYNAMIC_DISPATCH(widen_panels_fp8)(panels, panel, n, count, to);
+}
+void scale_rows(const Panels& panels, int64_t first, int64_t last, int64_t k, int64_t count,
+                const float* scales, const float* from, float* to) {
+  HWY_DYNAMIC_DISPATCH(scale_rows_fp8)(panels, first, last, k, count, scales, from, to);
 }
 bool direct_rows_exist(int64_t rows) { return rows <= HWY_DYNAMIC_DISPATCH(most_direct)(); }
 void multiply_direct(const Block<float>& p, const Lines<float>& b, int64_t n0, int64_t k) {

@@ -26,21 +26,18 @@ void pack_columns(const Lines<float>& b, int64_t n0, int64_t n, int64_t k, int64
 void pack_columns(const Lines<bf16>& b, int64_t n0, int64_t n, int64_t k, int64_t count, float* to);
 void pack_columns(const Lines<double>& b, int64_t n0, int64_t n, int64_t k, int64_t count, double* to);
 
-// The scales of some panels of FP8: of the first one's block of k that the work begins in, at `offset` within
-// it.
-struct PanelScales {
-  const float* first = nullptr;
-  int64_t panel = 0, offset = 0;  // from one panel's to the next
-};
+// `to`: packed rows, columns [k, k + count), times the scales of a block of FP8's columns, of which `scales`
+// has one for each 128 of all k; as its products take them.
+void scale_rows(const Panels& panels, int64_t first, int64_t last, int64_t k, int64_t count,
+                const float* scales, const float* from, float* to);
 
 // One panel of gemm.h's pack(): the columns [n0, n0 + n) of b, all k of them.
 void pack_panel(const Lines<bf16>& b, int64_t n0, int64_t n, int64_t k, bf16* to);
-// Rows [k, k + count) of some such panels, `panel` elements apart, as pack_columns leaves them.
-void widen_panels(const bf16* panels, const PanelScales&, int64_t panel, int64_t n, int64_t count, float* to);
-void widen_panels(const f8e4m3* panels, const PanelScales& scales, int64_t panel, int64_t n, int64_t count,
-                  float* to);
+// Some rows of such panels, `panel` elements apart, as pack_columns leaves them; FP8 for scaled rows.
+void widen_panels(const bf16* panels, int64_t panel, int64_t n, int64_t count, float* to);
+void widen_panels(const f8e4m3* panels, int64_t panel, int64_t n, int64_t count, float* to);
 
-// c = init + a · b for the row panels [first, last); a null init means zeros.
+// c = init + a · b for the row panels [first, last); a null init means zeros. Beside FP8, a has scaled rows.
 template <class T, class S = T>
 struct Block {
   Panels panels;
@@ -48,8 +45,7 @@ struct Block {
   const T* a = nullptr;
   const S* b = nullptr;
   int64_t b_panel = 0;  // elements between its panels
-  PanelScales scales{};
-  T* c = nullptr;  // row 0 of the panels
+  T* c = nullptr;       // row 0 of the panels
   int64_t c_row = 0;
   const T* init = nullptr;
   int64_t init_row = 0;

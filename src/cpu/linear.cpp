@@ -169,7 +169,7 @@ std::optional<Backend::Packed> CpuBackend::packed(View w) const {
   packed.view.layout = Layout::panels;
   int64_t matrix = padded * k;
   if (w.dtype == DType::f8e4m3) {  // scales behind the codes
-    const int64_t scales = padded / width * gemm::scales_of(k) * static_cast<int64_t>(sizeof(float));
+    const int64_t scales = gemm::scales_of(n) * gemm::scales_of(k) * static_cast<int64_t>(sizeof(float));
     matrix = (matrix + scales + 63) / 64 * 64;
   }
   packed.view.strides = w.shape.rank() == 2 ? std::array<int64_t, max_rank>{k, width}

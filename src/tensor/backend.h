@@ -213,8 +213,8 @@ class Backend {
   virtual void pack(View w, View to) = 0;
   // packed() of weights in f8e4m3 has room for their scales, one for each 128 rows and 128 columns: they are
   // packed from codes [N, K] and scales [N / 128, K / 128] (rounded up), as the `index`-th of a stack.
-  // Results are those of float32 weights that hold the products of codes and scales. False when a code is NaN
-  // or a scale is not within 0 to 128.
+  // Products are those with float32 weights that hold the products of codes and scales, but for rounding: the
+  // activations are scaled instead. False when a code is NaN or a scale is not within 0 to 128.
   virtual bool pack_fp8(View, const float*, View, int64_t) { return false; }
   // The form of a weight of this shape in 8 or 4 bits (DType::q8, q4, q4m) with a scale for each `group`
   // elements of a row (tensor/quantise.h), or in FP8 (f8e4m3, with squares of 128: tensor/panels.h), if this
