@@ -2,7 +2,9 @@
 """Logits of random models of the architecture deepseek2, ours against llama.cpp's (package llama-cpp-python), for each
 type of weights: the largest difference relative to the largest logit, of the worst token and of the median one, with the
 prompt read at once and with tokens written one by one. Beside that, how far each is from the file's values in float32
-with nothing rounded: products with quantised weights round activations to 8 bits in both.
+with nothing rounded: products with quantised weights round activations to 8 bits in both. Then the difference of all
+logits of a token in the L2 norm, relative to that of llama.cpp's (worst token, median one), and how many tokens have
+the same most likely successor.
 
     logits_vs_llama_cpp.py build/bench/bench/bench_logits [--types F32,Q8_0] [--cases v3,lite]
 
@@ -191,8 +193,8 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     heads = ("read", "written", "ours-f32", "theirs-f32")
-    columns = "".join(f"{head:>11}{'median':>9}" for head in heads)
-    print(f"{'':<12}{'type':<6}{columns}  held as")
+    columns = "".join(f"{head:>11}{'median':>9}" for head in (*heads, "L2"))
+    print(f"{'':<12}{'type':<6}{columns}{'same top':>10}  held as")
     for case in args.cases.split(","):
         config = SHAPE | CASES[case]
         old, vocabulary = config.pop("old", False), config["vocab_size"]
@@ -214,7 +216,10 @@ def main():
             everything = slice(None)
             columns = (off(found, expected, slice(read)), off(found, expected, slice(read, None)),
                        off(found, decoded, everything), off(expected, decoded, everything))
-            print(f"{case:<12}{kind:<6}{''.join(columns)}  {held}", flush=True)
+            norms = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
+            same = f"{(found.argmax(axis=1) == expected.argmax(axis=1)).sum()}/{args.tokens}"
+            print(f"{case:<12}{kind:<6}{''.join(columns)}{norms.max():>11.1e}{np.median(norms):>9.1e}{same:>10}  {held}",
+                  flush=True)
 
 
 main()
