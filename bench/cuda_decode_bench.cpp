@@ -170,8 +170,8 @@ class Bench {
   Random random_{1};
 };
 
-void run(int argc, char** argv) {
-  CLI::App app;
+int run(int argc, char** argv) {
+  CLI::App app("How long a pass of decoding takes, with random weights of a config.json's shape");
   std::string config, weights = "bf16";
   std::vector<int64_t> batches = {1}, contexts = {64};
   bool profile = false;
@@ -179,14 +179,14 @@ void run(int argc, char** argv) {
   Choice choice;
   app.add_option("config", config)->required();
   app.add_option("--weights", weights, "bf16, fp8, int8 or int4");
-  app.add_option("--batch", batches)->delimiter(',');
-  app.add_option("--context", contexts)->delimiter(',');
+  app.add_option("--batch", batches, "sequences in a pass")->delimiter(',');
+  app.add_option("--context", contexts, "tokens that each has in the cache")->delimiter(',');
   app.add_option("--passes", passes, "that follow one another in a graph, up to 64");
   double temperature = 0;
-  app.add_option("--temperature", temperature);
-  app.add_option("--top-p", choice.top_p);
-  app.add_flag("--profile", profile);
-  app.parse(argc, argv);
+  app.add_option("--temperature", temperature, "0 = the most likely token");
+  app.add_option("--top-p", choice.top_p, "share of the probability to choose from");
+  app.add_flag("--profile", profile, "the time of each op as well");
+  CLI11_PARSE(app, argc, argv);
   choice.set_temperature(temperature);
   cuda::CudaBackend device;
   double rate = 0;
@@ -203,6 +203,7 @@ void run(int argc, char** argv) {
   for (const int64_t context : contexts) {
     for (const int64_t batch : batches) bench.run(batch, context, passes, choice, profile);
   }
+  return 0;
 }
 
 }  // namespace
@@ -210,7 +211,7 @@ void run(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   try {
-    latente::run(argc, argv);
+    return latente::run(argc, argv);
   } catch (const std::exception& error) {
     fmt::print(stderr, "{}\n", error.what());
     return 1;

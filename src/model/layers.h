@@ -14,8 +14,7 @@ struct Linear {
 
   Linear() = default;
   Linear(int64_t in, int64_t out, DType type, bool with_bias = false)
-      : weight(parameter({out, in}, type)),
-        bias(with_bias ? parameter({out}, exact_type(type)) : Tensor()) {}
+      : weight(parameter({out, in}, type)), bias(with_bias ? parameter({out}, exact_type(type)) : Tensor()) {}
   explicit operator bool() const { return static_cast<bool>(weight); }
   Tensor operator()(const Tensor& x) const { return linear(x, weight, bias); }
 };
