@@ -29,8 +29,9 @@ class DraftLength {
   int64_t choose(double otherwise = 1);
   // Whether what was chosen last is a trial: where many sequences share a pass, some of them are enough.
   bool trying() const { return trying_; }
-  // Whether drafts pay, or that is not known yet.
-  bool pays() const { return most() > 0 && (choices_[1].measured == 0 || in_use_ > 0); }
+  // Whether drafts pay, or may soon be tried for the first time. Modules that keep up for a trial which is
+  // too dear for now would cost as much as drafting.
+  bool pays() const { return in_use_ > 0 || (most() > 0 && choices_[1].measured == 0 && affordable()); }
   // Tokens of a sequence in the time of a plain pass, with as many drafts as pay.
   double rate() const { return rate(in_use_); }
   // What a pass with so many drafts for every sequence costs more than a plain one, in plain passes; nothing

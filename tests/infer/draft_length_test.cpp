@@ -87,6 +87,28 @@ TEST(DraftLength, FollowsAChange) {
   }
 }
 
+// Trials that say nothing, since modules have to catch up in each, cost time until no more of them can be
+// afforded. Modules need not keep up from then on.
+TEST(DraftLength, DoesNotKeepModulesForATrialThatIsTooDear) {
+  DraftLength length(1);
+  EXPECT_TRUE(length.pays());
+  int passes = 0;
+  while (length.pays() && passes < 100) {
+    const bool drafts = length.choose() > 0;
+    length.time(drafts ? 1 : 0, drafts ? 4e-3 : 1e-3, drafts);
+    ++passes;
+  }
+  EXPECT_LT(passes, 20);
+  EXPECT_EQ(length.choose(), 0);
+  while (!length.pays() && passes < 2000) {  // a while later there is time for another one
+    length.choose();
+    length.time(0, 1e-3, false);
+    ++passes;
+  }
+  EXPECT_GT(passes, 100);
+  EXPECT_LT(passes, 2000);
+}
+
 TEST(DraftLength, WithoutModulesNothingIsDrafted) {
   DraftLength length;
   for (int i = 0; i < 10; ++i) {
