@@ -1,5 +1,5 @@
-// The parts of a matrix product that are compiled for each instruction set: what gemm.cpp (division of work)
-// and gemm_kernels.cpp share.
+// The parts of a matrix product that are compiled for each instruction set: what gemm.cpp (division of work),
+// gemm_packing.cpp and gemm_kernels.cpp (the register tile) share.
 #pragma once
 
 #include <cstdint>
