@@ -293,6 +293,7 @@ void add_batch(CLI::App& app) {
       "max_tokens, temperature, top_k, top_p, min_p, seed and stop. Answers come as they are ready, with "
       "index (the\n"
       "line, from 0) and id. The same command again goes on where it was interrupted.");
+  options->session.weights.copied = true;  // there is much to answer
   add_session_options(*command, options->session);
   command->add_option("-i,--in", options->in, "Prompts; - = standard input")->required();
   command->add_option("-o,--out", options->out, "Answers; those it has are not asked for again")->required();

@@ -263,6 +263,7 @@ void add_bench(CLI::App& app) {
       ->capture_default_str()
       ->delimiter(',')
       ->check(CLI::Range(0, 1 << 22));
+  options->weights.copied = true;
   add_weight_options(*command, options->weights);
   add_cache_option(*command, options->cache);
   add_device_option(*command, options->device);

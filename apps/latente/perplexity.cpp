@@ -93,6 +93,7 @@ void add_perplexity(CLI::App& app) {
       ->required()
       ->check(CLI::ExistingPath);
   command->add_option("file", options->file, "The text")->required()->check(CLI::ExistingFile);
+  options->weights.copied = true;  // there is much to read
   add_weight_options(*command, options->weights);
   command->add_option("--context", options->context, "Tokens read at once [the model's, at most 2048]")
       ->check(CLI::Range(2, 1 << 22));

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <set>
 
+#include "base/large_pages.h"
 #include "base/memory.h"
 #include "model/experts_on_demand.h"
 #include "model/quantised_places.h"
@@ -16,6 +17,23 @@ namespace {
 constexpr int64_t line = 64;  // bytes: what panels are aligned to
 
 int64_t aligned(int64_t bytes) { return (bytes + line - 1) / line * line; }
+
+// Mapped files, whose pages become large ones while the model runs.
+struct MovingFiles {
+  explicit MovingFiles(const std::vector<MappedTensor>& tensors) {
+    std::set<const MappedFile*> files;
+    std::vector<std::span<const std::byte>> ranges;
+    for (const MappedTensor& tensor : tensors) {
+      if (!tensor.file || !files.insert(tensor.file).second) continue;
+      owners.push_back(tensor.owner);
+      ranges.push_back(tensor.file->bytes());
+    }
+    pages.emplace(std::move(ranges));
+  }
+
+  std::vector<std::shared_ptr<void>> owners;
+  std::optional<LargePages> pages;  // first to go
+};
 
 void copy_by_all(ThreadPool& pool, const void* from, void* to, int64_t bytes) {
   pool.parallel_for(bytes, int64_t{4} << 20, [&](int64_t begin, int64_t end) {
@@ -117,13 +135,16 @@ void load_converted(Transformer& model, const TensorSource& checkpoint, Backend&
   }
   for (const auto& [path, tensor] : plan.kept) of_others += tensor.count() * size_of(tensor.dtype());
 
-  bool copied = true, on_demand = false;
+  bool fits = true, on_demand = false;
   if (of_others + of_experts > options.memory) {
     const int64_t least = least_expert_memory(stacks, model.config().num_experts_per_tok);
     on_demand = !stacks.empty() && of_others + least <= options.memory;
-    copied = on_demand || !options.else_mapped || !is_aligned;
+    fits = on_demand || !options.else_mapped || !is_aligned;
     if (!on_demand && !options.else_mapped) check_memory(options.memory, of_others, least);
   }
+  const bool copied = !is_aligned || on_demand || (fits && options.copied);
+  std::shared_ptr<MovingFiles> moving;
+  if (!copied && fits) moving = std::make_shared<MovingFiles>(stored);
   if (on_demand) read_on_demand(stacks, options.memory - of_others);
 
   int64_t bytes = 0;
@@ -144,7 +165,7 @@ void load_converted(Transformer& model, const TensorSource& checkpoint, Backend&
       view.data = at;
       at += aligned(place.bytes);
     }
-    bind_view(place.tensor, view, copied ? memory : stored[i].owner);
+    bind_view(place.tensor, view, copied ? memory : moving ? moving : stored[i].owner);
   }
   for (const auto& [path, tensor] : plan.kept) {
     load_parameter(path, tensor, checkpoint, !on_demand, pool);

@@ -38,12 +38,15 @@ MappedTensor mapped_panels(const QuantisedPlace& place, const TensorSource& chec
 // Error when the checkpoint has a tensor that does not belong to them.
 void check_converted_names(const QuantisedPlaces& places, const TensorSource& checkpoint);
 
-// Loads a converted checkpoint of the model's config. Weights are copied into large pages by all threads;
-// when they would take more than `memory`, routed experts stay on the disk and are read when they are chosen
-// (model/experts_on_demand.h). Another device than the host has all of them. Error where load_parameters has
-// one, for tensors that are not the panels expected here, and when even that takes more memory.
+// Loads a converted checkpoint of the model's config. The model runs from the mapped files at once, and their
+// pages become large ones meanwhile (base/large_pages.h); when weights would take more than `memory`, routed
+// experts stay on the disk and are read when they are chosen (model/experts_on_demand.h). Another device than
+// the host has all of them. Error where load_parameters has one, for tensors that are not the panels expected
+// here, and when even that takes more memory.
 struct ConvertedOptions {
   int64_t memory = std::numeric_limits<int64_t>::max();
+  // Everything is in large pages before the call returns.
+  bool copied = false;
   // Instead of the last of these errors: everything is used where it lies in the file, at the disk's speed.
   bool else_mapped = false;
   std::function<void(int64_t done, int64_t total)> progress{};

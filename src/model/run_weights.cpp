@@ -152,6 +152,7 @@ std::unique_ptr<Transformer> load_for_running(const ModelSource& source, const R
     ConvertedOptions how;
     how.memory = weights.memory > 0 ? weights.memory : default_memory(backend);
     how.else_mapped = weights.memory == 0;
+    how.copied = weights.copied;
     load_converted(*model, *source.tensors, backend, how);
     return model;
   }

@@ -23,6 +23,9 @@ struct RunWeights {
   // margin for the cache, activations and others; then weights that cannot be held to it are loaded all the
   // same.
   int64_t memory = 0;
+  // A converted model is in large pages when load_for_running returns, instead of being there at once and
+  // moving into them while it runs (ConvertedOptions): for much work, and to measure.
+  bool copied = false;
 };
 
 // The type that quantised weights will have: q8 or q4; nothing for weights that are not, or in forms of their
