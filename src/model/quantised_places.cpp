@@ -339,7 +339,7 @@ bool CheckpointPanels::take_codes(const QuantisedPlace& place, const std::string
   decode_codes(stored->type, stored->bytes.data() + first * row_bytes, rows * k, codes.data(), scales.data());
   for (size_t i = 0; i < scales.size(); ++i) {
     if (!(std::abs(scales[i]) < beyond_half)) refuse(name);
-    if (i * group >= codes.size()) continue;  // an offset
+    if (to.dtype != DType::q8 || i * group >= codes.size()) continue;  // of 4 bits, or an offset
     int8_t* of_group = codes.data() + i * group;
     if (*std::min_element(of_group, of_group + group) > -128) continue;
     // Quantisers hardly write it, and products do not take it.

@@ -26,14 +26,30 @@ float half_at(const std::byte* halves, int64_t i) {
   return static_cast<float>(half);
 }
 
-uint32_t four_codes(const int8_t* row, int64_t at, int64_t k) {
-  uint32_t word = 0;
-  if (at < k) std::memcpy(&word, row + at, static_cast<size_t>(std::min<int64_t>(4, k - at)));
-  return word;
-}
+// Two's complement of four bits, plus 8, in eight bytes.
+uint64_t offset_codes(uint64_t codes) { return (codes & 0x0f0f0f0f0f0f0f0fu) ^ 0x0808080808080808u; }
 
-// Two's complement of four bits, plus 8, in four bytes.
-uint32_t offset_codes(uint32_t word) { return (word & 0x0f0f0f0fu) ^ 0x08080808u; }
+// `count` codes of a row, those from `held` on zeros, into its words of a panel. Copies of a length that the
+// compiler knows: this is how fast a model of another program's starts.
+void put_codes(int bits, const int8_t* codes, int64_t held, int64_t count, uint32_t* word) {
+  for (int64_t at = 0; at < count; at += 8) {
+    uint64_t eight = 0;
+    if (at + 8 <= held) {
+      std::memcpy(&eight, codes + at, 8);
+    } else if (at < held) {
+      std::memcpy(&eight, codes + at, static_cast<size_t>(held - at));
+    }
+    if (bits == 4) eight = offset_codes(eight);
+    const auto first = static_cast<uint32_t>(eight), second = static_cast<uint32_t>(eight >> 32);
+    if (bits == 4) {
+      *word = first | (second << 4);
+      word += panel_rows;
+    } else {
+      word[0] = first, word[panel_rows] = second;
+      word += 2 * panel_rows;
+    }
+  }
+}
 
 int64_t in_packs(int64_t bytes) { return divide_up(bytes, 16) * 16; }
 
@@ -70,18 +86,9 @@ void pack_panel(Form form, const int8_t* codes, const float* scales, const float
   if (form.offsets) put(offsets);
   std::fill(reinterpret_cast<std::byte*>(to_scale), panel + scale_bytes(form, k), std::byte{0});
   auto* word = reinterpret_cast<uint32_t*>(panel + scale_bytes(form, k));
-  const int64_t step = form.bits == 8 ? 4 : 8;
-  for (int64_t at = 0; at < padded; at += step) {
-    for (int64_t r = 0; r < panel_rows; ++r) {
-      const int8_t* row = codes + r * k;
-      const uint32_t first = r < rows ? four_codes(row, at, k) : 0;
-      if (form.bits == 8) {
-        *word++ = first;
-      } else {
-        const uint32_t second = r < rows ? four_codes(row, at + 4, k) : 0;
-        *word++ = offset_codes(first) | (offset_codes(second) << 4);
-      }
-    }
+  for (int64_t at = 0; at < padded; at += form.group, word += form.group * panel_rows * form.bits / 32) {
+    for (int64_t r = 0; r < panel_rows; ++r)
+      put_codes(form.bits, codes + r * k + at, r < rows ? k - at : 0, form.group, word + r);
   }
 }
 
