@@ -142,8 +142,11 @@ def main():
                 if not times:
                     sys.exit(str(memory))
                 theirs += [tokens / seconds for seconds in times]
+                print(f"transformers {statistics.median(theirs[-len(times):]):,.0f} tok/s, {memory / 2**30:.2f} GiB",
+                      file=sys.stderr, flush=True)
                 speeds, peak, estimate, used = latente_steps(args, path, sequences, length, args.steps, out)
                 ours += speeds
+                print(f"Latente {statistics.median(speeds):,.0f} tok/s, {used}", file=sys.stderr, flush=True)
             a, b = statistics.median(theirs), statistics.median(ours)
             print(f"| {path.stem} | {batch} | {a:,.0f} ({', '.join(k if v is True else v for k, v in best.items() if v)}) | {b:,.0f} | {b / a:.2f} | "
                   f"{100 * peak:.0f} % | {memory / 2**30:.2f} GiB, {used}, {estimate} |", flush=True)
