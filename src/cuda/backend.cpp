@@ -9,6 +9,7 @@
 #include "cuda/kernels.h"
 #include "cuda/memory.h"
 #include "cuda/runtime.h"
+#include "cuda/split_linear.h"
 #include "tensor/panels.h"
 
 namespace latente::cuda {
@@ -216,6 +217,10 @@ void CudaBackend::rope(View x, View positions, View table, bool interleaved, boo
 }
 
 void CudaBackend::linear(View x, View w, View bias, Grad out) { cuda::linear(x, w, bias, out, context_); }
+
+void CudaBackend::linear_of_many(View x, View w, View out) {
+  if (!cuda::split_linear(x, w, out, context_)) Backend::linear_of_many(x, w, out);
+}
 
 void CudaBackend::linear_backward_input(View d_out, View w, Grad d_x) {
   cuda::linear_backward_input(d_out, w, d_x, context_);

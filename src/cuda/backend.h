@@ -40,6 +40,7 @@ class CudaBackend final : public Backend {
   void rms_norm_backward(View d_out, View x, View weight, View rstd, Grad d_x, Grad d_weight) override;
   void rope(View x, View positions, View table, bool interleaved, bool inverse) override;
   void linear(View x, View w, View bias, Grad out) override;
+  void linear_of_many(View x, View w, View out) override;
   void linear_backward_input(View d_out, View w, Grad d_x) override;
   void linear_backward_weight(View d_out, View x, Grad d_w) override;
   void linear_backward_bias(View d_out, Grad d_bias) override;

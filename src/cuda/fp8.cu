@@ -28,9 +28,28 @@ __device__ inline uint32_t codes_of(float a, float b, float c, float d) {
 
 // -- where a tile's values come from: eight columns of a row, as bfloat16 --
 
-using Eight = Pack<bf16, 8>;
+// In words of two: the lower half is the first.
+struct alignas(16) Eight {
+  uint32_t at[4];
+  __device__ float operator[](int i) const {
+    return __uint_as_float(i % 2 ? at[i / 2] & 0xffff0000 : at[i / 2] << 16);
+  }
+};
 
 __device__ inline Eight eight_at(const bf16* x) { return *reinterpret_cast<const Eight*>(x); }
+__device__ inline Eight eight_of(const float (&x)[8]) {
+  Eight to;
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(to.at[i]) : "f"(x[i * 2 + 1]), "f"(x[i * 2]));
+  return to;
+}
+// Of either half.
+__device__ inline uint32_t larger(uint32_t a, uint32_t b) {
+  uint32_t most;
+  asm("max.bf16x2 %0, %1, %2;" : "=r"(most) : "r"(a), "r"(b));
+  return most;
+}
 
 // Which row is read, and what it is multiplied by; tabled: found once for all threads of a block.
 struct From {
@@ -43,12 +62,13 @@ struct RowsOf {
   static constexpr int results = 1;
   static constexpr bool tabled = false;
   const bf16* x;
-  int64_t line, matrix;
+  int line;
+  int64_t matrix;
   const int32_t* rows;
 
   __device__ From find(int row) const { return {rows ? rows[row] : row, 1}; }
-  __device__ void read(const From& from, int64_t column, Eight (&to)[1]) const {
-    to[0] = eight_at(x + blockIdx.z * matrix + from.row * line + column);
+  __device__ void read(const From& from, int column, Eight (&to)[1]) const {
+    to[0] = eight_at(x + blockIdx.z * matrix + column + int64_t{from.row} * line);
   }
 };
 
@@ -57,7 +77,7 @@ struct CombinedRows {
   static constexpr int results = 1;
   static constexpr bool tabled = true;  // a search
   const bf16* d_out;
-  int64_t line;
+  int line;
   const float* weights;
   const int32_t* slots;
   const int32_t* rows;
@@ -71,12 +91,12 @@ struct CombinedRows {
     for (int i = 1; i < top_k; ++i) choice = slots[first + i] == row ? i : choice;
     return {token, weights[first + choice]};
   }
-  __device__ void read(const From& from, int64_t column, Eight (&to)[1]) const {
+  __device__ void read(const From& from, int column, Eight (&to)[1]) const {
+    const Eight d = eight_at(d_out + column + int64_t{from.row} * line);
     float x[8];
-    load<8>(d_out + from.row * line + column, x);
 #pragma unroll
-    for (float& value : x) value *= from.weight;
-    store<8>(x, to[0].at);
+    for (int i = 0; i < 8; ++i) x[i] = d[i] * from.weight;
+    to[0] = eight_of(x);
   }
 };
 
@@ -87,18 +107,20 @@ struct GatedRows {
   const bf16* d_out;
   const bf16* gated;
   const bf16* risen;
-  int64_t d_out_line, gated_line, risen_line;
+  int d_out_line, gated_line, risen_line;
 
   __device__ From find(int row) const { return {row, 1}; }
-  __device__ void read(const From& from, int64_t column, Eight (&to)[2]) const {
-    float d[8], g[8], u[8];
-    load<8>(d_out + from.row * d_out_line + column, d);
-    load<8>(gated + from.row * gated_line + column, g);
-    load<8>(risen + from.row * risen_line + column, u);
+  __device__ void read(const From& from, int column, Eight (&to)[2]) const {
+    const Eight d = eight_at(d_out + column + int64_t{from.row} * d_out_line);
+    const Eight gate = eight_at(gated + column + int64_t{from.row} * gated_line);
+    const Eight up = eight_at(risen + column + int64_t{from.row} * risen_line);
+    float g[8], u[8];
 #pragma unroll
-    for (int i = 0; i < 8; ++i) swiglu_backward_of(d[i], g[i], u[i]);
-    store<8>(g, to[0].at);
-    store<8>(u, to[1].at);
+    for (int i = 0; i < 8; ++i) {
+      g[i] = gate[i], u[i] = up[i];
+      swiglu_backward_of(d[i], g[i], u[i]);
+    }
+    to[0] = eight_of(g), to[1] = eight_of(u);
   }
 };
 
@@ -115,8 +137,8 @@ template <class Source>
 struct Tiles {
   Source source;
   Target to[Source::results];
-  int64_t rows, columns, across_line;  // of codes: lines are `columns`
-  const int32_t* offsets;              // or null
+  int rows, columns, across_line;  // of codes: lines are `columns`
+  const int32_t* offsets;          // or null
   int experts;
   // Rows are read by several experts: of some columns they all fit in the L2 cache, so tiles of the same
   // columns follow one another.
@@ -136,27 +158,27 @@ struct Place {
   __device__ int row(int i) const { return i / 4 * 64 + four * 4 + i % 4; }
 };
 
-template <bool squares>
-__device__ void quantise_tile(const Eight (&values)[8], const Target& to, int64_t tile, int64_t first_row,
-                              int64_t end_row, int64_t column_block, int64_t rows, int64_t columns,
-                              int64_t across_line, TileMemory& memory) {
+// Of a tile's rows and columns, first_row .. and first_column .., those below `rows` and `columns` exist.
+template <class Source, bool squares>
+__device__ void quantise_tile(const Tiles<Source>& p, const Eight (&values)[8], const Target& to, int tile,
+                              int first_row, int rows, int column_block, TileMemory& memory) {
   const Place at;
-  const int64_t first_column = column_block * block;
-  const bool inside = first_column + at.column < columns;
-  const auto value = [&](int i, int j) { return widen(values[i].at[j]); };
-
-  // Largest magnitudes: of rows, of columns, or of the tile.
-  float column_most[8] = {};
+  const int first_column = column_block * block, columns = p.columns - first_column;
+  const bool inside = at.column < columns;
+  // Largest magnitudes: of rows, of columns, or of the tile. Bfloat16 compares as what it widens to.
+  constexpr uint32_t magnitude = 0x7fff7fff;
+  uint32_t column_mosts[4] = {};
   float row_most[8];
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    row_most[i] = 0;
+    uint32_t most = 0;
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      const float x = fabsf(value(i, j));
-      row_most[i] = fmaxf(row_most[i], x);
-      column_most[j] = fmaxf(column_most[j], x);
+    for (int j = 0; j < 4; ++j) {
+      const uint32_t x = values[i].at[j] & magnitude;
+      most = larger(most, x);
+      column_mosts[j] = larger(column_mosts[j], x);
     }
+    row_most[i] = fmaxf(__uint_as_float(most << 16), __uint_as_float(most & 0xffff0000));
   }
   if (squares) {
     float most = 0;
@@ -165,10 +187,16 @@ __device__ void quantise_tile(const Eight (&values)[8], const Target& to, int64_
     most = warp_max(most);
     if (at.lane == 0) memory.mosts[at.warp][0] = most;
   } else {
+    Eight most;
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      const float most = fmaxf(column_most[j], __shfl_xor_sync(whole_warp, column_most[j], 16));
-      if (at.lane < 16) memory.mosts[at.warp][at.column + j] = most;
+    for (int j = 0; j < 4; ++j)
+      most.at[j] = larger(column_mosts[j], __shfl_xor_sync(whole_warp, column_mosts[j], 16));
+    float eight[2][4];
+#pragma unroll
+    for (int j = 0; j < 8; ++j) eight[j / 4][j % 4] = most[j];
+    if (at.lane < 16) {
+      store<4>(eight[0], memory.mosts[at.warp] + at.column);
+      store<4>(eight[1], memory.mosts[at.warp] + at.column + 4);
     }
   }
   __syncthreads();
@@ -180,12 +208,12 @@ __device__ void quantise_tile(const Eight (&values)[8], const Target& to, int64_
     const Scale scale(most);
     memory.inverses[thread] = scale.inverse;
     if (squares && thread == 0) {
-      const int64_t row_blocks = (rows + block - 1) / block, column_blocks = (columns + block - 1) / block;
+      const int row_blocks = (p.rows + block - 1) / block, column_blocks = (p.columns + block - 1) / block;
       to.scales[tile * column_blocks + column_block] = scale.scale;
       to.across_scales[column_block * row_blocks + tile] = scale.scale;
     }
-    if (!squares && first_column + thread < columns)
-      to.across_scales[tile * columns + first_column + thread] = scale.scale;
+    if (!squares && thread < columns)
+      to.across_scales[int64_t{tile} * p.columns + first_column + thread] = scale.scale;
   }
 
   // Sixteen lanes have a row: they trade halves of their eight rows until lanes 2i and 2i + 1 have row i's
@@ -202,8 +230,9 @@ __device__ void quantise_tile(const Eight (&values)[8], const Target& to, int64_
       }
     }
     const Scale scale(fmaxf(row_most[0], __shfl_xor_sync(whole_warp, row_most[0], 1)));
-    const int64_t row = first_row + at.row(at.lane % 16 / 2);
-    if (at.lane % 2 == 0 && row < end_row) to.scales[column_block * rows + row] = scale.scale;
+    const int row = at.row(at.lane % 16 / 2);
+    if (at.lane % 2 == 0 && row < rows)
+      to.scales[int64_t{column_block} * p.rows + first_row + row] = scale.scale;
 #pragma unroll
     for (int i = 0; i < 8; ++i)
       row_inverses[i] = __shfl_sync(whole_warp, scale.inverse, (at.lane & 16) | i * 2);
@@ -212,74 +241,83 @@ __device__ void quantise_tile(const Eight (&values)[8], const Target& to, int64_
 #pragma unroll
     for (float& inverse : row_inverses) inverse = memory.inverses[0];
   }
+  uint8_t* codes_at = to.codes + int64_t{first_row} * p.columns + first_column + at.column;
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    const int64_t row = first_row + at.row(i);
     const float inverse = row_inverses[i];
-    if (row >= end_row) continue;
-    if (!inside) continue;
-    const uint2 codes{
-        codes_of(value(i, 0) * inverse, value(i, 1) * inverse, value(i, 2) * inverse, value(i, 3) * inverse),
-        codes_of(value(i, 4) * inverse, value(i, 5) * inverse, value(i, 6) * inverse, value(i, 7) * inverse)};
-    *reinterpret_cast<uint2*>(to.codes + row * columns + first_column + at.column) = codes;
+    const Eight& x = values[i];
+    const uint2 codes{codes_of(x[0] * inverse, x[1] * inverse, x[2] * inverse, x[3] * inverse),
+                      codes_of(x[4] * inverse, x[5] * inverse, x[6] * inverse, x[7] * inverse)};
+    if (inside && at.row(i) < rows)
+      *reinterpret_cast<uint2*>(codes_at + int64_t{at.row(i)} * p.columns) = codes;
   }
 
   if (!squares) __syncthreads();
+  float inverses[2][4];
+  load<4>(memory.inverses + at.column, inverses[0]);
+  load<4>(memory.inverses + at.column + 4, inverses[1]);
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
-    const float inverse = memory.inverses[at.column + j];
+    const float inverse = inverses[j / 4][j % 4];
 #pragma unroll
     for (int i = 0; i < 8; i += 4) {
       const int word = i * 4 + at.four;
       memory.across[at.column + j][word ^ at.column / 4] =
-          codes_of(value(i, j) * inverse, value(i + 1, j) * inverse, value(i + 2, j) * inverse,
-                   value(i + 3, j) * inverse);
+          codes_of(values[i][j] * inverse, values[i + 1][j] * inverse, values[i + 2][j] * inverse,
+                   values[i + 3][j] * inverse);
     }
   }
   __syncthreads();
-  for (int i = thread; i < block * 8; i += threads) {
-    const int column = i / 8, piece = i % 8, turn = column / 8;
-    const int64_t first = tile * block + piece * 16;
-    if (first_column + column >= columns || first >= across_line) continue;
+  const int piece = thread % 8, first = tile * block + piece * 16;
+  uint8_t* across_at = to.across + int64_t{first_column} * p.across_line + first;
+#pragma unroll
+  for (int i = 0; i < block * 8; i += threads) {
+    const int column = (i + thread) / 8, turn = column / 8;
     const uint4 words = *reinterpret_cast<const uint4*>(&memory.across[column][(piece ^ turn / 2) * 4]);
-    *reinterpret_cast<uint4*>(to.across + (first_column + column) * across_line + first) =
-        turn % 2 ? uint4{words.z, words.w, words.x, words.y} : words;
+    if (column < columns && first < p.across_line)
+      *reinterpret_cast<uint4*>(across_at + int64_t{column} * p.across_line) =
+          turn % 2 ? uint4{words.z, words.w, words.x, words.y} : words;
   }
 }
 
 // grid: blocks of columns and tiles of rows, or the other way round, and matrices of a stack.
 template <class Source, bool squares>
-__global__ __launch_bounds__(threads, 2) void quantise_kernel(Tiles<Source> p) {
+__global__ __launch_bounds__(threads, Source::results == 1 ? 3 : 2) void quantise_kernel(Tiles<Source> p) {
   __shared__ __align__(16) TileMemory memory;
   __shared__ From from[Source::tabled ? block : 1];
-  const int64_t tile = p.columns_together ? blockIdx.x : blockIdx.y;
-  const int64_t column_block = p.columns_together ? blockIdx.y : blockIdx.x;
-  int64_t first_row = tile * block, end_row = min(first_row + block, p.rows);
+  const int tile = static_cast<int>(p.columns_together ? blockIdx.x : blockIdx.y);
+  const int column_block = static_cast<int>(p.columns_together ? blockIdx.y : blockIdx.x);
+  int first = tile * block, end = min(first + block, p.rows);
   if (p.offsets) {
-    const ExpertTile found = find_tile(p.offsets, p.experts, block, static_cast<int>(tile));
-    first_row = found.begin, end_row = found.end;
-    if (first_row == end_row) return;
+    const ExpertTile found = find_tile(p.offsets, p.experts, block, tile);
+    first = found.begin, end = found.end;
+    if (first == end) return;
   }
-  const int rows = static_cast<int>(end_row - first_row), thread = static_cast<int>(threadIdx.x);
-  const int first = static_cast<int>(first_row);
+  const int rows = end - first, thread = static_cast<int>(threadIdx.x);
   if constexpr (Source::tabled) {
     if (thread < rows) from[thread] = p.source.find(first + thread);
     __syncthreads();
   }
   const Place at;
-  const int64_t column = column_block * block + at.column;
-  Eight values[Source::results][8] = {};
+  const int column = column_block * block + at.column;
+  // Read wherever the nearest one is, so that no branch stands between the reads.
+  const int nearest = min(column, p.columns - 8);
+  Eight values[Source::results][8];
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    if (at.row(i) >= rows || column >= p.columns) continue;
+    const int row = min(at.row(i), rows - 1);
     Eight read[Source::results];
     if constexpr (Source::tabled) {
-      p.source.read(from[at.row(i)], column, read);
+      p.source.read(from[row], nearest, read);
     } else {
-      p.source.read(p.source.find(first + at.row(i)), column, read);
+      p.source.read(p.source.find(first + row), nearest, read);
     }
+    const bool inside = at.row(i) < rows && column < p.columns;
 #pragma unroll
-    for (int r = 0; r < Source::results; ++r) values[r][i] = read[r];
+    for (int r = 0; r < Source::results; ++r) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) values[r][i].at[j] = inside ? read[r].at[j] : 0;
+    }
   }
   const int64_t matrix = blockIdx.z;
 #pragma unroll
@@ -288,12 +326,17 @@ __global__ __launch_bounds__(threads, 2) void quantise_kernel(Tiles<Source> p) {
     Target to = p.to[r];
     if (squares) {
       const int64_t scales = static_cast<int64_t>(gridDim.x) * gridDim.y;
-      to.codes += matrix * p.rows * p.columns, to.across += matrix * p.rows * p.columns;
+      const int64_t size = int64_t{p.rows} * p.columns;
+      to.codes += matrix * size, to.across += matrix * size;
       to.scales += matrix * scales, to.across_scales += matrix * scales;
     }
-    quantise_tile<squares>(values[r], to, tile, first_row, end_row, column_block, p.rows, p.columns,
-                           p.across_line, memory);
+    quantise_tile<Source, squares>(p, values[r], to, tile, first, rows, column_block, memory);
   }
+}
+
+int whole(int64_t size) {
+  LATENTE_ASSERT(size < int64_t{1} << 31);
+  return static_cast<int>(size);
 }
 
 uint8_t* bytes_of(const View& codes) {
@@ -310,8 +353,8 @@ Target target_of(const Fp8Operand& out) {
 template <bool squares, class Source>
 void launch(Tiles<Source> p, const View& offsets, int64_t matrices, const Fp8Operand& shape, const char* name,
             const Context& context) {
-  p.rows = shape.along.codes[-2], p.columns = shape.along.codes[-1];
-  p.across_line = shape.across.codes[-1];
+  p.rows = whole(shape.along.codes[-2]), p.columns = whole(shape.along.codes[-1]);
+  p.across_line = whole(shape.across.codes[-1]);
   p.offsets = offsets.as_or_null<int32_t>();
   p.experts = offsets ? static_cast<int>(offsets.count() - 1) : 0;
   LATENTE_ASSERT(p.columns % 16 == 0 && p.across_line % 16 == 0 && shape.across.codes[-2] == p.columns);
@@ -368,7 +411,7 @@ void launch(const HopperProduct& p, const char* name, const Context& context) {
 void quantise_fp8(View x, View rows, View offsets, const Fp8Operand& out, const Context& context) {
   LATENTE_ASSERT(in_packs(8, {x}) && x[1] == out.along.codes[1]);
   LATENTE_ASSERT((rows ? rows.count() : x[0]) == out.along.codes[0]);
-  const RowsOf source{x.as<bf16>(), x.stride(0), 0, rows.as_or_null<int32_t>()};
+  const RowsOf source{x.as<bf16>(), whole(x.stride(0)), 0, rows.as_or_null<int32_t>()};
   launch<false>(Tiles<RowsOf>{source, {target_of(out)}, 0, 0, 0, nullptr, 0, static_cast<bool>(rows)},
                 offsets, 1, out, "quantise_fp8", context);
 }
@@ -376,7 +419,7 @@ void quantise_fp8(View x, View rows, View offsets, const Fp8Operand& out, const 
 void quantise_fp8_weight(View w, const Fp8Operand& out, const Context& context) {
   LATENTE_ASSERT(in_packs(8, {w}) && w.shape == out.along.codes.shape);
   const bool stack = w.shape.rank() == 3;
-  const RowsOf source{w.as<bf16>(), w.stride(-2), stack ? w.stride(0) : 0, nullptr};
+  const RowsOf source{w.as<bf16>(), whole(w.stride(-2)), stack ? w.stride(0) : 0, nullptr};
   launch<true>(Tiles<RowsOf>{source, {target_of(out)}, 0, 0, 0, nullptr, 0, false}, {}, stack ? w[0] : 1, out,
                "quantise_fp8_weight", context);
 }
@@ -384,8 +427,8 @@ void quantise_fp8_weight(View w, const Fp8Operand& out, const Context& context) 
 void swiglu_backward_fp8(View d_out, View gated, View risen, View offsets, const Fp8Operand& d_gated,
                          const Fp8Operand& d_risen, const Context& context) {
   LATENTE_ASSERT(in_packs(8, {d_out, gated, risen}) && d_out.shape == d_gated.along.codes.shape);
-  const GatedRows source{d_out.as<bf16>(), gated.as<bf16>(), risen.as<bf16>(),
-                         d_out.stride(0),  gated.stride(0),  risen.stride(0)};
+  const GatedRows source{d_out.as<bf16>(),       gated.as<bf16>(),       risen.as<bf16>(),
+                         whole(d_out.stride(0)), whole(gated.stride(0)), whole(risen.stride(0))};
   launch<false>(
       Tiles<GatedRows>{source, {target_of(d_gated), target_of(d_risen)}, 0, 0, 0, nullptr, 0, false}, offsets,
       1, d_gated, "swiglu_backward_fp8", context);
@@ -395,8 +438,8 @@ void combine_backward_fp8(View d_out, View weights, View slots, View rows, View 
                           const Fp8Operand& d_y, const Context& context) {
   LATENTE_ASSERT(in_packs(8, {d_out}) && weights.contiguous() && slots.contiguous());
   LATENTE_ASSERT(rows.count() == d_y.along.codes[0] && slots.count() == rows.count());
-  const CombinedRows source{d_out.as<bf16>(),    d_out.stride(0),    weights.as<float>(),
-                            slots.as<int32_t>(), rows.as<int32_t>(), static_cast<int>(slots[1])};
+  const CombinedRows source{d_out.as<bf16>(),    whole(d_out.stride(0)), weights.as<float>(),
+                            slots.as<int32_t>(), rows.as<int32_t>(),     static_cast<int>(slots[1])};
   launch<false>(Tiles<CombinedRows>{source, {target_of(d_y)}, 0, 0, 0, nullptr, 0, true}, offsets, 1, d_y,
                 "combine_backward_fp8", context);
 }

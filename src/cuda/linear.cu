@@ -8,6 +8,7 @@
 #include "cuda/product_float.cuh"
 #include "cuda/product_mma.cuh"
 #include "cuda/product_sm90.h"
+#include "cuda/split_linear.h"
 
 namespace latente::cuda {
 namespace {
@@ -239,7 +240,7 @@ void linear(View x, View w, View bias, Grad out, const Context& context) {
 }
 
 void linear_backward_input(View d_out, View w, Grad d_x, const Context& context) {
-  if (!d_x) return;
+  if (!d_x || split_linear_backward_input(d_out, w, d_x, context)) return;
   with_types(d_out, w, d_x.view, "linear_backward_input", [&](auto& p) {
     p.a_row = d_out.stride(0), p.b_row = 1, p.b_depth = w.stride(0), p.c_row = d_x.view.stride(0);
     p.rows = d_out[0], p.columns = w[1], p.depth = w[0];
@@ -249,7 +250,7 @@ void linear_backward_input(View d_out, View w, Grad d_x, const Context& context)
 }
 
 void linear_backward_weight(View d_out, View x, Grad d_w, const Context& context) {
-  if (!d_w) return;
+  if (!d_w || split_linear_backward_weight(d_out, x, d_w, context)) return;
   with_types(d_out, x, d_w.view, "linear_backward_weight", [&](auto& p) {
     p.a_row = 1, p.a_depth = d_out.stride(0), p.b_row = 1, p.b_depth = x.stride(0);
     p.c_row = d_w.view.stride(0);

@@ -13,27 +13,28 @@ namespace {
 
 using namespace sm90;
 
-constexpr int half_columns = 128, half_bytes = half_columns * 128;
-
 // Squares: b has one scale for 128 columns, which threads read ahead; else one a column, which arrives beside
-// the stage's tiles. Gated: the first half of the columns is the gate's.
+// the stage's tiles, and results are gradients of weights in float32. Gated: the first half of the columns is
+// the gate's.
 template <int Columns, bool Squares, bool Gated = false>
 struct Fp8Config {
   static constexpr int columns = Columns, own_columns = Gated ? Columns / 2 : Columns;
-  static constexpr int halves = Columns / half_columns;
+  static constexpr int halves = Columns == 128 ? 1 : 2, half_columns = Columns / halves;
   static constexpr bool squares = Squares, gated = Gated;
-  static constexpr int stages = Columns == 256 ? (Squares ? 4 : 3) : 5;
-  static constexpr int out_tiles = Columns == 256 && !Squares ? 4 : 2;
-  static constexpr int a_bytes = tile_rows * 128, stage_bytes = a_bytes + halves * half_bytes;
+  static constexpr int stages = Columns == 128 ? (Squares ? 5 : 4) : Squares ? 4 : 3;
+  static constexpr int out_tiles = Squares ? 2 : Columns == 256 ? 4 : Columns / 32;
+  static constexpr int a_bytes = tile_rows * 128, half_bytes = half_columns * 128;
+  static constexpr int stage_bytes = a_bytes + halves * half_bytes;
   static constexpr int scale_bytes = Squares ? 0 : Columns * 4;
   static constexpr int scales = stages * stage_bytes + 2 * out_tiles * square_bytes;
   static constexpr int out = stages * stage_bytes, shared = scales + stages * scale_bytes;
+  static_assert(!Squares || half_columns == 128);
 };
 
 // How many halves of a tile's columns there are.
 template <class K>
 __device__ int halves_of(const HopperProduct& p, const Tiles& t) {
-  return K::halves == 2 && (K::gated || t.column + half_columns < p.columns) ? 2 : 1;
+  return K::halves == 2 && (K::gated || t.column + K::half_columns < p.columns) ? 2 : 1;
 }
 
 template <class K>
@@ -48,14 +49,14 @@ __device__ void copy_fp8_tiles(const HopperProduct& p, const Maps& maps, Shared&
       s.empty[stage.index].wait(stage.phase ^ 1);
       Barrier& full = s.full[stage.index];
       char* a = memory + stage.index * K::stage_bytes;
-      full.expect(K::a_bytes + halves * half_bytes + scale_bytes);
+      full.expect(K::a_bytes + halves * K::half_bytes + scale_bytes);
       const bool other = depth >= t.other_depth;
       const int from = other ? depth - t.other_depth : depth;
       copy_tile(a, other ? &maps.other_a : &maps.a, full, from, t.row, 0);
       for (int half = 0; half < halves; ++half) {
-        copy_tile(a + K::a_bytes + half * half_bytes,
+        copy_tile(a + K::a_bytes + half * K::half_bytes,
                   other || (K::gated && half == 1) ? &maps.other_b : &maps.b, full, from,
-                  t.column + (K::gated ? 0 : half * half_columns), t.outer());
+                  t.column + (K::gated ? 0 : half * K::half_columns), t.outer());
       }
       if (!K::squares) {
         copy_row(memory + K::scales + stage.index * K::scale_bytes,
@@ -85,11 +86,11 @@ struct Scales {
 #pragma unroll
     for (int half = 0; half < (K::squares ? K::halves : 0); ++half) {
       const float* from = other || (K::gated && half == 1) ? p.other_b_scales : p.b_scales;
-      const int square = t.column / half_columns + (K::gated ? 0 : half);
+      const int square = t.column / K::half_columns + (K::gated ? 0 : half);
       // row >> 31 is 0, which the compiler does not know: what is the same for all threads it moves to
       // uniform registers as soon as it is read, which is to wait for it.
       b[half] = from + (p.offsets ? t.batch * p.b_scale_batch : 0) + block + (row >> 31) +
-                (square * half_columns < p.columns ? square * p.b_scale_line : 0);
+                (square * K::half_columns < p.columns ? square * p.b_scale_line : 0);
     }
   }
   __device__ void next(float (&of_a)[2], float (&of_b)[K::halves]) {
@@ -126,35 +127,58 @@ __device__ void add_scaled(const HopperProduct& p, const Tiles& t, float (&sum)[
 #pragma unroll
     for (int half = 0; half < K::halves; ++half) {
       if (half >= halves) break;
-      float part[64];
-      const uint64_t b_operand = rows_operand(a + K::a_bytes + half * half_bytes);
+      constexpr int count = K::half_columns / 2;
+      float part[count];
+      const uint64_t b_operand = rows_operand(a + K::a_bytes + half * K::half_bytes);
       products_begin();
 #pragma unroll
       for (int k = 0; k < 4; ++k)
         wgmma_e4m3(part, a_operand + k * rows_step, b_operand + k * rows_step, k > 0);
       products_commit();
-      products_wait<0>();
-      if (K::squares) {
+      const auto release = [&] {
         if (half + 1 == halves && lane == 0) s.empty[stage.index].arrive();
+      };
+      if constexpr (K::squares) {
+        products_wait<0>();
+        release();
         const float scale[2] = {of_a[0] * of_b[half], of_a[1] * of_b[half]};
 #pragma unroll
-        for (int i = 0; i < 64; ++i) {
-          sum[half * 64 + i] = fmaf(part[i], scale[i / 2 % 2], sum[half * 64 + i]);
-        }
-      } else {
-        const float* b = reinterpret_cast<const float*>(memory + K::scales + stage.index * K::scale_bytes) +
-                         half * half_columns + lane % 4 * 2;
+        for (int i = 0; i < count; ++i)
+          sum[half * count + i] = fmaf(part[i], scale[i / 2 % 2], sum[half * count + i]);
+        continue;
+      }
+      const float* b = reinterpret_cast<const float*>(memory + K::scales + stage.index * K::scale_bytes) +
+                       half * K::half_columns + lane % 4 * 2;
+      const auto add = [&](int i, const float(&scale)[4]) {
 #pragma unroll
-        for (int i = 0; i < 64; i += 4) {
-          const float2 two = *reinterpret_cast<const float2*>(b + i * 2);
+        for (int j = 0; j < 4; ++j)
+          sum[half * count + i + j] = fmaf(part[i + j], scale[j], sum[half * count + i + j]);
+      };
+      // Of two columns in either row.
+      const auto read = [&](int i, float(&scale)[4]) {
+        const float2 two = *reinterpret_cast<const float2*>(b + i * 2);
+        scale[0] = of_a[0] * two.x, scale[1] = of_a[0] * two.y;
+        scale[2] = of_a[1] * two.x, scale[3] = of_a[1] * two.y;
+      };
+      if constexpr (K::columns == 256) {  // no registers are left to read ahead
+        products_wait<0>();
 #pragma unroll
-          for (int j = 0; j < 4; ++j) {
-            float& to = sum[half * 64 + i + j];
-            to = fmaf(part[i + j] * (j % 2 ? two.y : two.x), of_a[j / 2], to);
-          }
+        for (int i = 0; i < count; i += 4) {
+          float scale[4];
+          read(i, scale);
+          add(i, scale);
         }
         __syncwarp();
-        if (half + 1 == halves && lane == 0) s.empty[stage.index].arrive();
+        release();
+      } else {
+        float scale[count / 4][4];
+#pragma unroll
+        for (int i = 0; i < count; i += 4) read(i, scale[i / 4]);
+        __syncwarp();
+        products_wait<0>();
+        release();
+#pragma unroll
+        for (int i = 0; i < count; i += 4) add(i, scale[i / 4]);
       }
     }
     stage.next();
@@ -175,8 +199,10 @@ __device__ void compute_fp8(const HopperProduct& p, const Maps& maps, char* memo
     add_scaled<K>(p, t, sum, memory, s, stage);
     if constexpr (K::gated) {
       put_gated(output, t, p, maps, sum);
-    } else {
+    } else if constexpr (K::squares) {
       put_sums(output, t, p, maps, sum);
+    } else {
+      output.template put<32, true>(t, {&maps.c, p.c}, sum);
     }
   }
   if (thread < warp_size) stores_wait();
@@ -207,14 +233,15 @@ __global__ __launch_bounds__(threads, 1) void product_fp8_kernel(const __grid_co
 template <class K>
 void launch(const HopperProduct& p, int64_t tiles, const char* name, const Context& context) {
   Maps maps{};
-  const auto map_of = [&](const void* x, int64_t lines, int64_t line, int64_t outer, int64_t apart) {
-    return tile_map(x, p.depth, lines, line, outer, outer > 1 ? apart : line * lines, 128);
+  const auto map_of = [&](const void* x, int64_t lines, int64_t line, int64_t outer, int64_t apart,
+                          int box_rows) {
+    return tile_map(x, p.depth, lines, line, outer, outer > 1 ? apart : line * lines, box_rows);
   };
   const int64_t outer = p.offsets && !p.by_depth ? p.experts : 1;
-  maps.a = map_of(p.a, p.rows, p.a_line, 1, 0);
-  maps.b = map_of(p.b, p.columns, p.b_line, outer, p.b_batch);
-  if (p.other_a) maps.other_a = map_of(p.other_a, p.rows, p.a_line, 1, 0);
-  if (p.other_b) maps.other_b = map_of(p.other_b, p.columns, p.b_line, outer, p.b_batch);
+  maps.a = map_of(p.a, p.rows, p.a_line, 1, 0, tile_rows);
+  maps.b = map_of(p.b, p.columns, p.b_line, outer, p.b_batch, K::half_columns);
+  if (p.other_a) maps.other_a = map_of(p.other_a, p.rows, p.a_line, 1, 0, tile_rows);
+  if (p.other_b) maps.other_b = map_of(p.other_b, p.columns, p.b_line, outer, p.b_batch, K::half_columns);
   map_results(p, maps);
   auto kernel = product_fp8_kernel<K>;
   constexpr int shared = K::shared + static_cast<int>(sizeof(Shared));
@@ -231,14 +258,23 @@ void launch(const HopperProduct& p, int64_t tiles, const char* name, const Conte
 
 void hopper_product_fp8(const HopperProduct& p, const char* name, const Context& context) {
   if (p.pair == Pair::gated) return launch<Fp8Config<256, true, true>>(p, tiles_of(p, 256), name, context);
-  const int width = best_width(p, {256, 128}, context);
-  const int64_t tiles = tiles_of(p, width);
   if (p.squares) {
+    const int width = best_width(p, {256, 128}, context);
+    const int64_t tiles = tiles_of(p, width);
     width == 256 ? launch<Fp8Config<256, true>>(p, tiles, name, context)
                  : launch<Fp8Config<128, true>>(p, tiles, name, context);
   } else {
-    width == 256 ? launch<Fp8Config<256, false>>(p, tiles, name, context)
-                 : launch<Fp8Config<128, false>>(p, tiles, name, context);
+    LATENTE_ASSERT(!p.narrow && !p.bias);
+    const int width = best_width(p, {256, 192, 128}, context);
+    const int64_t tiles = tiles_of(p, width);
+    switch (width) {
+      case 256:
+        return launch<Fp8Config<256, false>>(p, tiles, name, context);
+      case 192:
+        return launch<Fp8Config<192, false>>(p, tiles, name, context);
+      default:
+        launch<Fp8Config<128, false>>(p, tiles, name, context);
+    }
   }
 }
 

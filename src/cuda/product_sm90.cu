@@ -139,6 +139,11 @@ void launch_width(const HopperProduct& p, int64_t tiles, const char* name, const
     if constexpr (columns != 192) launch<Config<columns, true, true, true>>(p, tiles, name, context);
     return;
   }
+  if constexpr (columns == 256) {
+    constexpr int64_t shallow = 256;  // of an expert
+    if (!p.a_by_depth && p.offsets && !p.gather && p.depth <= shallow * p.experts)
+      return launch<Config<256, false, false, false, true>>(p, tiles, name, context);
+  }
   if (!p.a_by_depth) return launch<Config<columns, false, false>>(p, tiles, name, context);
   if (!p.b_by_depth) return launch<Config<columns, true, false>>(p, tiles, name, context);
   launch<Config<columns, true, true>>(p, tiles, name, context);

@@ -65,17 +65,22 @@ LATENTE_WGMMA(128, 64, 64, 65, 66, 67, 68, 69, 70)
 LATENTE_WGMMA(192, 96, 96, 97, 98, 99, 100, 101, 102)
 LATENTE_WGMMA(256, 128, 128, 129, 130, 131, 132, 133, 134)
 
-// d [64, 128] (+)= a [64, 32] · b [32, 128] in e4m3, both K-major in shared memory.
-__device__ inline void wgmma_e4m3(float (&d)[64], uint64_t a, uint64_t b, int add) {
-  asm volatile(
-      "{\n.reg .pred p;\n"
-      "setp.ne.b32 p, %66, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 {" LATENTE_NUMBERS_64
-      "}, %64, %65, p, 1, 1;\n}\n"
-      : LATENTE_SUMS_64(0)
-      : "l"(a), "l"(b), "r"(add));
-}
+// d [64, N] (+)= a [64, 32] · b [32, N] in e4m3, both K-major in shared memory.
+#define LATENTE_WGMMA_E4M3(columns_of_b, registers, r0, r1, r2)                                             \
+  __device__ inline void wgmma_e4m3(float(&d)[registers], uint64_t a, uint64_t b, int add) {                \
+    asm volatile(                                                                                           \
+        "{\n.reg .pred p;\n"                                                                                \
+        "setp.ne.b32 p, %" #r2                                                                              \
+        ", 0;\n"                                                                                            \
+        "wgmma.mma_async.sync.aligned.m64n" #columns_of_b "k32.f32.e4m3.e4m3 {" LATENTE_NUMBERS_##registers \
+        "}, %" #r0 ", %" #r1 ", p, 1, 1;\n}\n"                                                              \
+        : LATENTE_SUMS_##registers(0)                                                                       \
+        : "l"(a), "l"(b), "r"(add));                                                                        \
+  }
+LATENTE_WGMMA_E4M3(96, 48, 48, 49, 50)
+LATENTE_WGMMA_E4M3(128, 64, 64, 65, 66)
 
+#undef LATENTE_WGMMA_E4M3
 #undef LATENTE_WGMMA
 #undef LATENTE_NUMBERS_128
 #undef LATENTE_NUMBERS_96

@@ -400,6 +400,9 @@ class Backend {
                                    const Fp8Operand& d_gated, const Fp8Operand& d_risen);
   virtual void combine_backward_fp8(View d_out, View weights, View slots, View rows, View offsets,
                                     const Fp8Operand& d_y);
+  // linear() of x in bf16 by an exact w, in training alone: a row's result may depend on how many share the
+  // call.
+  virtual void linear_of_many(View x, View w, View out);
 };
 
 inline void RepeatedWork::run(Backend& backend, const std::function<void()>& work) {

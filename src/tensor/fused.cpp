@@ -11,6 +11,8 @@ void take_norm(Backend& to, const NormedRows& x) {
 
 }  // namespace
 
+void Backend::linear_of_many(View x, View w, View out) { linear(x, w, {}, {out, false}); }
+
 void Backend::linear_both(View x, View w, View other_w, View out, View other_out) {
   linear(x, w, {}, {out, false});
   linear(x, other_w, {}, {other_out, false});

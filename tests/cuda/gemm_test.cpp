@@ -4,6 +4,7 @@
 #include <tuple>
 
 #include "attention_support.h"
+#include "cuda/split_linear.h"
 
 namespace latente {
 namespace {
@@ -253,6 +254,40 @@ TEST_P(Products, OfExpertsRowsHaveTheSameBitsInAnyCompany) {
       EXPECT_TRUE(std::equal(got.begin() + before * columns, got.end(), want.begin()))
           << rows << " rows after " << before;
     }
+  }
+}
+
+// Of float32 by bfloat16, on tensor cores.
+TEST_P(Products, Routers) {
+  const cuda::Context& context = device_.context;
+  if (GetParam() == DType::f32 || context.compute_capability != 90) GTEST_SKIP() << "of bfloat16, on Hopper";
+  for (const auto& [rows, columns, depth, pad] :
+       {std::tuple{1024, 64, 200, 0}, {3001, 8, 72, 8}, {1500, 256, 136, 16}, {4100, 40, 520, 0}}) {
+    SCOPED_TRACE(testing::Message() << rows << " x " << columns << " x " << depth << ", padded by " << pad);
+    DeviceTensor x = normals({rows, depth}, DType::bf16, pad, pad);
+    DeviceTensor w = normals({columns, depth}, DType::f32, 0, pad);
+    DeviceTensor d_out = normals({rows, columns}, DType::f32, pad, pad);
+    DeviceTensor out(device_, {rows, columns}, DType::f32, 0, pad);
+    ASSERT_TRUE(cuda::split_linear(x.view, w.view, out.view, context));
+    EXPECT_LT(
+        distance(out.read(), product(
+                                 rows, columns, depth, [&](int64_t i, int64_t k) { return at(x, i, k); },
+                                 [&](int64_t j, int64_t k) { return at(w, j, k); })),
+        1e-6);
+    EXPECT_EQ(out.written_outside, 0);
+    DeviceTensor d_x(device_, {rows, depth}, DType::bf16, 0, pad), d_w(device_, {columns, depth}, DType::f32);
+    check(d_x,
+          product(
+              rows, depth, columns, [&](int64_t i, int64_t k) { return at(d_out, i, k); },
+              [&](int64_t j, int64_t k) { return at(w, k, j); }),
+          [&](Grad to) { ASSERT_TRUE(cuda::split_linear_backward_input(d_out.view, w.view, to, context)); });
+    const auto want = product(
+        columns, depth, rows, [&](int64_t i, int64_t k) { return at(d_out, k, i); },
+        [&](int64_t j, int64_t k) { return at(x, k, j); });
+    check(d_w, want,
+          [&](Grad to) { ASSERT_TRUE(cuda::split_linear_backward_weight(d_out.view, x.view, to, context)); });
+    cuda::linear_backward_weight(d_out.view, x.view, {d_w.view, false}, context);
+    EXPECT_LT(distance(d_w.read(), want), 2e-6);
   }
 }
 
