@@ -4,9 +4,11 @@
 #include <time.h>
 
 #include <chrono>
+#include <condition_variable>
 #include <cstdint>
 #include <cstring>
 #include <fstream>
+#include <mutex>
 #include <string>
 #include <utility>
 
@@ -22,14 +24,17 @@ double seconds(clockid_t clock) {
 // Keeps this thread's share of time small while the process's others compute.
 class Pace {
  public:
-  // After each piece of work.
-  void keep() {
+  // After each piece of work; a stop ends the rest.
+  void keep(const std::stop_token& stop) {
     const double all = seconds(CLOCK_PROCESS_CPUTIME_ID), own = seconds(CLOCK_THREAD_CPUTIME_ID);
     const double now = seconds(CLOCK_MONOTONIC), worked = own - own_;
     const bool others_compute = all - all_ - worked > busy * (now - now_);
-    if (others_compute) std::this_thread::sleep_for(std::chrono::duration<double>(worked * (1 / share - 1)));
-    // Of what was slept the others' time is looked at as well.
+    // What others do meanwhile counts for the next look.
     all_ = all, own_ = own, now_ = now;
+    if (!others_compute) return;
+    std::unique_lock lock(mutex_);
+    asleep_.wait_for(lock, stop, std::chrono::duration<double>(worked * (1 / share - 1)),
+                     [] { return false; });
   }
 
  private:
@@ -38,6 +43,8 @@ class Pace {
 
   double all_ = seconds(CLOCK_PROCESS_CPUTIME_ID), own_ = seconds(CLOCK_THREAD_CPUTIME_ID);
   double now_ = seconds(CLOCK_MONOTONIC);
+  std::mutex mutex_;
+  std::condition_variable_any asleep_;
 };
 
 uintptr_t rounded_up(uintptr_t address) {
@@ -65,7 +72,7 @@ void move_range(std::span<const std::byte> range, const std::stop_token& stop) {
   auto* copies = reinterpret_cast<std::byte*>(rounded_up(reinterpret_cast<uintptr_t>(memory)));
   size_t done = 0;
   if (::madvise(memory, reserved, MADV_HUGEPAGE) == 0) {
-    for (Pace pace; first + done < end && !stop.stop_requested(); pace.keep()) {
+    for (Pace pace; first + done < end && !stop.stop_requested(); pace.keep(stop)) {
       if (!move_page(copies + done, reinterpret_cast<std::byte*>(first + done))) break;
       done += LargePages::size;
     }
