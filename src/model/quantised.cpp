@@ -77,20 +77,6 @@ class RandomPanels final : public QuantisedPanels {
   std::map<std::tuple<int64_t, DType, int32_t>, Drawn> drawn_;
 };
 
-// The same of an embedding's values.
-void fill_again_and_again(const View& view, uint64_t seed, double deviation) {
-  constexpr int64_t drawn = 1 << 18, piece = 1 << 14;
-  std::vector<float> values(drawn);
-  fill_normal(values, seed, 1, 0, 0, deviation);
-  ThreadPool().parallel_for(view.count(), piece, [&](int64_t begin, int64_t end) {
-    Random random(seed, 2);
-    random.seek(static_cast<uint64_t>(begin));
-    const auto first = static_cast<int64_t>(random.below(drawn - piece));
-    convert(DType::f32, values.data() + first, view.dtype,
-            static_cast<char*>(view.data) + begin * size_of(view.dtype), end - begin);
-  });
-}
-
 template <class Keep>
 void load(Transformer& model, Backend& backend, const QuantisedPlaces& plan, QuantisedPanels& panels,
           const Keep& keep, int64_t most_packed, const std::function<void(int64_t, int64_t)>& progress) {
@@ -169,8 +155,7 @@ void initialise_quantised(Transformer& model, uint64_t seed, Backend& backend,
   const double deviation = model.config().initializer_range;
   const auto keep = [&](const std::string& path, const Tensor& tensor) {
     allocate(tensor);
-    if (path.ends_with("embed_tokens.weight")) return fill_again_and_again(tensor.view(), seed, deviation);
-    initialise_parameter(path, tensor, deviation, seed);
+    initialise_quickly(path, tensor, deviation, seed);
   };
   load(model, backend, quantised_places(model, backend, options), panels, keep, no_limit, options.progress);
 }

@@ -58,6 +58,20 @@ void read_by_all(ThreadPool& pool, const TensorSource& checkpoint, const std::st
       });
 }
 
+// Numbers drawn once, from random places on.
+void fill_again_and_again(const View& view, uint64_t seed, double deviation) {
+  constexpr int64_t drawn = 1 << 18, piece = 1 << 14;
+  std::vector<float> values(drawn);
+  fill_normal(values, seed, 1, 0, 0, deviation);
+  ThreadPool().parallel_for(view.count(), piece, [&](int64_t begin, int64_t end) {
+    Random random(seed, 2);
+    random.seek(static_cast<uint64_t>(begin));
+    const auto first = static_cast<int64_t>(random.below(drawn - piece));
+    convert(DType::f32, values.data() + first, view.dtype,
+            static_cast<char*>(view.data) + begin * size_of(view.dtype), end - begin);
+  });
+}
+
 }  // namespace
 
 void allocate_parameters(Transformer& model) {
@@ -87,6 +101,12 @@ void initialise(Transformer& model, uint64_t seed) {
   double deviation = model.config().initializer_range;
   model.for_each(
       [&](const std::string& path, Tensor& tensor) { initialise_parameter(path, tensor, deviation, seed); });
+}
+
+void initialise_quickly(const std::string& path, const Tensor& tensor, double deviation, uint64_t seed) {
+  constexpr int64_t worth_repeating = 1 << 22;  // elements
+  if (tensor.count() < worth_repeating) return initialise_parameter(path, tensor, deviation, seed);
+  fill_again_and_again(tensor.view(), seed ^ hash_of(path), deviation);
 }
 
 void move_parameters(Transformer& model, Backend& device) {

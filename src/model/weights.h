@@ -22,6 +22,8 @@ void initialise(Transformer& model, uint64_t seed);
 void move_parameters(Transformer& model, Backend& device);
 // The same for the parameter of this path alone.
 void initialise_parameter(const std::string& path, const Tensor& tensor, double deviation, uint64_t seed);
+// To measure speed with: large matrices repeat a few numbers, so that billions take seconds.
+void initialise_quickly(const std::string& path, const Tensor& tensor, double deviation, uint64_t seed);
 
 // Error when the checkpoint holds a tensor that the model has no place for; returns how many it should hold.
 int64_t check_names(Transformer& model, const TensorSource& checkpoint);
