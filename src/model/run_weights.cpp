@@ -77,6 +77,10 @@ int64_t default_memory(const Backend& backend) {
   return available - std::min(std::max(available / 8, int64_t{1} << 30), available / 2);
 }
 
+// Bytes that copies of weights may take beside these: what is mapped or freed then makes room again, and one
+// row reads bfloat16 as it lies at little more than half the speed.
+int64_t most_to_pack() { return available_memory() / 4 * 3; }
+
 // Weights that have to be in memory as a whole.
 void check_whole(const RunWeights& weights, int64_t bytes) {
   if (weights.memory == 0 || bytes <= weights.memory) return;
@@ -122,7 +126,7 @@ void load_floating(Transformer& model, const TensorSource& checkpoint, const Run
   if (stacks.empty()) {
     check_whole(weights, all);
     load_parameters(model, checkpoint, how);
-    pack_weights(model, backend, available_memory() / 2);
+    pack_weights(model, backend, most_to_pack());
     return;
   }
   int64_t every_token = all;
@@ -158,7 +162,7 @@ std::unique_ptr<Transformer> load_for_running(const ModelSource& source, const R
   }
   if (runs_as_stored(source, weights)) {
     if (weights.memory > 0) check_whole(weights, stored_places(*model, backend, *source.tensors).bytes());
-    load_as_stored(*model, *source.tensors, backend, available_memory() / 2);
+    load_as_stored(*model, *source.tensors, backend, most_to_pack());
     return model;
   }
   if (const auto codes = quantised_type(source, weights)) {
@@ -198,9 +202,11 @@ std::unique_ptr<Transformer> load_for_running(const ModelSource& source, const R
     return model;
   }
   allocate_parameters(*model);
-  initialise(*model, seed);
+  const double deviation = source.config.initializer_range;
+  model->for_each(
+      [&](const std::string& path, Tensor& tensor) { initialise_quickly(path, tensor, deviation, seed); });
   move_parameters(*model, backend);
-  pack_weights(*model, backend, available_memory() / 2);
+  pack_weights(*model, backend, most_to_pack());
   return model;
 }
 
