@@ -157,7 +157,8 @@ MappedFile::MappedFile(MappedFile&& other) noexcept
       data_(std::exchange(other.data_, nullptr)),
       size_(std::exchange(other.size_, 0)),
       device_(other.device_),
-      inode_(other.inode_) {}
+      inode_(other.inode_),
+      keeps_pages_(other.keeps_pages_.load()) {}
 
 MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   std::swap(path_, other.path_);
@@ -165,11 +166,13 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   std::swap(size_, other.size_);
   std::swap(device_, other.device_);
   std::swap(inode_, other.inode_);
+  keeps_pages_ = other.keeps_pages_.exchange(keeps_pages_);
   return *this;
 }
 
 void MappedFile::advise(Advice advice, size_t offset, size_t length) const {
   if (!data_ || offset >= size_) return;
+  if (advice == Advice::dont_need && keeps_pages_) return;
   size_t page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
   size_t begin = offset / page * page;
   size_t end = length > size_ - offset ? size_ : offset + length;

@@ -37,6 +37,9 @@ class MappedFile {
 
   // A hint for the pages of [offset, offset + length); never fails.
   void advise(Advice advice, size_t offset = 0, size_t length = std::numeric_limits<size_t>::max()) const;
+  // From now on dont_need is not passed on: what moves into other pages behind these addresses
+  // (base/large_pages.h) would be lost by it.
+  void keep_pages() const { keeps_pages_ = true; }
 
  private:
   friend class FileReader;
@@ -44,6 +47,7 @@ class MappedFile {
   const std::byte* data_ = nullptr;
   size_t size_ = 0;
   uint64_t device_ = 0, inode_ = 0;
+  mutable std::atomic<bool> keeps_pages_{false};
 };
 
 // Reads pieces of a mapped file into memory of the caller's, past the page cache where the file system can

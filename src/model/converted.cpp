@@ -25,6 +25,7 @@ struct MovingFiles {
     std::vector<std::span<const std::byte>> ranges;
     for (const MappedTensor& tensor : tensors) {
       if (!tensor.file || !files.insert(tensor.file).second) continue;
+      tensor.file->keep_pages();
       owners.push_back(tensor.owner);
       ranges.push_back(tensor.file->bytes());
     }

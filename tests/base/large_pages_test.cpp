@@ -60,6 +60,9 @@ TEST(LargePages, TakeThePlaceOfAFileThatIsBeingRead) {
   readers.clear();
   EXPECT_FALSE(differed);
   EXPECT_EQ(file.text(), held);
+  file.keep_pages();
+  file.advise(MappedFile::Advice::dont_need);
+  EXPECT_EQ(file.text(), held);
 
   // What moved no longer is the file's; the ends are.
   const std::string other = random_bytes(held.size(), 2);
