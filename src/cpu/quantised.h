@@ -1,7 +1,7 @@
 // Products with weights of 8 or 4 bits in panels (tensor/panels.h). Activations are quantised as they are
-// packed: to 8 bits, with a scale for each row and group. Sums within a group are whole numbers, and groups
-// are added in rising order, scale by scale, in float32: so a row has the same bits whatever the batch, the
-// threads and the instruction set.
+// packed: to 8 bits, with a scale for each row and group, which is rounded to float16 for groups of 32, as
+// llama.cpp does. Sums within a group are whole numbers, and groups are added in rising order, scale by scale,
+// in float32: so a row has the same bits whatever the batch, the threads and the instruction set.
 #pragma once
 
 #include <cstddef>

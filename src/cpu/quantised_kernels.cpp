@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -321,6 +322,18 @@ void block(const Block& b) {
   }
 }
 
+// A scale rounded to float16, as llama.cpp keeps those of activations, so that a file's blocks of 32 give its
+// products; but as it is where that would lose more than 1/256 of it. Highway's own narrowing does not round
+// alike on all targets.
+HWY_INLINE float half_scale(float scale) {
+  if (!(scale >= 0x1p-17f && scale <= 65504.0f)) return scale;  // NaN too
+  if (scale < 0x1p-14f)
+    return (scale + 0.75f) - 0.75f;  // float16's steps are 2^-24 there, as float32's at 0.75
+  auto bits = std::bit_cast<uint32_t>(scale);
+  bits += 0xfff + (bits >> 13 & 1);
+  return std::bit_cast<float>(bits & ~0x1fffu);
+}
+
 // Codes of one group of a row, `count` of them real, and its scale; returns the sum of the codes.
 int32_t quantise_group(const float* x, int64_t count, int64_t group, int8_t* codes, float& scale) {
   const hn::ScalableTag<float> d;
@@ -342,6 +355,7 @@ int32_t quantise_group(const float* x, int64_t count, int64_t group, int8_t* cod
   const float largest = hn::GetLane(hn::MaxOfLanes(d, extent));
   const float poison = hn::GetLane(hn::SumOfLanes(d, nothing));
   scale = largest / 127 + poison;
+  if (group == 32) scale = half_scale(scale);
   if (std::isnan(poison)) {  // so is the result, whatever the codes
     std::fill_n(codes, group, int8_t{0});
     return 0;

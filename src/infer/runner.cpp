@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "base/memory.h"
+#include "model/figures.h"
 #include "model/layers.h"
 #include "tensor/device.h"
 
@@ -67,7 +68,8 @@ Runner::Runner(Backend& backend, const Transformer& model, const RunnerOptions& 
     : backend_(&backend),
       model_(&model),
       options_(options),
-      pages_a_sequence_((options.context + options.page_size - 1) / options.page_size) {
+      pages_a_sequence_((options.context + options.page_size - 1) / options.page_size),
+      multiply_adds_(forward_flops(model.config(), 0, false) / 2) {
   DType activation = backend.activation_type(model.weights());
   const DType cache_type = activation == DType::f64 ? DType::f64 : options.cache_type;
   if (options_.pages == 0 && options.cache_bytes > 0) {
@@ -136,7 +138,12 @@ Runner::Form Runner::form_for(int64_t first, int64_t count) const {
   const double pairs = queries * (static_cast<double>(first) + queries / 2);
   const double absorbed = queries * rank * widths + pairs * (2 * rank + rope);
   const double expanded = entries * rank * widths + pairs * (widths + rope);
-  return expanded < absorbed ? Form::expanded : Form::absorbed;
+  // Of the whole pass. Short prompts share a pass with other sequences' tokens when they are absorbed too,
+  // and of a GGUF file of 8 bits the products are llama.cpp's, which always absorbs.
+  constexpr double worth = 0.02;
+  const double saved =
+      (absorbed - expanded) * static_cast<double>(config.num_attention_heads * config.num_hidden_layers);
+  return saved > worth * queries * multiply_adds_ ? Form::expanded : Form::absorbed;
 }
 
 void Runner::prepare(int64_t drafts, Asked asked, bool chained) {

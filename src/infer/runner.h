@@ -88,7 +88,8 @@ class Runner {
   // What is asked of wanted rows beside the tokens that are chosen.
   enum class Asked : uint8_t { tokens, logits };
 
-  // The cheaper form for `count` new tokens of a sequence after `first`.
+  // For `count` new tokens of a sequence after `first`: expanded where that saves more than a fiftieth of the
+  // pass.
   Form form_for(int64_t first, int64_t count) const;
 
   Outcome run(const Pass& pass, Asked asked) { return run(std::span(&pass, 1), asked); }
@@ -170,6 +171,7 @@ class Runner {
   const Transformer* model_;
   RunnerOptions options_;
   int64_t pages_a_sequence_;
+  double multiply_adds_;  // of a token without attention
   Tensor rope_table_, block_table_;
   Tensor module_table_;            // the same from first_module_page_ on
   std::vector<int32_t> pages_of_;  // the block table, on the host
