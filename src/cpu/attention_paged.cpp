@@ -235,23 +235,25 @@ void load_narrow_entry(DType type, const std::byte* entry, int64_t rank, int64_t
   }
 }
 
-// Keys and values of a block in the form products take.
-template <class T>
+// Keys and values of a block in a form that products take: T, or S where they can be read in place.
+template <class K>
 struct BlockRows {
-  const T *keys, *values;
+  const K *keys, *values;
   int64_t key_row, value_row;
 };
+
+// Whether products read blocks as they lie in their page. Of bfloat16 the elements are widened on the way,
+// beside the sums, which pays where no second vector of rows would widen them again.
+template <class T, class S>
+bool in_place(const Paged<T, S>& a, const ChunkScratch<T, S>& s) {
+  const bool whole = a.page % paged_block == 0 && a.value % lanes<T>() == 0 && a.key % lanes<T>() == 0;
+  return whole &&
+         (std::is_same_v<T, S> || (std::is_same_v<S, bf16> && rows_in_lanes(a) && s.rows == lanes<T>()));
+}
 
 template <class T, class S>
 BlockRows<T> load_block(const Paged<T, S>& a, const PagedUnit& unit, int64_t at, int64_t count,
                         const ChunkScratch<T, S>& s) {
-  if constexpr (std::is_same_v<T, S>) {
-    // Within one page: as it lies there.
-    if (a.page % paged_block == 0 && a.value % lanes<T>() == 0 && a.key % lanes<T>() == 0) {
-      const Entry<S> entry = entry_at(a, unit, at);
-      return {entry.key, entry.value, a.key_slot, a.value_slot};
-    }
-  }
   for (int64_t k = 0; k < count; ++k) {
     const Entry<S> entry = entry_at(a, unit, at + k);
     if constexpr (as_codes<S>) {
@@ -335,18 +337,10 @@ void score_tile(int64_t width, const T* HWY_RESTRICT queries, int64_t query_row,
 // A block is a whole number of tiles.
 inline constexpr int keys_of_tile = many_registers ? 4 : 2;
 
-// s.scores[key, row] of a block of keys; those of rows beyond the unit's, up to s.rows, are finite.
+// Lanes along the width.
 template <class T, class S>
-void score_block(const Paged<T, S>& a, const PagedUnit& unit, const ChunkScratch<T, S>& s,
-                 const BlockRows<T>& block, int64_t keys, Fetch& fetch) {
-  if (rows_in_lanes(a)) {
-    multiply<Start::zero, false, T>(
-        {keys, s.rows, block.keys, block.key_row, 1, s.queries, s.rows, s.scores, s.rows},
-        [&](int64_t, int64_t, int64_t, int64_t) HWY_ATTR {
-          return Range{0, a.key};
-        });
-    return;
-  }
+void score_rows(const Paged<T, S>& a, const PagedUnit& unit, const ChunkScratch<T, S>& s,
+                const BlockRows<T>& block, int64_t keys, Fetch& fetch) {
   const int64_t width = round_up(as_codes<S> ? a.key - a.value : a.key, lanes<T>()),
                 rows = round_up(unit.rows, 4);
   if (rows < s.rows) {
@@ -371,10 +365,26 @@ void score_block(const Paged<T, S>& a, const PagedUnit& unit, const ChunkScratch
   }
 }
 
+// s.scores[key, row] of a block of keys; those of rows beyond the unit's, up to s.rows, are finite.
+template <class T, class S, class K>
+void score_block(const Paged<T, S>& a, const PagedUnit& unit, const ChunkScratch<T, S>& s,
+                 const BlockRows<K>& block, int64_t keys, Fetch& fetch) {
+  if (rows_in_lanes(a)) {
+    multiply<Start::zero, false>(
+        Product<T, K>{keys, s.rows, block.keys, block.key_row, 1, s.queries, s.rows, s.scores, s.rows},
+        [&](int64_t, int64_t, int64_t, int64_t) HWY_ATTR {
+          return Range{0, a.key};
+        },
+        fetch);
+    return;
+  }
+  if constexpr (std::is_same_v<T, K>) score_rows(a, unit, s, block, keys, fetch);
+}
+
 // to.out = start + the block's values, by their weights in s.scores; range as multiply() takes it.
-template <Start start, class T, class S, class RangeOf>
+template <Start start, class T, class S, class K, class RangeOf>
 HWY_INLINE void add_values(const Paged<T, S>& a, const PagedUnit& unit, const ChunkScratch<T, S>& s,
-                           const BlockRows<T>& block, int64_t keys, const Partial<T>& to,
+                           const BlockRows<K>& block, int64_t keys, const Partial<T>& to,
                            [[maybe_unused]] const RangeOf& range) {
   constexpr int64_t L = lanes<T>();
   const int64_t columns = round_up(a.value, L);
@@ -392,9 +402,59 @@ HWY_INLINE void add_values(const Paged<T, S>& a, const PagedUnit& unit, const Ch
       }
     }
   } else {
-    multiply<start, true, T>({unit.rows, columns, s.scores, 1, s.rows, block.values, block.value_row, to.out,
-                              to.out_row, s.factor},
-                             range);
+    NoFetch nothing;  // but what range asks for
+    multiply<start, true>(Product<T, T, K>{unit.rows, columns, s.scores, 1, s.rows, block.values,
+                                           block.value_row, to.out, to.out_row, s.factor},
+                          range, nothing);
+  }
+}
+
+// Adds a block of keys to what comes before it in the chunk, of which final_key is the last that any row
+// sees.
+template <class T, class S, class K>
+void attend(const Paged<T, S>& a, const PagedUnit& unit, const BlockRows<K>& block, int64_t at, int64_t keys,
+            int64_t final_key, bool start, const ChunkScratch<T, S>& s, const Partial<T>& to) {
+  constexpr int64_t L = lanes<T>();
+  const int64_t padded_rows = s.rows;
+  // The next block's entries, even if it belongs to the next chunk: while scores are computed where they lie
+  // together, and what is left with each tile below.
+  int64_t fetched = at + keys;
+  const int64_t fetch_end = std::min((fetched / paged_block + 1) * paged_block, final_key + 1);
+  Fetch fetch;
+  const int64_t entry_bytes = a.key_slot * static_cast<int64_t>(sizeof(S));
+  if (fetched < fetch_end && a.page % paged_block == 0 && a.values_are_keys && a.groups == 1) {
+    fetch.next = reinterpret_cast<const char*>(entry_at(a, unit, fetched).key);
+    fetch.end = fetch.next + (fetch_end - fetched) * entry_bytes;
+  }
+  const char* fetch_begin = fetch.next;
+  score_block(a, unit, s, block, keys, fetch);
+  fetched += (fetch.next - fetch_begin) / entry_bytes;
+  for (int64_t row = 0; row < padded_rows; ++row) {
+    s.first[row] = 0;
+    const int64_t token = row_at(a, unit, std::min(row, unit.rows - 1)).token;
+    s.last[row] = static_cast<T>(a.position[token] - at);
+  }
+  for (int64_t i = 0; i < padded_rows; i += L) {
+    const bool masked = std::any_of(s.last + i, s.last + i + L,
+                                    [&](T last) HWY_ATTR { return last < static_cast<T>(keys - 1); });
+    auto softmax = masked ? softmax_column<true, T> : softmax_column<false, T>;
+    softmax(s.scores + i, padded_rows, keys, keys, s.first + i, s.last + i, to.maximum + i, to.sum + i,
+            s.factor + i);
+  }
+  const int64_t tiles = round_up(unit.rows, wide_rows) / wide_rows * (round_up(a.value, 2 * L) / (2 * L));
+  const int64_t entries_a_tile = round_up(paged_block, tiles) / tiles;
+  auto range = [&](int64_t, int64_t, int64_t, int64_t) HWY_ATTR {
+    for (int64_t i = 0; i < entries_a_tile && fetched < fetch_end; ++i) {
+      const Entry<S> entry = entry_at(a, unit, fetched++);
+      prefetch_row(entry.key, a.entry);
+      if (!a.values_are_keys) prefetch_row(entry.value, a.value);
+    }
+    return Range{0, keys};
+  };
+  if (start) {
+    add_values<Start::zero>(a, unit, s, block, keys, to, range);
+  } else {
+    add_values<Start::scale>(a, unit, s, block, keys, to, range);
   }
 }
 
@@ -402,13 +462,11 @@ template <class T, class S>
 void reduce_chunk(const Paged<T, S>& a, const PagedUnit& unit, int64_t chunk, const ChunkScratch<T, S>& s,
                   const Partial<T>& to) {
   const Tag<T> d;
-  constexpr int64_t L = lanes<T>();
-  const int64_t padded_rows = s.rows;
   int64_t final_key = -1;  // of the rows of this unit
   for (int64_t row = 0; row < unit.rows; ++row) {
     final_key = std::max<int64_t>(final_key, a.position[row_at(a, unit, row).token]);
   }
-  for (int64_t i = 0; i < padded_rows; i += L) {
+  for (int64_t i = 0; i < s.rows; i += lanes<T>()) {
     hn::Store(hn::Set(d, lowest<T>()), d, to.maximum + i);
     hn::Store(hn::Zero(d), d, to.sum + i);
   }
@@ -420,47 +478,15 @@ void reduce_chunk(const Paged<T, S>& a, const PagedUnit& unit, int64_t chunk, co
   }
   for (bool start = true; at < end; at += paged_block, start = false) {
     const int64_t keys = std::min(paged_block, end - at);
-    const BlockRows<T> block = load_block(a, unit, at, keys, s);
-    // The next block's entries, even if it belongs to the next chunk: while scores are computed where they
-    // lie together, and what is left with each tile below.
-    int64_t fetched = at + keys;
-    const int64_t fetch_end = std::min((fetched / paged_block + 1) * paged_block, final_key + 1);
-    Fetch fetch;
-    const int64_t entry_bytes = a.key_slot * static_cast<int64_t>(sizeof(S));
-    if (fetched < fetch_end && a.page % paged_block == 0 && a.values_are_keys && a.groups == 1) {
-      fetch.next = reinterpret_cast<const char*>(entry_at(a, unit, fetched).key);
-      fetch.end = fetch.next + (fetch_end - fetched) * entry_bytes;
-    }
-    const char* fetch_begin = fetch.next;
-    score_block(a, unit, s, block, keys, fetch);
-    fetched += (fetch.next - fetch_begin) / entry_bytes;
-    for (int64_t row = 0; row < padded_rows; ++row) {
-      s.first[row] = 0;
-      const int64_t token = row_at(a, unit, std::min(row, unit.rows - 1)).token;
-      s.last[row] = static_cast<T>(a.position[token] - at);
-    }
-    for (int64_t i = 0; i < padded_rows; i += L) {
-      const bool masked = std::any_of(s.last + i, s.last + i + L,
-                                      [&](T last) HWY_ATTR { return last < static_cast<T>(keys - 1); });
-      auto softmax = masked ? softmax_column<true, T> : softmax_column<false, T>;
-      softmax(s.scores + i, padded_rows, keys, keys, s.first + i, s.last + i, to.maximum + i, to.sum + i,
-              s.factor + i);
-    }
-    const int64_t tiles = round_up(unit.rows, wide_rows) / wide_rows * (round_up(a.value, 2 * L) / (2 * L));
-    const int64_t entries_a_tile = round_up(paged_block, tiles) / tiles;
-    auto range = [&](int64_t, int64_t, int64_t, int64_t) HWY_ATTR {
-      for (int64_t i = 0; i < entries_a_tile && fetched < fetch_end; ++i) {
-        const Entry<S> entry = entry_at(a, unit, fetched++);
-        prefetch_row(entry.key, a.entry);
-        if (!a.values_are_keys) prefetch_row(entry.value, a.value);
+    if constexpr (std::is_same_v<T, S> || std::is_same_v<S, bf16>) {
+      if (in_place(a, s)) {
+        const Entry<S> entry = entry_at(a, unit, at);
+        const BlockRows<S> block{entry.key, entry.value, a.key_slot, a.value_slot};
+        attend(a, unit, block, at, keys, final_key, start, s, to);
+        continue;
       }
-      return Range{0, keys};
-    };
-    if (start) {
-      add_values<Start::zero>(a, unit, s, block, keys, to, range);
-    } else {
-      add_values<Start::scale>(a, unit, s, block, keys, to, range);
     }
+    attend(a, unit, load_block(a, unit, at, keys, s), at, keys, final_key, start, s, to);
   }
 }
 

@@ -8,6 +8,8 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "cpu/attention_kernels.h"
@@ -34,13 +36,13 @@ enum class Start { zero, load, scale };
 
 // c[m, n] = start + sum over k of a(m, k) · b[k, n]. Element (m, k) of a stands at a[m * a_row + k * a_step],
 // one of which is 1. n is a multiple of the vector length; c is aligned to it. Each element of c is one chain
-// of fused multiply-adds in rising k, whatever the tile it falls into.
-template <class T>
+// of fused multiply-adds in rising k, whatever the tile it falls into. a and b may be bfloat16.
+template <class T, class A = T, class B = T>
 struct Product {
   int64_t m, n;
-  const T* a;
+  const A* a;
   int64_t a_row, a_step;
-  const T* b;
+  const B* b;
   int64_t b_step;
   T* c;
   int64_t c_row;
@@ -51,9 +53,26 @@ struct Range {
   int64_t begin, end;
 };
 
-template <int M, int N, Start start, bool unit_rows, class T>
-void tile(int64_t k, const T* HWY_RESTRICT a, int64_t a_stride, const T* HWY_RESTRICT b, int64_t b_step,
-          T* HWY_RESTRICT c, int64_t c_row, const T* HWY_RESTRICT factor) {
+// Nothing to bring into the caches while a tile is computed.
+struct NoFetch {
+  HWY_INLINE void step() {}
+};
+
+template <class D>
+HWY_INLINE hn::Vec<D> load_wide(D d, const hn::TFromD<D>* from) {
+  return hn::LoadU(d, from);
+}
+template <class D>
+HWY_INLINE hn::Vec<D> load_wide(D d, const bf16* from) {
+  const hn::Rebind<uint16_t, D> narrow;
+  const hn::RebindToUnsigned<D> wide;
+  const auto bits = hn::LoadU(narrow, reinterpret_cast<const uint16_t*>(from));
+  return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(wide, bits)));
+}
+
+template <int M, int N, Start start, bool unit_rows, class T, class A, class B, class Ahead>
+void tile(int64_t k, const A* HWY_RESTRICT a, int64_t a_stride, const B* HWY_RESTRICT b, int64_t b_step,
+          T* HWY_RESTRICT c, int64_t c_row, const T* HWY_RESTRICT factor, Ahead& ahead) {
   const Tag<T> d;
   using V = hn::Vec<Tag<T>>;
   constexpr int64_t L = lanes<T>();
@@ -70,21 +89,61 @@ void tile(int64_t k, const T* HWY_RESTRICT a, int64_t a_stride, const T* HWY_RES
       }
     }
   }
-  for (; k > 0; --k) {
+  // Every third row has a pointer of its own, the others are at one or two strides from it.
+  const auto row_of = [&](int i) HWY_ATTR {
+    return unit_rows ? a + i : a + i / 3 * 3 * a_stride + i % 3 * a_stride;
+  };
+  const auto advance = [&](int64_t steps)
+                           HWY_ATTR { a += steps * (unit_rows ? a_stride : 1), b += steps * b_step; };
+  const auto step = [&]() HWY_ATTR {
     V column[N];
     LATENTE_UNROLL
-    for (int j = 0; j < N; ++j) column[j] = hn::LoadU(d, b + j * L);
+    for (int j = 0; j < N; ++j) column[j] = load_wide(d, b + j * L);
     LATENTE_UNROLL
     for (int i = 0; i < M; ++i) {
-      // Every third row has a pointer of its own, the others are at one or two strides from it.
-      const T* row = unit_rows ? a + i : a + i / 3 * 3 * a_stride + i % 3 * a_stride;
-      const V element = hn::Set(d, *row);
+      const V element = hn::Set(d, static_cast<T>(*row_of(i)));
       LATENTE_UNROLL
       for (int j = 0; j < N; ++j) sum[i][j] = hn::MulAdd(element, column[j], sum[i][j]);
     }
-    a += unit_rows ? a_stride : 1;
-    b += b_step;
+    advance(1);
+  };
+  // Of bfloat16 two steps' elements are in one word, which is spread once.
+  const auto two_steps = [&]() HWY_ATTR {
+    if constexpr (std::is_same_v<A, bf16> && !unit_rows) {
+      const hn::RebindToUnsigned<Tag<T>> du;
+      V column[2][N];
+      LATENTE_UNROLL
+      for (int j = 0; j < N; ++j) {
+        column[0][j] = load_wide(d, b + j * L);
+        column[1][j] = load_wide(d, b + b_step + j * L);
+      }
+      const auto upper = hn::Set(du, 0xffff0000u);
+      LATENTE_UNROLL
+      for (int i = 0; i < M; ++i) {
+        uint32_t word;
+        std::memcpy(&word, row_of(i), sizeof word);
+        const auto both = hn::Set(du, word);
+        const V first = hn::BitCast(d, hn::ShiftLeft<16>(both)),
+                second = hn::BitCast(d, hn::And(both, upper));
+        LATENTE_UNROLL
+        for (int j = 0; j < N; ++j) sum[i][j] = hn::MulAdd(first, column[0][j], sum[i][j]);
+        LATENTE_UNROLL
+        for (int j = 0; j < N; ++j) sum[i][j] = hn::MulAdd(second, column[1][j], sum[i][j]);
+      }
+      advance(2);
+    } else {
+      step(), step();
+    }
+  };
+  Ahead next = ahead;  // in registers
+  if constexpr (!std::is_same_v<Ahead, NoFetch>) {
+    for (; k >= 4; k -= 4) {
+      next.step();
+      two_steps(), two_steps();
+    }
   }
+  for (; k > 0; --k) step();
+  ahead = next;
   LATENTE_UNROLL
   for (int i = 0; i < M; ++i) {
     LATENTE_UNROLL
@@ -99,24 +158,25 @@ inline constexpr int wide_rows = 12, narrow_rows = 12;
 inline constexpr int wide_rows = 6, narrow_rows = 12;
 #endif
 
-template <class T>
-using TileFunction = void (*)(int64_t, const T*, int64_t, const T*, int64_t, T*, int64_t, const T*);
+template <class T, class A, class B, class Ahead>
+using TileFunction = void (*)(int64_t, const A*, int64_t, const B*, int64_t, T*, int64_t, const T*, Ahead&);
 
-template <int N, Start start, bool unit_rows, class T, int... M>
-constexpr std::array<TileFunction<T>, sizeof...(M)> tile_table(std::integer_sequence<int, M...>) {
-  return {&tile<M + 1, N, start, unit_rows, T>...};
+template <int N, Start start, bool unit_rows, class T, class A, class B, class Ahead, int... M>
+constexpr std::array<TileFunction<T, A, B, Ahead>, sizeof...(M)> tile_table(
+    std::integer_sequence<int, M...>) {
+  return {&tile<M + 1, N, start, unit_rows, T, A, B, Ahead>...};
 }
 
 // range(m0, m1, n0, n1) gives the k for which rows [m0, m1) of a and columns [n0, n1) of b need to meet; an
 // empty one leaves that part of c as it is. Elements of a outside the range must be zeros, or the part of c
-// unused.
-template <Start start, bool unit_rows, class T, class RangeOf>
-HWY_INLINE void multiply(const Product<T>& p, const RangeOf& range) {
+// unused. ahead.step() is called every four k.
+template <Start start, bool unit_rows, class T, class A, class B, class RangeOf, class Ahead>
+HWY_INLINE void multiply(const Product<T, A, B>& p, const RangeOf& range, Ahead& ahead) {
   constexpr int64_t L = lanes<T>();
   static constexpr auto wide =
-      tile_table<2, start, unit_rows, T>(std::make_integer_sequence<int, wide_rows>());
+      tile_table<2, start, unit_rows, T, A, B, Ahead>(std::make_integer_sequence<int, wide_rows>());
   static constexpr auto narrow =
-      tile_table<1, start, unit_rows, T>(std::make_integer_sequence<int, narrow_rows>());
+      tile_table<1, start, unit_rows, T, A, B, Ahead>(std::make_integer_sequence<int, narrow_rows>());
   const int64_t a_k = unit_rows ? p.a_step : 1, a_m = unit_rows ? 1 : p.a_row;
   for (int64_t n = 0; n < p.n;) {
     const bool pair = p.n - n >= 2 * L;
@@ -129,12 +189,18 @@ HWY_INLINE void multiply(const Product<T>& p, const RangeOf& range) {
         (pair ? wide[static_cast<size_t>(height - 1)] : narrow[static_cast<size_t>(height - 1)])(
             k.end - k.begin, p.a + m * a_m + k.begin * a_k, unit_rows ? p.a_step : p.a_row,
             p.b + k.begin * p.b_step + n, p.b_step, p.c + m * p.c_row + n, p.c_row,
-            start == Start::scale ? p.factor + m : nullptr);
+            start == Start::scale ? p.factor + m : nullptr, ahead);
       }
       m += height;
     }
     n += width;
   }
+}
+
+template <Start start, bool unit_rows, class T, class RangeOf>
+HWY_INLINE void multiply(const Product<T>& p, const RangeOf& range) {
+  NoFetch nothing;
+  multiply<start, unit_rows>(p, range, nothing);
 }
 
 // 2^x; exactly 1 at 0, and 0 below the smallest normal number.
@@ -284,15 +350,10 @@ HWY_INLINE void copy_row(const T* from, int64_t count, T* to) {
 }
 
 HWY_INLINE void copy_row(const bf16* from, int64_t count, float* to) {
-  const hn::Rebind<uint16_t, Tag<float>> narrow;
-  const hn::RebindToUnsigned<Tag<float>> wide;
   const Tag<float> d;
   constexpr int64_t L = lanes<float>();
   int64_t i = 0;
-  for (; i + L <= count; i += L) {
-    const auto bits = hn::LoadU(narrow, reinterpret_cast<const uint16_t*>(from) + i);
-    hn::StoreU(hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(wide, bits))), d, to + i);
-  }
+  for (; i + L <= count; i += L) hn::StoreU(load_wide(d, from + i), d, to + i);
   for (; i < count; ++i) to[i] = static_cast<float>(from[i]);
 }
 
