@@ -14,12 +14,13 @@ double median(std::vector<double> values) {
 
 }  // namespace
 
-DraftLength::DraftLength(int64_t most, double acceptance, int64_t trials)
+DraftLength::DraftLength(int64_t most, double acceptance, int64_t trials, double begin)
     : choices_(static_cast<size_t>(most + 1)),
       // As good as eight passes, lest the first few decide.
       acceptance_(static_cast<size_t>(most), acceptance),
       judged_(static_cast<size_t>(most), 8),
-      trials_(trials) {
+      trials_(trials),
+      begin_(begin) {
   choices_[0].measured = 1;
 }
 

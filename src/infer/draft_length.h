@@ -18,8 +18,10 @@ namespace latente {
 class DraftLength {
  public:
   // `acceptance` is assumed until measured: by default what DeepSeek-V3's report has for its module. What is
-  // tried is tried in `trials` passes.
-  explicit DraftLength(int64_t most = 0, double acceptance = usual_acceptance, int64_t trials = usual_trials);
+  // tried is tried in `trials` passes, and not before `begin` seconds of passes: trials are plans to record
+  // and modules to bring up, which a short run does not earn back where gains are small.
+  explicit DraftLength(int64_t most = 0, double acceptance = usual_acceptance, int64_t trials = usual_trials,
+                       double begin = 0);
   static constexpr double usual_acceptance = 0.85;
   static constexpr int64_t usual_trials = 12;
 
@@ -61,7 +63,9 @@ class DraftLength {
   double tokens(size_t drafts, double share = 1) const;  // of a pass, a sequence
   double rate(size_t drafts) const { return tokens(drafts) / (1 + choices_[drafts].cost); }
   size_t best(double otherwise) const;  // of what was measured
-  bool affordable() const { return lost_ <= most_lost * spent_ + passes_to_lose * plain_; }
+  bool affordable() const {
+    return spent_ >= begin_ && lost_ <= most_lost * spent_ + passes_to_lose * plain_;
+  }
   void take_up(size_t drafts);
   void measure(Choice& choice, double seconds, double share);
 
@@ -69,6 +73,7 @@ class DraftLength {
   std::vector<double> acceptance_;  // of the i-th draft, smoothed
   std::vector<int64_t> judged_;
   int64_t trials_, pass_ = 0, plain_passes_ = 0;
+  double begin_;
   double plain_ = 0;  // seconds of a plain pass now, smoothed
   size_t in_use_ = 0, chosen_ = 0;
   bool trying_ = false;          // in the current pass

@@ -35,11 +35,13 @@ Engine::Lengths& Engine::lengths_for(size_t sequences) {
   if (found == lengths_.end()) {
     // A pass of many sequences judges many drafts; what it costs takes a few passes to know.
     const int64_t trials = std::max<int64_t>(3, DraftLength::usual_trials / bucket);
-    found =
-        lengths_
-            .emplace(bucket, Lengths{DraftLength(runner_.modules(), DraftLength::usual_acceptance, trials),
-                                     DraftLength(most_looked_up, 0.5, std::min<int64_t>(4, trials))})
-            .first;
+    // Seconds; for one sequence drafting most likely pays.
+    const double begin = bucket == 1 ? 0 : 0.2 * std::max(1.0, static_cast<double>(bucket) / 16);
+    found = lengths_
+                .emplace(bucket,
+                         Lengths{DraftLength(runner_.modules(), DraftLength::usual_acceptance, trials, begin),
+                                 DraftLength(most_looked_up, 0.5, std::min<int64_t>(4, trials), begin)})
+                .first;
   }
   return found->second;
 }

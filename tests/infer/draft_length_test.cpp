@@ -109,6 +109,19 @@ TEST(DraftLength, DoesNotKeepModulesForATrialThatIsTooDear) {
   EXPECT_LT(passes, 2000);
 }
 
+TEST(DraftLength, TriesNothingBeforeItsTime) {
+  DraftLength length(1, DraftLength::usual_acceptance, DraftLength::usual_trials, 0.2);
+  int passes = 0;
+  while (length.choose() == 0 && passes < 1000) {
+    EXPECT_EQ(length.pays(), passes >= 200) << passes;
+    length.time(0, 1.001e-3, false);
+    ++passes;
+  }
+  EXPECT_EQ(passes, 200);
+  length.judge(1, 1);
+  length.time(1, 1e-3, false);
+}
+
 TEST(DraftLength, WithoutModulesNothingIsDrafted) {
   DraftLength length;
   for (int i = 0; i < 10; ++i) {

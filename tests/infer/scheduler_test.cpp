@@ -272,6 +272,7 @@ TEST(Scheduler, WhatIsBeingReadIsNotReadTwice) {
     for (size_t i = 0; i < 4; ++i) {
       Request request{prompts[i], {}, 0, {}, {}, {}};
       request.options.max_tokens = 12;
+      request.options.draft = mtp;  // modules keep up, and need the last shared position themselves
       request.on_token = [&, i](GeneratedToken token) {
         texts[i].push_back(token.id);
         return true;
