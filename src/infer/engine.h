@@ -28,6 +28,9 @@ class Engine {
   // for a token.
   void chain_passes(bool chained, double seconds = unnoticed) { chains_ = chained, chain_seconds_ = seconds; }
   static constexpr double unnoticed = 3e-3;
+  // Several sequences decode for so many seconds, and for each 16 of them as long, before drafts are tried:
+  // what a trial costs whatever comes of it is 3 % of that.
+  void try_drafts_after(double seconds) { first_trial_ = seconds; }
 
   // Queues a sequence; it begins when there is a place and there are pages for it. Higher priorities begin
   // first, but whoever is passed over by `patience` others rises by one. What the cache holds of the prompt
@@ -116,6 +119,7 @@ class Engine {
   const Config* config_;
   bool chains_;
   double chain_seconds_ = unnoticed;
+  double first_trial_ = 0.2;
   Runner runner_;
   Drafter drafter_;
   PagePool pool_;

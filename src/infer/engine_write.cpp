@@ -35,8 +35,8 @@ Engine::Lengths& Engine::lengths_for(size_t sequences) {
   if (found == lengths_.end()) {
     // A pass of many sequences judges many drafts; what it costs takes a few passes to know.
     const int64_t trials = std::max<int64_t>(3, DraftLength::usual_trials / bucket);
-    // Seconds; for one sequence drafting most likely pays.
-    const double begin = bucket == 1 ? 0 : 0.2 * std::max(1.0, static_cast<double>(bucket) / 16);
+    // For one sequence drafting most likely pays.
+    const double begin = bucket == 1 ? 0 : first_trial_ * std::max(1.0, static_cast<double>(bucket) / 16);
     found = lengths_
                 .emplace(bucket,
                          Lengths{DraftLength(runner_.modules(), DraftLength::usual_acceptance, trials, begin),

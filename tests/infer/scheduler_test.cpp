@@ -58,6 +58,7 @@ TEST(Scheduler, TextDoesNotDependOnCompany) {
     engine.chain_passes(seed % 2 == 0);
     const std::vector<int32_t> shared = random_tokens(random, 30, tiny.vocabulary);
 
+    if (random.chance(0.7)) engine.try_drafts_after(0);
     std::map<size_t, Text> texts;
     std::map<size_t, Asked> asked;
     size_t finished = 0;
