@@ -1,4 +1,4 @@
-// Attention over a cache of latents on Hopper. A block has one warp that copies tiles and two warpgroups that
+// Attention over a cache of latents on Hopper. A block has two warps that copy tiles and two warpgroups that
 // compute: 64 rows (heads of one token, or of neighbouring tokens of a sequence) against 64 keys at a time.
 // The warpgroups take turns at the scores of a block of keys, and each holds half of the results' columns.
 #include "cuda/attention_paged.cuh"
@@ -108,31 +108,50 @@ struct Turn {
   }
 };
 
+// What the kernel in front wrote, queries and the newest entries, is first read behind this. Which tokens and
+// pages there are comes with a plan, and none of its kernels writes it: that is read before.
+__device__ void wait_once(bool& waited) {
+  if (waited) return;
+  cudaGridDependencySynchronize();
+  cudaTriggerProgrammaticLaunchCompletion();  // whoever comes next waits for this kernel's end itself
+  waited = true;
+}
+
 template <class L>
-__device__ void copy_units(const Work& w, const CUtensorMap& q_map, const CUtensorMap& kv_map, char* memory,
-                           Shared& s) {
-  Turn turn;
-  int q_phase = 0;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+__device__ void copy_queries(const Work& w, const CUtensorMap& map, char* memory, Shared& s) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, heads = min(w.token_rows, tile_rows);
+  int phase = 0;
+  bool waited = false;
   for_units(w, [&](const Unit& u) {
-    const int sequence = w.a.sequence[u.token];
+    wait_once(waited);
     if (lane == 0) {
-      s.q_empty.wait(q_phase ^ 1);
-      const int heads = min(w.token_rows, tile_rows);
+      s.q_empty.wait(phase ^ 1);
       s.q_full.expect(u.count * L::tiles * min(w.a.heads, tile_rows) * 128);
       for (int j = 0; j < L::tiles; ++j) {
         for (int t = 0; t < u.count; ++t) {
-          copy_tile(memory + Layout<L>::q + j * tile_bytes + t * heads * 128, &q_map, s.q_full,
+          copy_tile(memory + Layout<L>::q + j * tile_bytes + t * heads * 128, &map, s.q_full,
                     j * tile_columns, u.head, u.token + t);
         }
       }
-      q_phase ^= 1;
+      phase ^= 1;
     }
+  });
+  wait_once(waited);
+}
+
+template <class L>
+__device__ void copy_keys(const Work& w, const CUtensorMap& map, char* memory, Shared& s) {
+  Turn turn;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  bool waited = false;
+  for_units(w, [&](const Unit& u) {
+    const int sequence = w.a.sequence[u.token];
     for (int at = u.begin; at < u.end; at += block_keys) {
       // The pages of this block, a lane each.
       const int boxes = (min(block_keys, u.end - at) + w.box_keys - 1) / w.box_keys;
       const int key = at + lane * w.box_keys;
       const int page = lane < boxes ? static_cast<int>(w.a.page_of(sequence, key)) : 0;
+      wait_once(waited);
       if (lane == 0) s.empty[turn.buffer].wait(turn.phase ^ 1);
       __syncwarp();
       char* to = memory + Layout<L>::kv + turn.buffer * Layout<L>::kv_bytes;
@@ -142,7 +161,7 @@ __device__ void copy_units(const Work& w, const CUtensorMap& q_map, const CUtens
         __syncwarp();
         if (lane < boxes) {
           for (int j = first; j < last; ++j) {
-            copy_tile(to + j * tile_bytes + lane * w.box_keys * 128, &kv_map, s.full[turn.buffer][part],
+            copy_tile(to + j * tile_bytes + lane * w.box_keys * 128, &map, s.full[turn.buffer][part],
                       j * tile_columns, key % w.a.page, page);
           }
         }
@@ -150,6 +169,7 @@ __device__ void copy_units(const Work& w, const CUtensorMap& q_map, const CUtens
       turn.next();
     }
   });
+  wait_once(waited);
 }
 
 // One warpgroup's share: `half` says which, values its tiles of the results' columns.
@@ -332,17 +352,6 @@ __device__ void compute_units(const Work& w, int half, char* memory, Shared& s) 
   });
 }
 
-// Brings nearer where the block's first unit finds its entries. These are inputs of a plan, which none of its
-// kernels writes, so the kernel in front may still be running. One warp.
-__device__ void read_ahead(const Work& w) {
-  const auto touch = [](const int32_t* at) { asm volatile("prefetch.global.L1 [%0];" ::"l"(at)); };
-  const int lane = static_cast<int>(threadIdx.x) % 32, per_split = w.partials.tokens * w.head_blocks;
-  const int token = w.partials.first_token + static_cast<int>(blockIdx.x) % per_split / w.head_blocks;
-  touch(w.a.position + token);
-  const int32_t* pages = w.a.block_table + w.a.sequence[token] * w.a.table_row;
-  if (lane * 32 < w.a.table_row) touch(pages + lane * 32);
-}
-
 template <class L>
 __global__ void __launch_bounds__(threads, 1)
     latent_kernel(const Work w, const __grid_constant__ CUtensorMap q_map,
@@ -361,14 +370,13 @@ __global__ void __launch_bounds__(threads, 1)
     prefetch_map(q_map);
     prefetch_map(kv_map);
   }
-  if (threadIdx.x / 32 == 8) read_ahead(w);
   __syncthreads();
-  cudaGridDependencySynchronize();            // until here nothing of other kernels was read or overwritten
-  cudaTriggerProgrammaticLaunchCompletion();  // whoever comes next waits for this kernel's end itself
   const int group = __shfl_sync(whole_warp, static_cast<int>(threadIdx.x) / 128, 0);
   if (group == 2) {
     fewer_registers<24>();
-    if (threadIdx.x / 32 == 8) copy_units<L>(w, q_map, kv_map, memory, s);
+    const int warp = __shfl_sync(whole_warp, static_cast<int>(threadIdx.x) / 32, 0);
+    if (warp == 8) copy_keys<L>(w, kv_map, memory, s);
+    if (warp == 9) copy_queries<L>(w, q_map, memory, s);
     return;
   }
   more_registers<240>();
