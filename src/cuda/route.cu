@@ -91,16 +91,22 @@ __device__ void route_token(const float* from, const float* bias, float* scores,
   auto* keys = reinterpret_cast<unsigned*>(selection + how.experts);
   unsigned* group_keys = keys + how.experts;
 
+  // Few turns a loop: unrolled, they would only be more code to fetch.
   if (how.softmax) {
     float top = -INFINITY, sum = 0;
+#pragma unroll 1
     for (int e = lane; e < how.experts; e += warp_size) top = fmaxf(top, from[e]);
     top = warp_max(top);
+#pragma unroll 1
     for (int e = lane; e < how.experts; e += warp_size) sum += score[e] = expf(from[e] - top);
     sum = warp_sum(sum);
+#pragma unroll 1
     for (int e = lane; e < how.experts; e += warp_size) score[e] *= 1 / sum;
   } else {
+#pragma unroll 1
     for (int e = lane; e < how.experts; e += warp_size) score[e] = 1 / (1 + expf(-from[e]));
   }
+#pragma unroll 1
   for (int e = lane; e < how.experts; e += warp_size) {
     scores[e] = score[e];
     selection[e] = bias ? score[e] + bias[e] : score[e];
@@ -109,26 +115,29 @@ __device__ void route_token(const float* from, const float* bias, float* scores,
   __syncwarp();
   if (how.groups > 1 && how.top_groups < how.groups) drop_groups(keys, selection, group_keys, how, lane);
 
-  float sum = 0, mine = 0;  // lane k keeps the weight of choice k, k + 32, ... until the sum is known
+  // A lane looks after its own keys. What was chosen takes the place of selection scores.
+  __syncwarp();
+  int* chosen = reinterpret_cast<int*>(selection);
   for (int k = 0; k < how.top_k; ++k) {
     unsigned key = 0;
     int best = 0;
+#pragma unroll 1
     for (int e = lane; e < how.experts; e += warp_size) {
       if (keys[e] > key) key = keys[e], best = e;
     }
     best = highest(key, best);
-    __syncwarp();
-    if (lane == 0) {
-      keys[best] = 0;
-      experts[k] = best;
-    }
-    sum += score[best];
-    __syncwarp();
+    if (best % warp_size == lane) keys[best] = 0, chosen[k] = best;
   }
-  const float divisor = how.normalise ? sum + 1e-20f : 1.0f;
+  __syncwarp();
+  float divisor = 1;
+  if (how.normalise) {
+    float sum = 0;
+    for (int k = 0; k < how.top_k; ++k) sum += score[chosen[k]];
+    divisor = sum + 1e-20f;
+  }
   for (int k = lane; k < how.top_k; k += warp_size) {
-    mine = score[experts[k]];
-    weights[k] = mine / divisor * how.scale;
+    experts[k] = chosen[k];
+    weights[k] = score[chosen[k]] / divisor * how.scale;
   }
 }
 
