@@ -65,7 +65,7 @@ __global__ __launch_bounds__(most_lanes) void norm_backward_kernel(NormBackward<
   const int64_t part =
       static_cast<int64_t>(blockIdx.x) * (blockDim.x / p.lanes) + static_cast<int>(threadIdx.x) / p.lanes;
   const int64_t first = part * p.rows_a_part, last = min(first + p.rows_a_part, p.rows);
-  Pack<T, N> next_x[packs], next_g[packs];
+  Pack<T, N> next_x[packs], next_g[packs], next_d[packs];  // next_d: what is added to
   float next_r = 0;
   auto fetch = [&](int64_t row) {
     if (row >= last) return;
@@ -76,18 +76,26 @@ __global__ __launch_bounds__(most_lanes) void norm_backward_kernel(NormBackward<
       if (column >= p.width) continue;
       next_x[k] = *reinterpret_cast<const Pack<T, N>*>(p.x + row * p.x_stride + column);
       next_g[k] = *reinterpret_cast<const Pack<T, N>*>(p.d_out + row * p.d_out_stride + column);
+      if (p.accumulate) next_d[k] = *reinterpret_cast<const Pack<T, N>*>(p.d_x + row * p.d_x_stride + column);
     }
   };
-  float d_w[packs][N] = {};
+  float d_w[packs][N] = {}, w[packs][N];
+#pragma unroll
+  for (int k = 0; k < packs; ++k) {
+    const int column = (k * p.lanes + lane) * N;
+    if (p.weight && column < p.width) load<N>(p.weight + column, w[k]);
+  }
   fetch(first);
   for (int64_t i = 0; i < p.rows_a_part; ++i) {  // as often in every thread of the block: rows meet in sums
     const int64_t row = first + i;
     const bool inside = row < last;
     const float r = next_r;
     float x[packs][N] = {}, g[packs][N] = {};
+    Pack<T, N> before[packs];
 #pragma unroll
     for (int k = 0; k < packs; ++k) {
       if (!inside || (k * p.lanes + lane) * N >= p.width) continue;
+      before[k] = next_d[k];
 #pragma unroll
       for (int j = 0; j < N; ++j) x[k][j] = widen(next_x[k].at[j]), g[k][j] = widen(next_g[k].at[j]);
     }
@@ -97,12 +105,10 @@ __global__ __launch_bounds__(most_lanes) void norm_backward_kernel(NormBackward<
     for (int k = 0; k < packs; ++k) {
       const int column = (k * p.lanes + lane) * N;
       if (!inside || column >= p.width) continue;
-      float w[N];
-      if (p.weight) load<N>(p.weight + column, w);
 #pragma unroll
       for (int j = 0; j < N; ++j) {
         d_w[k][j] = fmaf(g[k][j] * r, x[k][j], d_w[k][j]);
-        if (p.weight) g[k][j] *= w[j];
+        if (p.weight) g[k][j] *= w[k][j];
         product = fmaf(g[k][j], x[k][j], product);
       }
     }
@@ -113,8 +119,11 @@ __global__ __launch_bounds__(most_lanes) void norm_backward_kernel(NormBackward<
       const int column = (k * p.lanes + lane) * N;
       if (!inside || column >= p.width) continue;
 #pragma unroll
-      for (int j = 0; j < N; ++j) x[k][j] = r * fmaf(x[k][j], along, g[k][j]);
-      put<N>(p.accumulate, x[k], p.d_x + row * p.d_x_stride + column);
+      for (int j = 0; j < N; ++j) {
+        x[k][j] = r * fmaf(x[k][j], along, g[k][j]);
+        if (p.accumulate) x[k][j] += widen(before[k].at[j]);
+      }
+      store<N>(x[k], p.d_x + row * p.d_x_stride + column);
     }
   }
   if (!p.parts) return;
