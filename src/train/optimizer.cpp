@@ -63,23 +63,11 @@ void Optimizer::step(double learning_rate, double gradient_norm) {
                        1 - std::pow(options_.beta2, steps)};
   backend_->upload(scalars, scalars_.view());
   step_work_.run(*backend_, [this] {
-    const auto update = [this](const Slot& slot) {
+    for (const Slot& slot : slots_) {
       AdamW how{options_.beta1, options_.beta2, options_.epsilon, slot.decays ? options_.weight_decay : 0.0};
       backend_->adamw(slot.parameter.view(), slot.master.view(), slot.gradient.view(), slot.m.view(),
                       slot.v.view(), scalars_.view(), how);
-    };
-    // Small ones do not fill a device: they run in what the large ones leave.
-    constexpr int64_t large = int64_t{1} << 22;
-    const bool beside = backend_->runs_beside();
-    if (beside) backend_->begin_beside();
-    for (const Slot& slot : slots_) {
-      if (slot.parameter.count() < large) update(slot);
     }
-    if (beside) backend_->end_beside(0);
-    for (const Slot& slot : slots_) {
-      if (slot.parameter.count() >= large) update(slot);
-    }
-    if (beside) backend_->after_beside(0);
   });
 }
 

@@ -144,6 +144,7 @@ class Trainer {
   // Of a step the first micro-batch writes gradients (training_), further ones add to them (adding_, or
   // null).
   std::unique_ptr<Pass> training_, adding_, validation_;
+  bool beside_ = false;  // PlanOptions::beside, of both
   GradientMemory gradients_;
   std::unique_ptr<Optimizer> optimizer_;
   std::vector<Batch> micro_batches_;

@@ -186,6 +186,7 @@ void Trainer::record_passes(bool may_recompute) {
   objective.balance.devices_per_token = balance.devices_per_token;
   objective.balance.per_sequence = balance.expert_alpha == 0;
   const auto record_training = [&, objective](bool beside, int64_t most) {
+    beside_ = beside;
     PlanOptions how{.training = true,
                     .fresh_gradients = true,
                     .fp8 = options_.model.fp8,
@@ -224,7 +225,7 @@ MemoryEstimate Trainer::estimate_memory() const {
     if (tensor.value().grad) memory.gradients += Tensor(tensor.value().grad).view().bytes();
   });
   memory.optimizer = Optimizer::state_bytes(*model_, options_.optimizer);
-  memory.inputs = rope_table_.view().bytes() + backend_->beside_bytes();
+  memory.inputs = rope_table_.view().bytes() + (beside_ ? backend_->beside_bytes() : 0);
   for (const Pass* pass : {training_.get(), adding_.get(), validation_.get()}) {
     if (!pass) continue;
     memory.activations = std::max(memory.activations, pass->plan().arena_bytes());
