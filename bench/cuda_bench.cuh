@@ -26,12 +26,14 @@ static __global__ void fill_kernel(uint16_t* to, int64_t count, uint32_t seed) {
 }
 
 struct CudaBench {
-  explicit CudaBench(int64_t workspace_bytes) : workspace(allocate(workspace_bytes)) {
+  explicit CudaBench(int64_t workspace_bytes)
+      : workspace(allocate(workspace_bytes)), taken(allocate(2 * sizeof(int))) {
     cudaDeviceProp properties;
     check(cudaGetDeviceProperties(&properties, 0), "CUDA device");
     context = {stream,
                workspace.get(),
                workspace_bytes,
+               static_cast<int*>(taken.get()),
                properties.multiProcessorCount,
                10 * properties.major + properties.minor,
                static_cast<int>(properties.sharedMemPerBlockOptin)};
@@ -74,7 +76,7 @@ struct CudaBench {
   }
 
   Stream stream;
-  std::shared_ptr<void> workspace;
+  std::shared_ptr<void> workspace, taken;
   Context context;
   uint32_t seed = 1;
 };

@@ -136,20 +136,39 @@ void CpuBackend::adamw(View parameter, View master, View gradient, View m, View 
   const double* scalar = scalars.as<double>();
   double factor = scalar[1], decay = 1 - scalar[0] * options.weight_decay;
   double step = scalar[0] / scalar[2], root = 1 / std::sqrt(scalar[3]);
-  pool_.parallel_for(parameter.count(), piece_elements, [&](int64_t begin, int64_t end) {
-    int64_t n = end - begin;
-    if (parameter.dtype == DType::f64) {
+  const bool narrow = m.dtype == DType::bf16;
+  LATENTE_ASSERT(v.dtype == m.dtype &&
+                 (m.dtype == gradient.dtype || (narrow && gradient.dtype == DType::f32)));
+  // Elements begin .. begin + n, whose moments are given.
+  const auto update = [&](int64_t begin, int64_t n, auto* first, auto* second) {
+    if constexpr (std::is_same_v<decltype(first), double*>) {
       HWY_DYNAMIC_DISPATCH(adamw_f64)
-      (parameter.as<double>() + begin, gradient.as<double>() + begin, m.as<double>() + begin,
-       v.as<double>() + begin, n, factor, decay, step, root, options);
+      (parameter.as<double>() + begin, gradient.as<double>() + begin, first, second, n, factor, decay, step,
+       root, options);
     } else if (parameter.dtype == DType::bf16) {
       HWY_DYNAMIC_DISPATCH(adamw_bf16)
-      (parameter.as<bf16>() + begin, master.as<float>() + begin, gradient.as<float>() + begin,
-       m.as<float>() + begin, v.as<float>() + begin, n, factor, decay, step, root, options);
+      (parameter.as<bf16>() + begin, master.as<float>() + begin, gradient.as<float>() + begin, first, second,
+       n, factor, decay, step, root, options);
     } else {
       HWY_DYNAMIC_DISPATCH(adamw_f32)
-      (parameter.as<float>() + begin, gradient.as<float>() + begin, m.as<float>() + begin,
-       v.as<float>() + begin, n, factor, decay, step, root, options);
+      (parameter.as<float>() + begin, gradient.as<float>() + begin, first, second, n, factor, decay, step,
+       root, options);
+    }
+  };
+  pool_.parallel_for(parameter.count(), piece_elements, [&](int64_t begin, int64_t end) {
+    if (parameter.dtype == DType::f64)
+      return update(begin, end - begin, m.as<double>() + begin, v.as<double>() + begin);
+    if (!narrow) return update(begin, end - begin, m.as<float>() + begin, v.as<float>() + begin);
+    constexpr int64_t block = 1024;
+    float first[block], second[block];
+    for (; begin < end; begin += block) {
+      const int64_t n = std::min(block, end - begin);
+      bf16 *narrow_first = m.as<bf16>() + begin, *narrow_second = v.as<bf16>() + begin;
+      for (int64_t i = 0; i < n; ++i) first[i] = static_cast<float>(narrow_first[i]);
+      for (int64_t i = 0; i < n; ++i) second[i] = static_cast<float>(narrow_second[i]);
+      update(begin, n, first, second);
+      for (int64_t i = 0; i < n; ++i) narrow_first[i] = bf16(first[i]);
+      for (int64_t i = 0; i < n; ++i) narrow_second[i] = bf16(second[i]);
     }
   });
 }

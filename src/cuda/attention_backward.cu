@@ -14,28 +14,31 @@ struct alignas(N * sizeof(T)) Several {
   T at[N];
 };
 
-// A warp a row of a head, `width` elements a lane at a time.
+// `lanes` of a warp a row of a head, `width` elements each at a time.
 template <class T, int width>
-__global__ void delta_kernel(const Backward<T> b) {
+__global__ void delta_kernel(const Backward<T> b, int lanes) {
   const Expanded<T>& a = b.forward;
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
-  if (row >= static_cast<int64_t>(a.tokens) * a.heads) return;
-  const int64_t t = row / a.heads, h = row % a.heads;
-  const T *out = a.out.at(t, h), *d_out = b.d_out.at(t, h);
+  const unsigned thread = blockIdx.x * blockDim.x + threadIdx.x, row = thread / static_cast<unsigned>(lanes);
+  const unsigned heads = static_cast<unsigned>(a.heads), t = row / heads, h = row % heads;
+  const int lane = static_cast<int>(thread) % lanes;
   float sum = 0;
-  for (int i = width * static_cast<int>(threadIdx.x % 32); i < a.value; i += 32 * width) {
-    const auto x = *reinterpret_cast<const Several<T, width>*>(out + i);
-    const auto y = *reinterpret_cast<const Several<T, width>*>(d_out + i);
+  if (t < static_cast<unsigned>(a.tokens)) {
+    const T *out = a.out.at(t, h), *d_out = b.d_out.at(t, h);
+    for (int i = width * lane; i < a.value; i += lanes * width) {
+      const auto x = *reinterpret_cast<const Several<T, width>*>(out + i);
+      const auto y = *reinterpret_cast<const Several<T, width>*>(d_out + i);
 #pragma unroll
-    for (int c = 0; c < width; ++c) sum = fmaf(widen(x.at[c]), widen(y.at[c]), sum);
+      for (int c = 0; c < width; ++c) sum = fmaf(widen(x.at[c]), widen(y.at[c]), sum);
+    }
   }
-  for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(whole_warp, sum, step);
-  if (threadIdx.x % 32 == 0) b.delta[t * b.delta_token + h * b.delta_head] = sum;
+  for (int step = lanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(whole_warp, sum, step);
+  if (t < static_cast<unsigned>(a.tokens) && lane == 0) b.delta[t * b.delta_token + h * b.delta_head] = sum;
 }
 
 template <class T>
-bool has_fours(const Rows<T>& x) {
-  return reinterpret_cast<uintptr_t>(x.data) % (4 * sizeof(T)) == 0 && x.token % 4 == 0 && x.head % 4 == 0;
+bool has_packs(const Rows<T>& x, int width) {
+  return reinterpret_cast<uintptr_t>(x.data) % (width * sizeof(T)) == 0 && x.token % width == 0 &&
+         x.head % width == 0;
 }
 
 // Rows of queries, or of keys, in shared memory: [block, width + 1].
@@ -209,10 +212,15 @@ template <class T>
 void backward(Backward<T> b, const GradRows& d_k_rope, const Context& context) {
   const Expanded<T>& a = b.forward;
   const int64_t rows = static_cast<int64_t>(a.tokens) * a.heads;
-  constexpr int delta_rows = 8;
-  const bool fours = a.value % 4 == 0 && has_fours(a.out) && has_fours(b.d_out);
-  auto delta = fours ? delta_kernel<T, 4> : delta_kernel<T, 1>;
-  delta<<<static_cast<unsigned>(ceil_div(rows, delta_rows)), 32 * delta_rows, 0, context.stream>>>(b);
+  constexpr int delta_threads = 256, pack = 16 / static_cast<int>(sizeof(T));
+  const bool packs = a.value % pack == 0 && has_packs(a.out, pack) && has_packs(b.d_out, pack);
+  const int width = packs ? pack : 1;
+  int lanes = 32;
+  while (lanes > 1 && lanes / 2 * width >= a.value) lanes /= 2;
+  LATENTE_ASSERT(rows * lanes < int64_t{1} << 32);
+  auto delta = packs ? delta_kernel<T, pack> : delta_kernel<T, 1>;
+  delta<<<static_cast<unsigned>(ceil_div(rows, delta_threads / lanes)), delta_threads, 0, context.stream>>>(
+      b, lanes);
   check_launch("attention_expanded_backward");
   if constexpr (std::is_same_v<T, __nv_bfloat16>) {
     if (context.compute_capability == 90 && attention_backward_sm90(b, d_k_rope, context)) return;

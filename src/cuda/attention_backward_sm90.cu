@@ -9,9 +9,9 @@
 namespace latente::cuda {
 namespace {
 
-constexpr int own_rows = 128, block_rows = 64, stages = 2, threads = 384;
-constexpr int own_bytes = own_rows * 128, block_bytes = block_rows * 128;  // of a tile of 64 columns
-constexpr int most_blocks = 1 << 14;                                       // of block_rows tokens
+constexpr int block_rows = 64, most_stages = 4;
+constexpr int block_bytes = block_rows * 128;  // of a tile of 64 columns
+constexpr int most_blocks = 1 << 14;           // of block_rows tokens
 
 // Key width in tiles of 64 columns and in columns, value width in tiles.
 template <int Tiles, int Width, int Values>
@@ -20,24 +20,34 @@ struct HeadShape {
   static constexpr int value_width = Values * tile_columns;
   // Sums of keys and values leave no registers for two products at once.
   static constexpr bool crowded = Width + value_width > 256;
+  // Of narrow heads a block has one warpgroup, beside another block on the same multiprocessor, and the next
+  // scores are computed while the last sums are added.
+  static constexpr bool ahead = Width + value_width < 256;
+  static constexpr int groups = ahead ? 1 : 2, own_rows = groups * 64, own_bytes = own_rows * 128;
+  static constexpr int copier = groups * 128;  // the first thread of the warp that copies
+  static constexpr int threads = copier + 128, blocks_at_once = groups == 1 ? 2 : 1;
+  static constexpr int registers = groups == 1 ? 232 : 240;
   // What a block owns (keys and values, or queries and d_out), then stages of what it walks.
   static constexpr int own_key = 0, own_value = tiles * own_bytes, walked = own_value + values * own_bytes;
   static constexpr int stage_bytes = (tiles + values) * block_bytes, walked_value = tiles * block_bytes;
+  static constexpr int stages = ahead || tiles > 2 ? 3 : most_stages;
   static constexpr int shared = walked + stages * stage_bytes;
 };
 
 struct Shared {
-  Barrier own, full[stages], empty[stages];
-  float lse[stages][block_rows], delta[stages][block_rows];  // lse in base 2
-  int starts[stages][block_rows];
+  Barrier own, full[most_stages], empty[most_stages];
+  float lse[most_stages][block_rows], delta[most_stages][block_rows];  // lse in base 2
+  int starts[most_stages][block_rows], latest[most_stages];            // latest: of the starts
   unsigned seen[most_blocks / 32];  // blocks of queries with one that sees one of the keys
 };
 
+template <int stages>
 struct Stage {
   int index = 0, phase = 0;
   __device__ void next() {
     if (++index == stages) index = 0, phase ^= 1;
   }
+  __device__ int before() const { return index > 0 ? index - 1 : stages - 1; }
 };
 
 struct Maps {
@@ -70,7 +80,7 @@ __device__ void copy_keys(char* to, int tile, int tiles, const Maps& maps, int n
 }
 
 // [64, 64] products of the rows from `row` of the owned tiles and of the walked ones.
-template <int steps>
+template <int steps, int own_bytes>
 __device__ void begin_product(float (&d)[32], const char* own, const char* walked) {
 #pragma unroll
   for (int step = 0; step < steps; ++step) {
@@ -78,14 +88,14 @@ __device__ void begin_product(float (&d)[32], const char* own, const char* walke
              rows_operand(walked + step / 4 * block_bytes + step % 4 * 32), step > 0);
   }
 }
-// sum += p · walked rows
+// sum (+)= p · walked rows
 template <int registers>
-__device__ void begin_sum(float (&sum)[registers], const uint32_t (&p)[16], const char* walked) {
+__device__ void begin_sum(float (&sum)[registers], const uint32_t (&p)[16], const char* walked, bool add) {
   const uint64_t operand = columns_operand(walked, block_bytes);
 #pragma unroll
   for (int step = 0; step < 4; ++step) {
     const uint32_t a[4] = {p[4 * step], p[4 * step + 1], p[4 * step + 2], p[4 * step + 3]};
-    wgmma<1>(sum, a, operand + step * columns_step, 1);
+    wgmma<1>(sum, a, operand + step * columns_step, step > 0 || add);
   }
 }
 __device__ void pack(const float (&x)[32], uint32_t (&p)[16]) {
@@ -104,52 +114,55 @@ __device__ void for_seen(const Shared& s, int first, int blocks, const Use& use)
 }
 
 template <class H>
-__global__ void __launch_bounds__(threads, 1)
+__global__ void __launch_bounds__(H::threads, H::blocks_at_once)
     backward_keys(const Gradient b, const int2* ranges, int first_group, const __grid_constant__ Maps maps) {
   extern __shared__ char unaligned[];
   char* memory = unaligned + (1024 - shared_address(unaligned) % 1024) % 1024;
   Shared& s = *reinterpret_cast<Shared*>(memory + H::shared);
   const Expanded<__nv_bfloat16>& a = b.forward;
-  const int key = static_cast<int>(blockIdx.x) * own_rows, group = first_group + static_cast<int>(blockIdx.y);
+  const int key = static_cast<int>(blockIdx.x) * H::own_rows,
+            group = first_group + static_cast<int>(blockIdx.y);
   const int share = a.heads / a.groups, thread = static_cast<int>(threadIdx.x), lane = thread % 32;
   const int blocks = (a.tokens + block_rows - 1) / block_rows, first_block = key / block_rows;
-  for (int i = first_block / 32 * 32 + thread; i < (blocks + 31) / 32 * 32; i += threads) {
-    const bool sees = i >= first_block && i < blocks && ranges[i].x < key + own_rows;
+  for (int i = first_block / 32 * 32 + thread; i < (blocks + 31) / 32 * 32; i += H::threads) {
+    const bool sees = i >= first_block && i < blocks && ranges[i].x < key + H::own_rows;
     const unsigned word = __ballot_sync(whole_warp, sees);
     if (lane == 0) s.seen[i / 32] = word;
   }
   if (thread == 0) {
     s.own.init(1);
     // Every thread that writes or reads rows' numbers arrives itself; the tiles are one arrival more.
-    for (int i = 0; i < stages; ++i) s.full[i].init(33), s.empty[i].init(256);
+    for (int i = 0; i < H::stages; ++i) s.full[i].init(33), s.empty[i].init(H::copier);
     barriers_ready();
   }
   __syncthreads();
 
-  if (thread >= 256) {
+  if (thread >= H::copier) {
     fewer_registers<24>();
-    if (thread >= 256 + 32) return;
+    if (thread >= H::copier + 32) return;
     if (lane == 0) {
-      s.own.expect((H::tiles + H::values) * own_bytes);
-      copy_keys(memory + H::own_key, own_bytes, H::tiles, maps, a.nope / tile_columns, s.own, key, group);
+      s.own.expect((H::tiles + H::values) * H::own_bytes);
+      copy_keys(memory + H::own_key, H::own_bytes, H::tiles, maps, a.nope / tile_columns, s.own, key, group);
       for (int j = 0; j < H::values; ++j) {
-        copy_tile(memory + H::own_value + j * own_bytes, &maps.v, s.own, j * tile_columns, key, group);
+        copy_tile(memory + H::own_value + j * H::own_bytes, &maps.v, s.own, j * tile_columns, key, group);
       }
     }
-    Stage stage;
+    Stage<H::stages> stage;
     for (int head = group * share; head < (group + 1) * share; ++head) {
       for_seen(s, first_block, blocks, [&](int block) {
         const int query = block * block_rows;
-        s.empty[stage.index].wait(stage.phase ^ 1);
-        for (int i = lane; i < block_rows; i += 32) {
-          const int t = query + i;
+        const int latest = ranges[block].y;
+        float lse[2], delta[2];
+        int start[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int t = query + lane + i * 32;
           const bool real = t < a.tokens;
-          s.lse[stage.index][i] =
-              real ? a.lse[t * a.lse_token + head * a.lse_head] * static_cast<float>(log2_e) : INFINITY;
-          s.delta[stage.index][i] = real ? b.delta[t * b.delta_token + head * b.delta_head] : 0;
-          s.starts[stage.index][i] = real ? a.starts[t] : INT_MAX;
+          lse[i] = real ? a.lse[t * a.lse_token + head * a.lse_head] * static_cast<float>(log2_e) : INFINITY;
+          delta[i] = real ? b.delta[t * b.delta_token + head * b.delta_head] : 0;
+          start[i] = real ? a.starts[t] : INT_MAX;
         }
-        s.full[stage.index].arrive();
+        s.empty[stage.index].wait(stage.phase ^ 1);
         if (lane == 0) {
           char* to = memory + H::walked + stage.index * H::stage_bytes;
           s.full[stage.index].expect(H::stage_bytes);
@@ -160,21 +173,26 @@ __global__ void __launch_bounds__(threads, 1)
             copy_tile(to + H::walked_value + j * block_bytes, &maps.d_out, s.full[stage.index],
                       j * tile_columns, query, head);
           }
+          s.latest[stage.index] = latest;
         }
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          s.lse[stage.index][lane + i * 32] = lse[i];
+          s.delta[stage.index][lane + i * 32] = delta[i];
+          s.starts[stage.index][lane + i * 32] = start[i];
+        }
+        s.full[stage.index].arrive();
         stage.next();
       });
     }
     return;
   }
 
-  more_registers<240>();
+  more_registers<H::registers>();
   const int group_row = thread / 128 * 64, row = group_row + thread % 128 / 32 * 16 + lane / 4;
   float d_k[H::width / 2], d_v[H::value_width / 2];
-#pragma unroll
-  for (int i = 0; i < H::width / 2; ++i) d_k[i] = 0;
-#pragma unroll
-  for (int i = 0; i < H::value_width / 2; ++i) d_v[i] = 0;
-  Stage stage;
+  Stage<H::stages> stage;
+  bool add = false;  // there are sums
   s.own.wait(0);
   for (int head = group * share; head < (group + 1) * share; ++head) {
     for_seen(s, first_block, blocks, [&](int block) {
@@ -183,22 +201,26 @@ __global__ void __launch_bounds__(threads, 1)
       float score[32], d_score[32];
       uint32_t p[16];
       auto begin_d_score = [&] {
-        begin_product<4 * H::values>(d_score, memory + H::own_value + group_row * 128,
-                                     walked + H::walked_value);
+        begin_product<4 * H::values, H::own_bytes>(d_score, memory + H::own_value + group_row * 128,
+                                                   walked + H::walked_value);
         products_commit();
       };
       s.full[stage.index].wait(stage.phase);
       products_begin();
-      begin_product<H::steps>(score, memory + H::own_key + group_row * 128, walked);
+      begin_product<H::steps, H::own_bytes>(score, memory + H::own_key + group_row * 128, walked);
       products_commit();
       if constexpr (H::crowded) {
         products_wait<0>();
       } else {
         begin_d_score();
+        if constexpr (H::ahead) {
+          products_wait<2>();
+          if (add) s.empty[stage.before()].arrive();
+        }
         products_wait<1>();
       }
       const int query = block * block_rows;
-      const bool masked = query < key + group_row + 63 || ranges[block].y > key + group_row;
+      const bool masked = query < key + group_row + 63 || s.latest[stage.index] > key + group_row;
 #pragma unroll
       for (int i = 0; i < 32; ++i) {
         const int column = i / 4 * 8 + lane % 4 * 2 + i % 2;
@@ -212,7 +234,7 @@ __global__ void __launch_bounds__(threads, 1)
       if constexpr (!H::crowded) products_wait<0>();
       products_begin();
       if constexpr (H::crowded) begin_d_score();
-      begin_sum(d_v, p, walked + H::walked_value);
+      begin_sum(d_v, p, walked + H::walked_value, add);
       products_commit();
       if constexpr (H::crowded) products_wait<1>();
 #pragma unroll
@@ -224,12 +246,22 @@ __global__ void __launch_bounds__(threads, 1)
       uint32_t d_p[16];
       pack(d_score, d_p);
       products_begin();
-      begin_sum(d_k, d_p, walked);
+      begin_sum(d_k, d_p, walked, add);
       products_commit();
-      products_wait<0>();
-      s.empty[stage.index].arrive();
+      add = true;
+      if constexpr (!H::ahead) {
+        products_wait<0>();
+        s.empty[stage.index].arrive();
+      }
       stage.next();
     });
+  }
+  products_wait<0>();
+  if (!add) {
+#pragma unroll
+    for (float& x : d_k) x = 0;
+#pragma unroll
+    for (float& x : d_v) x = 0;
   }
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -254,17 +286,17 @@ __global__ void __launch_bounds__(threads, 1)
 }
 
 template <class H>
-__global__ void __launch_bounds__(threads, 1)
+__global__ void __launch_bounds__(H::threads, H::blocks_at_once)
     backward_queries(const Gradient b, const int2* ranges, const __grid_constant__ Maps maps) {
   extern __shared__ char unaligned[];
   char* memory = unaligned + (1024 - shared_address(unaligned) % 1024) % 1024;
   Shared& s = *reinterpret_cast<Shared*>(memory + H::shared);
   const Expanded<__nv_bfloat16>& a = b.forward;
   // The longest first.
-  const int query = static_cast<int>(gridDim.x - 1 - blockIdx.x) * own_rows;
+  const int query = static_cast<int>(gridDim.x - 1 - blockIdx.x) * H::own_rows;
   const int head = static_cast<int>(blockIdx.y), group = head / (a.heads / a.groups);
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
-  const int last = min(query + own_rows, a.tokens) - 1;
+  const int last = min(query + H::own_rows, a.tokens) - 1;
   int2 range = ranges[query / block_rows];
   if (query + block_rows <= last) {
     const int2 second = ranges[query / block_rows + 1];
@@ -273,26 +305,26 @@ __global__ void __launch_bounds__(threads, 1)
   const int first_key = range.x / block_rows * block_rows;
   if (thread == 0) {
     s.own.init(1);
-    for (int i = 0; i < stages; ++i) s.full[i].init(1), s.empty[i].init(8);
+    for (int i = 0; i < H::stages; ++i) s.full[i].init(1), s.empty[i].init(H::copier / 32);
     barriers_ready();
   }
   __syncthreads();
 
-  if (thread >= 256) {
+  if (thread >= H::copier) {
     fewer_registers<24>();
-    if (thread > 256) return;
-    s.own.expect((H::tiles + H::values) * own_bytes);
-    for (int half = 0; half < 2; ++half) {  // boxes of queries have block_rows rows
+    if (thread > H::copier) return;
+    s.own.expect((H::tiles + H::values) * H::own_bytes);
+    for (int half = 0; half < H::groups; ++half) {  // boxes of queries have block_rows rows
       for (int j = 0; j < H::tiles; ++j) {
-        copy_tile(memory + H::own_key + j * own_bytes + half * block_bytes, &maps.q, s.own, j * tile_columns,
-                  query + half * block_rows, head);
+        copy_tile(memory + H::own_key + j * H::own_bytes + half * block_bytes, &maps.q, s.own,
+                  j * tile_columns, query + half * block_rows, head);
       }
       for (int j = 0; j < H::values; ++j) {
-        copy_tile(memory + H::own_value + j * own_bytes + half * block_bytes, &maps.d_out, s.own,
+        copy_tile(memory + H::own_value + j * H::own_bytes + half * block_bytes, &maps.d_out, s.own,
                   j * tile_columns, query + half * block_rows, head);
       }
     }
-    Stage stage;
+    Stage<H::stages> stage;
     for (int key = first_key; key <= last; key += block_rows) {
       s.empty[stage.index].wait(stage.phase ^ 1);
       s.full[stage.index].expect(H::stage_bytes);
@@ -307,12 +339,10 @@ __global__ void __launch_bounds__(threads, 1)
     return;
   }
 
-  more_registers<240>();
+  more_registers<H::registers>();
   const int group_row = thread / 128 * 64, row = group_row + thread % 128 / 32 * 16 + lane / 4;
   float d_q[H::width / 2], lse[2], delta[2];
   int start[2];
-#pragma unroll
-  for (int i = 0; i < H::width / 2; ++i) d_q[i] = 0;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int t = query + row + 8 * i;
@@ -321,43 +351,49 @@ __global__ void __launch_bounds__(threads, 1)
     delta[i] = real ? b.delta[t * b.delta_token + head * b.delta_head] : 0;
     start[i] = real ? a.starts[t] : INT_MAX;
   }
-  Stage stage;
+  Stage<H::stages> stage;
+  bool add = false;  // there are sums
   s.own.wait(0);
   for (int key = first_key; key <= last; key += block_rows) {
     const char* walked = memory + H::walked + stage.index * H::stage_bytes;
     s.full[stage.index].wait(stage.phase);
-    if (key <= query + group_row + 63) {
-      // [query, key]
-      float score[32], d_score[32];
-      products_begin();
-      begin_product<H::steps>(score, memory + H::own_key + group_row * 128, walked);
-      products_commit();
-      begin_product<4 * H::values>(d_score, memory + H::own_value + group_row * 128,
-                                   walked + H::walked_value);
-      products_commit();
-      const bool masked = key + block_rows - 1 > query + group_row || range.y > key;
-      products_wait<1>();
-#pragma unroll
-      for (int i = 0; i < 32; ++i) {
-        score[i] = fast_exp2(fmaf(score[i], a.scale, -lse[i / 2 % 2]));
-        if (masked) {
-          const int k = key + i / 4 * 8 + lane % 4 * 2 + i % 2;
-          if (k > query + row + i / 2 % 2 * 8 || k < start[i / 2 % 2]) score[i] = 0;
-        }
-      }
-      products_wait<0>();
-#pragma unroll
-      for (int i = 0; i < 32; ++i) d_score[i] = score[i] * (d_score[i] - delta[i / 2 % 2]);
-      uint32_t p[16];
-      pack(d_score, p);
-      products_begin();
-      begin_sum(d_q, p, walked);
-      products_commit();
-      products_wait<0>();
+    if (key > query + group_row + 63) {  // the last ones
+      if (lane == 0) s.empty[stage.index].arrive();
+      stage.next();
+      continue;
     }
-    if (lane == 0) s.empty[stage.index].arrive();
+    // [query, key]
+    float score[32], d_score[32];
+    products_begin();
+    begin_product<H::steps, H::own_bytes>(score, memory + H::own_key + group_row * 128, walked);
+    products_commit();
+    begin_product<4 * H::values, H::own_bytes>(d_score, memory + H::own_value + group_row * 128,
+                                               walked + H::walked_value);
+    products_commit();
+    const bool masked = key + block_rows - 1 > query + group_row || range.y > key;
+    products_wait<2>();
+    if (add && lane == 0) s.empty[stage.before()].arrive();
+    products_wait<1>();
+#pragma unroll
+    for (int i = 0; i < 32; ++i) {
+      score[i] = fast_exp2(fmaf(score[i], a.scale, -lse[i / 2 % 2]));
+      if (masked) {
+        const int k = key + i / 4 * 8 + lane % 4 * 2 + i % 2;
+        if (k > query + row + i / 2 % 2 * 8 || k < start[i / 2 % 2]) score[i] = 0;
+      }
+    }
+    products_wait<0>();
+#pragma unroll
+    for (int i = 0; i < 32; ++i) d_score[i] = score[i] * (d_score[i] - delta[i / 2 % 2]);
+    uint32_t p[16];
+    pack(d_score, p);
+    products_begin();
+    begin_sum(d_q, p, walked, add);
+    products_commit();
+    add = true;
     stage.next();
   }
+  products_wait<0>();
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int t = query + row + 8 * i;
@@ -392,19 +428,19 @@ void launch(const Gradient& b, const GradRows& d_k_rope, Context context) {
   context.workspace_bytes -= range_bytes;
   start_ranges<<<static_cast<unsigned>(blocks), 32, 0, context.stream>>>(a.starts, a.tokens, ranges);
   check_launch("attention_expanded_backward");
-  const unsigned tiles = static_cast<unsigned>(ceil_div(a.tokens, own_rows));
+  const unsigned tiles = static_cast<unsigned>(ceil_div(a.tokens, H::own_rows));
   if (b.d_k || b.d_v || d_k_rope) {
     allow_shared_memory(backward_keys<H>, bytes);
-    const Maps maps = maps_of(b, block_rows, own_rows);
+    const Maps maps = maps_of(b, block_rows, H::own_rows);
     for_rope_waves(b, d_k_rope, context, [&](const Gradient& part, int first, int groups) {
-      backward_keys<H><<<dim3(tiles, static_cast<unsigned>(groups)), threads, bytes, context.stream>>>(
+      backward_keys<H><<<dim3(tiles, static_cast<unsigned>(groups)), H::threads, bytes, context.stream>>>(
           part, ranges, first, maps);
       check_launch("attention_expanded_backward");
     });
   }
   if (b.d_q) {
     allow_shared_memory(backward_queries<H>, bytes);
-    backward_queries<H><<<dim3(tiles, static_cast<unsigned>(a.heads)), threads, bytes, context.stream>>>(
+    backward_queries<H><<<dim3(tiles, static_cast<unsigned>(a.heads)), H::threads, bytes, context.stream>>>(
         b, ranges, maps_of(b, block_rows, block_rows));
     check_launch("attention_expanded_backward");
   }

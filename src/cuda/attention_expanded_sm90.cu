@@ -7,14 +7,19 @@
 namespace latente::cuda {
 namespace {
 
-constexpr int query_rows = 128, block_keys = 128, stages = 2, threads = 384;
-constexpr int tile_bytes = 128 * 128;  // 128 rows
+constexpr int block_keys = 128, stages = 2;
+constexpr int tile_bytes = block_keys * 128;
 
 // Key width in tiles of 64 columns and steps of 16, value width in tiles.
 template <int Tiles, int Steps, int Values>
 struct HeadShape {
   static constexpr int tiles = Tiles, steps = Steps, values = Values;
-  static constexpr int q = 0, k = tiles * tile_bytes, v = k + stages * tiles * tile_bytes;
+  // Of narrow heads a block has one warpgroup, beside another block on the same multiprocessor.
+  static constexpr int groups = Values == 1 ? 1 : 2, blocks_at_once = groups == 1 ? 2 : 1;
+  static constexpr int query_rows = groups * 64, query_bytes = query_rows * 128;
+  static constexpr int copier = groups * 128;  // the first thread of those that copy
+  static constexpr int threads = copier + 128, registers = groups == 1 ? 232 : 240;
+  static constexpr int q = 0, k = tiles * query_bytes, v = k + stages * tiles * tile_bytes;
   static constexpr int shared = v + stages * values * tile_bytes;
 };
 
@@ -31,27 +36,29 @@ struct Work {
   int first_sequence = 0, sequences = 0, first_head = 0, heads = 0;
 };
 
+template <class H>
 struct Shared {
   Barrier q_full, k_full[stages], k_empty[stages], v_full[stages], v_empty[stages];
-  int run[query_rows], last[query_rows];  // a row's start or sequence, and the last key that it attends to
-  int least[4], most[4];                  // of last, 32 rows each
+  // A row's start or sequence, and the last key that it attends to.
+  int run[H::query_rows], last[H::query_rows];
+  int least[H::query_rows / 32], most[H::query_rows / 32];  // of last
 };
 
 // Blocks of keys, run by run of rows that have the same start or sequence.
-template <bool cached>
+template <class H, bool cached>
 struct Blocks {
-  const Shared& s;
+  const Shared<H>& s;
   const Work& w;
   int first, rows;  // the tile's first token, and how many it has
   int begin, end;   // rows of the run
   int at, last;     // the block's first key, and the run's last one
 
   // alike: the whole tile is one run.
-  __device__ Blocks(const Shared& s_, const Work& w_, int first_, int rows_, bool alike)
+  __device__ Blocks(const Shared<H>& s_, const Work& w_, int first_, int rows_, bool alike)
       : s(s_), w(w_), first(first_), rows(rows_), begin(0), end(0), at(0), last(-1) {
     if (alike) {
       end = rows;
-      last = max(max(s.most[0], s.most[1]), max(s.most[2], s.most[3]));
+      for (int most : s.most) last = max(last, most);
       at = cached ? 0 : s.run[0];
       if (!has_keys()) begin = rows;
     } else {
@@ -91,10 +98,10 @@ struct Maps {
 };
 
 template <class H, bool cached>
-__device__ void copy_tiles(const Maps& maps, Blocks<cached> blocks, int head, char* memory, Shared& s) {
-  s.q_full.expect(H::tiles * tile_bytes);
+__device__ void copy_tiles(const Maps& maps, Blocks<H, cached> blocks, int head, char* memory, Shared<H>& s) {
+  s.q_full.expect(H::tiles * H::query_bytes);
   for (int j = 0; j < H::tiles; ++j) {
-    copy_tile(memory + H::q + j * tile_bytes, &maps.q, s.q_full, j * tile_columns, blocks.first,
+    copy_tile(memory + H::q + j * H::query_bytes, &maps.q, s.q_full, j * tile_columns, blocks.first,
               blocks.w.first_head + head);
   }
   Stage stage;
@@ -121,7 +128,7 @@ __device__ void copy_tiles(const Maps& maps, Blocks<cached> blocks, int head, ch
 
 // One warpgroup's 64 rows.
 template <class H, bool cached>
-__device__ void compute(const Work& w, Blocks<cached> blocks, int head, char* memory, Shared& s) {
+__device__ void compute(const Work& w, Blocks<H, cached> blocks, int head, char* memory, Shared<H>& s) {
   constexpr int columns = H::values * tile_columns;
   const int thread = static_cast<int>(threadIdx.x) % 128, lane = thread % 32;
   const int group = static_cast<int>(threadIdx.x) / 128, group_row = group * 64;
@@ -145,8 +152,8 @@ __device__ void compute(const Work& w, Blocks<cached> blocks, int head, char* me
     products_begin();
 #pragma unroll
     for (int step = 0; step < H::steps; ++step) {
-      const int offset = step / 4 * tile_bytes + step % 4 * 32;
-      wgmma<0>(score, rows_operand(q + offset), rows_operand(k + offset), step > 0);
+      wgmma<0>(score, rows_operand(q + step / 4 * H::query_bytes + step % 4 * 32),
+               rows_operand(k + step / 4 * tile_bytes + step % 4 * 32), step > 0);
     }
     products_commit();
   };
@@ -270,17 +277,16 @@ __device__ void compute(const Work& w, Blocks<cached> blocks, int head, char* me
 }
 
 template <class H, bool cached>
-__global__ void __launch_bounds__(threads, 1)
+__global__ void __launch_bounds__(H::threads, H::blocks_at_once)
     forward_kernel(const Work w, const __grid_constant__ Maps maps) {
-  extern __shared__ char unaligned[];
-  char* memory = unaligned + (1024 - shared_address(unaligned) % 1024) % 1024;
-  Shared& s = *reinterpret_cast<Shared*>(memory + H::shared);
+  extern __shared__ __align__(1024) char memory[];
+  Shared<H>& s = *reinterpret_cast<Shared<H>*>(memory + H::shared);
   // The longest first, all of a head together.
-  const int first = static_cast<int>(gridDim.x - 1 - blockIdx.x) * query_rows;
-  const int head = static_cast<int>(blockIdx.y), rows = min(query_rows, w.tokens - first);
+  const int first = static_cast<int>(gridDim.x - 1 - blockIdx.x) * H::query_rows;
+  const int head = static_cast<int>(blockIdx.y), rows = min(H::query_rows, w.tokens - first);
   const int thread = static_cast<int>(threadIdx.x);
   bool alike = true;
-  if (thread < query_rows) {
+  if (thread < H::query_rows) {
     const bool real = thread < rows;
     const int* runs = cached ? w.sequence : w.start;
     const int last = !real ? -1 : cached ? w.position[first + thread] : first + thread;
@@ -293,35 +299,40 @@ __global__ void __launch_bounds__(threads, 1)
     if (thread % 32 == 0) s.least[thread / 32] = least, s.most[thread / 32] = most;
   }
   if (thread == 0) {
+    if (shared_address(memory) % 1024) __trap();
     s.q_full.init(1);
     for (int i = 0; i < stages; ++i) {
       s.k_full[i].init(1), s.v_full[i].init(1);
-      s.k_empty[i].init(8), s.v_empty[i].init(8);
+      s.k_empty[i].init(H::copier / 32), s.v_empty[i].init(H::copier / 32);
     }
     barriers_ready();
   }
   alike = __syncthreads_and(alike);
-  const Blocks<cached> blocks(s, w, first, rows, alike);
-  if (thread < 256) {
-    more_registers<240>();
+  const Blocks<H, cached> blocks(s, w, first, rows, alike);
+  if (thread < H::copier) {
+    more_registers<H::registers>();
     compute<H>(w, blocks, head, memory, s);
   } else {
     fewer_registers<24>();
-    if (thread == 256) copy_tiles<H>(maps, blocks, head, memory, s);
+    if (thread == H::copier) copy_tiles<H>(maps, blocks, head, memory, s);
   }
 }
 
-template <class H, bool cached>
-void launch(const Work& w, const Maps& maps, int heads, StreamHandle stream) {
-  constexpr int bytes = H::shared + static_cast<int>(sizeof(Shared)) + 1024;
-  allow_shared_memory(forward_kernel<H, cached>, bytes);
-  const dim3 grid(static_cast<unsigned>(ceil_div(w.tokens, query_rows)), static_cast<unsigned>(heads));
-  forward_kernel<H, cached><<<grid, threads, bytes, stream>>>(w, maps);
-  check_launch("attention");
+CUtensorMap map_of(const Rows<const __nv_bfloat16>& x, int64_t tokens, int width, int64_t heads, int rows) {
+  return tile_map(x.data, width, tokens, x.token, heads, heads > 1 ? x.head : x.token, rows);
 }
 
-CUtensorMap map_of(const Rows<const __nv_bfloat16>& x, int64_t tokens, int width, int64_t heads) {
-  return tile_map(x.data, width, tokens, x.token, heads, heads > 1 ? x.head : x.token, query_rows);
+// Without the queries' map.
+template <class H, bool cached>
+void launch(const Work& w, Maps maps, const Rows<const __nv_bfloat16>& q, int key, int64_t query_heads,
+            int heads, const Context& context) {
+  maps.q = map_of(q, w.tokens, key, query_heads, H::query_rows);
+  constexpr int bytes = H::shared + static_cast<int>(sizeof(Shared<H>));
+  static_assert(H::blocks_at_once * (bytes + 1024) <= 228 * 1024);
+  const dim3 grid(static_cast<unsigned>(ceil_div(w.tokens, H::query_rows)), static_cast<unsigned>(heads));
+  allow_shared_memory(forward_kernel<H, cached>, bytes);
+  forward_kernel<H, cached><<<grid, H::threads, bytes, context.stream>>>(w, maps);
+  check_launch("attention");
 }
 
 }  // namespace
@@ -338,7 +349,8 @@ bool copies_heads(const Expanded<__nv_bfloat16>& a) {
 bool attention_expanded_sm90(const Expanded<__nv_bfloat16>& a, const Context& context) {
   const int key = a.nope + a.rope;
   if ((a.rope && a.nope % tile_columns) || !copies_heads(a)) return false;
-  using Launch = void (*)(const Work&, const Maps&, int, StreamHandle);
+  using Launch =
+      void (*)(const Work&, Maps, const Rows<const __nv_bfloat16>&, int, int64_t, int, const Context&);
   const Launch launch_shape = key == 192 && a.value == 128   ? launch<HeadShape<3, 12, 2>, false>
                               : key == 128 && a.value == 128 ? launch<HeadShape<2, 8, 2>, false>
                               : key == 128 && a.value == 64  ? launch<HeadShape<2, 8, 1>, false>
@@ -354,15 +366,17 @@ bool attention_expanded_sm90(const Expanded<__nv_bfloat16>& a, const Context& co
   w.out = a.out;
   w.lse = a.lse, w.lse_token = a.lse_token, w.lse_head = a.lse_head;
   w.start = a.starts;
-  const CUtensorMap k = map_of(a.k, a.tokens, a.nope, a.groups);
-  const Maps maps{map_of(a.q, a.tokens, key, a.heads), k, a.rope ? map_of(a.k_rope, a.tokens, a.rope, 1) : k,
-                  map_of(a.v, a.tokens, a.value, a.groups)};
-  launch_shape(w, maps, a.heads, context.stream);
+  const CUtensorMap k = map_of(a.k, a.tokens, a.nope, a.groups, block_keys);
+  const Maps maps{{},
+                  k,
+                  a.rope ? map_of(a.k_rope, a.tokens, a.rope, 1, block_keys) : k,
+                  map_of(a.v, a.tokens, a.value, a.groups, block_keys)};
+  launch_shape(w, maps, a.q, key, a.heads, a.heads, context);
   return true;
 }
 
 void attend_expanded_cache_sm90(const Paged<__nv_bfloat16>& a, const ExpandedCache& cache,
-                                StreamHandle stream) {
+                                const Context& context) {
   Work w;
   w.tokens = a.tokens;
   w.nope_tiles = cache.nope / tile_columns;
@@ -373,15 +387,17 @@ void attend_expanded_cache_sm90(const Paged<__nv_bfloat16>& a, const ExpandedCac
   w.first_head = cache.first_head, w.heads = cache.heads;
   const auto map = [&](const __nv_bfloat16* data, int width, int64_t outer) {
     return tile_map(data, width, cache.count, width, outer, static_cast<int64_t>(cache.count) * width,
-                    query_rows);
+                    block_keys);
   };
   const int64_t rows = static_cast<int64_t>(cache.sequences) * cache.heads;
-  const Maps maps{map_of(a.q, a.tokens, a.key, a.heads), map(cache.keys, cache.nope, rows),
-                  map(cache.rope, a.key - cache.nope, cache.sequences), map(cache.values, a.value, rows)};
+  const Maps maps{{},
+                  map(cache.keys, cache.nope, rows),
+                  map(cache.rope, a.key - cache.nope, cache.sequences),
+                  map(cache.values, a.value, rows)};
   if (a.key == 192) {
-    launch<HeadShape<3, 12, 2>, true>(w, maps, cache.heads, stream);
+    launch<HeadShape<3, 12, 2>, true>(w, maps, a.q, a.key, a.heads, cache.heads, context);
   } else {
-    launch<HeadShape<2, 6, 1>, true>(w, maps, cache.heads, stream);
+    launch<HeadShape<2, 6, 1>, true>(w, maps, a.q, a.key, a.heads, cache.heads, context);
   }
 }
 

@@ -196,7 +196,7 @@ bool attention_paged_expanded_sm90(const View& q, const View& cache, const View&
       w.to.heads = static_cast<int>(std::min(heads, w.a.heads - h));
       w.to.values = w.to.keys + static_cast<int64_t>(w.to.sequences) * w.to.heads * count * w.to.nope;
       (large ? expand<256> : expand<128>)(w, cache, kv_b, context.stream);
-      attend_expanded_cache_sm90(w.a, w.to, context.stream);
+      attend_expanded_cache_sm90(w.a, w.to, context);
     }
   }
   return true;

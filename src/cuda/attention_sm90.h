@@ -25,7 +25,7 @@ struct ExpandedCache {
 };
 // Attention over them, for the rows of these sequences; widths 128+64/128 and 64+32/64.
 void attend_expanded_cache_sm90(const Paged<__nv_bfloat16>& a, const ExpandedCache& cache,
-                                StreamHandle stream);
+                                const Context& context);
 // attention_paged_expanded over a bfloat16 cache; the same widths.
 bool attention_paged_expanded_sm90(const View& q, const View& cache, const View& kv_b, const Pages& pages,
                                    double scale, const View& out, const Context& context);

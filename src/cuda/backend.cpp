@@ -38,6 +38,37 @@ class GraphReplay final : public Replay {
 
 }  // namespace
 
+// The second queue, with scratch of its own.
+struct CudaBackend::Beside {
+  explicit Beside(const Context& first)
+      : workspace(cuda::allocate(first.workspace_bytes)),
+        taken(cuda::allocate(2 * sizeof(int))),
+        other(first) {
+    other.stream = stream;
+    other.workspace = workspace.get();
+    other.taken = static_cast<int*>(taken.get());
+  }
+  ~Beside() {
+    for (cudaEvent_t event : events) cudaEventDestroy(event);
+  }
+  Beside(const Beside&) = delete;
+  Beside& operator=(const Beside&) = delete;
+
+  // 0: where it begins; then the ends of parts.
+  cudaEvent_t event(int index) {
+    while (static_cast<int>(events.size()) <= index) {
+      events.emplace_back();
+      check(cudaEventCreateWithFlags(&events.back(), cudaEventDisableTiming), "CUDA event");
+    }
+    return events[static_cast<size_t>(index)];
+  }
+
+  Stream stream;
+  std::shared_ptr<void> workspace, taken;
+  Context other;  // of the queue that is not being filled
+  std::vector<cudaEvent_t> events;
+};
+
 CudaBackend::CudaBackend(int device) : device_(checked_device(device)) {
   cudaDeviceProp properties;
   check(cudaGetDeviceProperties(&properties, device_), "CUDA device");
@@ -48,13 +79,17 @@ CudaBackend::CudaBackend(int device) : device_(checked_device(device)) {
   name_ = properties.name;
   workspace_ = cuda::allocate(workspace_bytes);
   flag_ = cuda::allocate(sizeof(int32_t));
+  taken_ = cuda::allocate(2 * sizeof(int));
   context_.stream = stream_;
   context_.workspace = workspace_.get();
   context_.workspace_bytes = workspace_bytes;
+  context_.taken = static_cast<int*>(taken_.get());
   context_.multiprocessors = properties.multiProcessorCount;
   context_.compute_capability = properties.major * 10 + properties.minor;
   context_.shared_bytes = static_cast<int>(properties.sharedMemPerBlockOptin);
 }
+
+CudaBackend::~CudaBackend() = default;
 
 std::string CudaBackend::name() const { return "cuda:" + std::to_string(device_) + " (" + name_ + ")"; }
 
@@ -87,11 +122,33 @@ void CudaBackend::download(View device, void* host) {
   use();
   downloads_.download(device, host);
 }
+void CudaBackend::download_all(std::span<const Download> parts) {
+  use();
+  downloads_.download_all(parts);
+}
 void CudaBackend::synchronize() { stream_.synchronize(); }
 
 std::unique_ptr<Replay> CudaBackend::record(const std::function<void()>& work) {
   use();
   return std::make_unique<GraphReplay>(stream_, work);
+}
+
+int64_t CudaBackend::beside_bytes() const { return beside_ ? 0 : workspace_bytes; }
+
+void CudaBackend::begin_beside() {
+  if (!beside_) beside_ = std::make_unique<Beside>(context_);
+  check(cudaEventRecord(beside_->event(0), stream_), "CUDA event");
+  check(cudaStreamWaitEvent(beside_->stream, beside_->event(0), 0), "CUDA event");
+  std::swap(context_, beside_->other);
+}
+
+void CudaBackend::end_beside(int part) {
+  std::swap(context_, beside_->other);
+  check(cudaEventRecord(beside_->event(part + 1), beside_->stream), "CUDA event");
+}
+
+void CudaBackend::after_beside(int part) {
+  check(cudaStreamWaitEvent(stream_, beside_->event(part + 1), 0), "CUDA event");
 }
 
 bool CudaBackend::all_finite(View x) {

@@ -17,6 +17,7 @@ class CudaBackend final : public Backend {
  public:
   // Error without such a device. To be used by one thread at a time.
   explicit CudaBackend(int device = 0);
+  ~CudaBackend() override;
 
   std::string name() const override;
   DType activation_type(DType weight) const override;
@@ -25,8 +26,14 @@ class CudaBackend final : public Backend {
   std::shared_ptr<void> allocate(int64_t bytes) override;
   void upload(const void* host, View device) override;
   void download(View device, void* host) override;
+  void download_all(std::span<const Download> parts) override;
   void synchronize() override;
   std::unique_ptr<Replay> record(const std::function<void()>& work) override;
+  bool runs_beside() const override { return true; }
+  int64_t beside_bytes() const override;
+  void begin_beside() override;
+  void end_beside(int part) override;
+  void after_beside(int part) override;
   bool all_finite(View x) override;
   void fill(View x, double value) override;
   void copy(View from, Grad to) override;
@@ -126,11 +133,13 @@ class CudaBackend final : public Backend {
 
   int device_;
   std::string name_;
-  Stream stream_;
+  Stream stream_{true};
   StagedUploads uploads_{stream_};
   StagedDownloads downloads_{stream_};
-  std::shared_ptr<void> workspace_, flag_;
+  std::shared_ptr<void> workspace_, flag_, taken_;
   Context context_;
+  struct Beside;
+  std::unique_ptr<Beside> beside_;  // once it has been asked for
 };
 
 }  // namespace latente::cuda

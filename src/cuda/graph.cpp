@@ -19,7 +19,8 @@ Graph::Graph(StreamHandle stream, const std::function<void()>& work) {
   }
   check(cudaStreamEndCapture(stream, &graph), "graph capture");
   cudaError_t error = cudaGraphGetNodes(graph, nullptr, &node_count_);
-  if (error == cudaSuccess) error = cudaGraphInstantiate(&executable_, graph, 0);
+  if (error == cudaSuccess)
+    error = cudaGraphInstantiate(&executable_, graph, cudaGraphInstantiateFlagUseNodePriority);
   cudaGraphDestroy(graph);
   check(error, "graph instantiation");
 }

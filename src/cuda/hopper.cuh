@@ -36,6 +36,11 @@ struct Barrier {
                  "r"(bytes)
                  : "memory");
   }
+  // Arrives when the thread's own copies (cp.async) so far have been written.
+  __device__ void arrive_after_copies() {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(this))
+                 : "memory");
+  }
   // Until the phase of this parity has ended.
   __device__ void wait(int parity) {
     asm volatile(

@@ -1,6 +1,7 @@
 #include "cuda/memory.h"
 
 #include <cstring>
+#include <vector>
 
 #include "base/error.h"
 #include "cuda/runtime.h"
@@ -40,7 +41,7 @@ void download(View device, void* host, StreamHandle stream) {
 
 namespace {
 
-constexpr int64_t staging_bytes = int64_t{1} << 20, largest_staged = staging_bytes / 8;
+constexpr int64_t staging_bytes = int64_t{8} << 20, largest_staged = staging_bytes / 8;
 
 std::shared_ptr<void> allocate_staging() {
   void* memory = nullptr;
@@ -71,12 +72,41 @@ void StagedUploads::upload(const void* host, View device) {
 StagedDownloads::StagedDownloads(StreamHandle stream) : stream_(stream), staging_(allocate_staging()) {}
 
 void StagedDownloads::download(View device, void* host) {
-  LATENTE_ASSERT(device.contiguous());
-  const int64_t bytes = device.bytes();
-  if (bytes == 0) return;
-  if (bytes > largest_staged) return cuda::download(device, host, stream_);
-  cuda::download(device, staging_.get(), stream_);
-  std::memcpy(host, staging_.get(), static_cast<size_t>(bytes));
+  const std::pair<View, void*> part{device, host};
+  download_all({&part, 1});
+}
+
+void StagedDownloads::download_all(std::span<const std::pair<View, void*>> parts) {
+  struct Staged {
+    void* host;
+    const char* from;
+    size_t bytes;
+  };
+  std::vector<Staged> waiting;
+  int64_t used = 0;
+  const auto land = [&] {
+    if (waiting.empty()) return;
+    check(cudaStreamSynchronize(stream_), "download");
+    for (const Staged& part : waiting) std::memcpy(part.host, part.from, part.bytes);
+    waiting.clear();
+    used = 0;
+  };
+  for (const auto& [device, host] : parts) {
+    LATENTE_ASSERT(device.contiguous());
+    const int64_t bytes = device.bytes();
+    if (bytes == 0) continue;
+    if (bytes > largest_staged) {
+      cuda::download(device, host, stream_);
+      continue;
+    }
+    if (used + bytes > staging_bytes) land();
+    char* staged = static_cast<char*>(staging_.get()) + used;
+    used += (bytes + 63) / 64 * 64;
+    check(cudaMemcpyAsync(staged, device.data, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, stream_),
+          "download");
+    waiting.push_back({host, staged, static_cast<size_t>(bytes)});
+  }
+  land();
 }
 
 }  // namespace latente::cuda

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
+#include <utility>
 
 #include "cuda/stream.h"
 #include "tensor/view.h"
@@ -35,6 +37,8 @@ class StagedDownloads {
   explicit StagedDownloads(StreamHandle stream);
   // As download().
   void download(View device, void* host);
+  // All of them, waiting once.
+  void download_all(std::span<const std::pair<View, void*>> parts);
 
  private:
   StreamHandle stream_;

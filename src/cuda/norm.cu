@@ -35,8 +35,9 @@ __global__ __launch_bounds__(most_lanes) void latents_kernel(LatentRows p) {
 
 // -- gradient --
 
-constexpr int few_elements = 8;               // a thread, where more rows are held at a time
-constexpr int64_t most_threads = 132 * 1024;  // what one wave holds of them on a large device
+constexpr int few_elements = 8;              // a thread, where more rows are held at a time
+constexpr int few_registers = 80;            // so that a multiprocessor holds 768 threads
+constexpr int64_t most_threads = 132 * 768;  // what one wave holds of them on a large device
 
 template <class T, class W>
 struct NormBackward {
@@ -58,14 +59,16 @@ struct NormBackward {
 // d_x = rstd (w d_out - x rstd² mean(w d_out x)); d_w sums rstd d_out x over rows. A part is a run of rows,
 // which one group of `lanes` threads walks, with the next row on its way; a thread has E elements of each.
 template <int N, int E, class T, class W>
-__global__ __launch_bounds__(most_lanes) void norm_backward_kernel(NormBackward<T, W> p) {
+__global__ __maxnreg__(N > 1 && E == few_elements ? few_registers
+                                                  : 128) void norm_backward_kernel(NormBackward<T, W> p) {
   constexpr int packs = E / N;
+  constexpr bool ahead = E == few_elements;  // there is room for what is added to
   __shared__ float partial[most_lanes / warp_size];
   const int lane = static_cast<int>(threadIdx.x) % p.lanes;
   const int64_t part =
       static_cast<int64_t>(blockIdx.x) * (blockDim.x / p.lanes) + static_cast<int>(threadIdx.x) / p.lanes;
   const int64_t first = part * p.rows_a_part, last = min(first + p.rows_a_part, p.rows);
-  Pack<T, N> next_x[packs], next_g[packs];
+  Pack<T, N> next_x[packs], next_g[packs], next_d[packs];
   float next_r = 0;
   auto fetch = [&](int64_t row) {
     if (row >= last) return;
@@ -76,6 +79,8 @@ __global__ __launch_bounds__(most_lanes) void norm_backward_kernel(NormBackward<
       if (column >= p.width) continue;
       next_x[k] = *reinterpret_cast<const Pack<T, N>*>(p.x + row * p.x_stride + column);
       next_g[k] = *reinterpret_cast<const Pack<T, N>*>(p.d_out + row * p.d_out_stride + column);
+      if (ahead && p.accumulate)
+        next_d[k] = *reinterpret_cast<const Pack<T, N>*>(p.d_x + row * p.d_x_stride + column);
     }
   };
   float d_w[packs][N] = {};
@@ -85,9 +90,11 @@ __global__ __launch_bounds__(most_lanes) void norm_backward_kernel(NormBackward<
     const bool inside = row < last;
     const float r = next_r;
     float x[packs][N] = {}, g[packs][N] = {};
+    Pack<T, N> before[packs];
 #pragma unroll
     for (int k = 0; k < packs; ++k) {
       if (!inside || (k * p.lanes + lane) * N >= p.width) continue;
+      if (ahead) before[k] = next_d[k];
 #pragma unroll
       for (int j = 0; j < N; ++j) x[k][j] = widen(next_x[k].at[j]), g[k][j] = widen(next_g[k].at[j]);
     }
@@ -113,8 +120,11 @@ __global__ __launch_bounds__(most_lanes) void norm_backward_kernel(NormBackward<
       const int column = (k * p.lanes + lane) * N;
       if (!inside || column >= p.width) continue;
 #pragma unroll
-      for (int j = 0; j < N; ++j) x[k][j] = r * fmaf(x[k][j], along, g[k][j]);
-      put<N>(p.accumulate, x[k], p.d_x + row * p.d_x_stride + column);
+      for (int j = 0; j < N; ++j) {
+        x[k][j] = r * fmaf(x[k][j], along, g[k][j]);
+        if (ahead && p.accumulate) x[k][j] += widen(before[k].at[j]);
+      }
+      put<N>(!ahead && p.accumulate, x[k], p.d_x + row * p.d_x_stride + column);
     }
   }
   if (!p.parts) return;

@@ -28,10 +28,10 @@ __global__ __launch_bounds__(threads) void add_parts_kernel(const double* parts,
   if (threadIdx.x == 0) *result += sum;
 }
 
-template <int N, class P>
+template <int N, class P, class M>
 __global__ __launch_bounds__(threads) void adamw_kernel(P* parameter, float* master, const float* gradient,
-                                                        float* m, float* v, const double* scalars,
-                                                        AdamW options, int64_t packs) {
+                                                        M* m, M* v, const double* scalars, AdamW options,
+                                                        int64_t packs) {
   const float clip = static_cast<float>(scalars[1]);
   const float keep = static_cast<float>(1 - scalars[0] * options.weight_decay);
   const float rate = static_cast<float>(scalars[0] / scalars[2]);
@@ -106,19 +106,21 @@ void adamw(View parameter, View master, View gradient, View m, View v, View scal
   LATENTE_ASSERT(parameter.contiguous() && gradient.contiguous() && m.contiguous() && v.contiguous());
   LATENTE_ASSERT(gradient.count() == parameter.count() && m.count() == parameter.count() &&
                  v.count() == parameter.count());
-  LATENTE_ASSERT((parameter.dtype == DType::bf16) == static_cast<bool>(master));
+  LATENTE_ASSERT((parameter.dtype == DType::bf16) == static_cast<bool>(master) && m.dtype == v.dtype);
   const int64_t count = parameter.count();
   if (count == 0) return;
   bool packed = count % 4 == 0;
   for (const View& view : {parameter, master, gradient, m, v})
     packed = packed && reinterpret_cast<uintptr_t>(view.data) % 16 == 0;
   with_type(parameter.dtype, "adamw", [&]<class P>(P) {
-    const int64_t packs = packed ? count / 4 : count;
-    auto kernel = packed ? adamw_kernel<4, P> : adamw_kernel<1, P>;
-    kernel<<<grid_for(packs), threads, 0, context.stream>>>(
-        parameter.as<P>(), master.as_or_null<float>(), gradient.as<float>(), m.as<float>(), v.as<float>(),
-        scalars.as<double>(), options, packs);
-    check_launch("adamw");
+    with_type(m.dtype, "adamw", [&]<class M>(M) {
+      const int64_t packs = packed ? count / 4 : count;
+      auto kernel = packed ? adamw_kernel<4, P, M> : adamw_kernel<1, P, M>;
+      kernel<<<grid_for(packs), threads, 0, context.stream>>>(parameter.as<P>(), master.as_or_null<float>(),
+                                                              gradient.as<float>(), m.as<M>(), v.as<M>(),
+                                                              scalars.as<double>(), options, packs);
+      check_launch("adamw");
+    });
   });
 }
 

@@ -41,8 +41,10 @@ template <class K>
 __device__ void copy_fp8_tiles(const HopperProduct& p, const Maps& maps, Shared& s, char* memory) {
   Tiles t(p, s, K::own_columns);
   Stage<K::stages> stage;
-  for (int index = static_cast<int>(blockIdx.x); index < t.count; index += static_cast<int>(gridDim.x)) {
-    t.find(index, K::own_columns);
+  Turn turn(p, s);
+  for (; turn.tile < t.count; turn.advance()) {
+    turn.ask();
+    t.find(turn.tile, K::own_columns);
     const int halves = halves_of<K>(p, t);
     const int scale_bytes = min(K::scale_bytes, static_cast<int>(p.columns - t.column) * 4);
     for (int depth = t.first_depth; depth < t.end_depth; depth += step) {
@@ -64,7 +66,9 @@ __device__ void copy_fp8_tiles(const HopperProduct& p, const Maps& maps, Shared&
       }
       stage.next();
     }
+    turn.tell();
   }
+  turn.end();
 }
 
 // A thread's scales: of its two rows, and of squares. They are read a step ahead.
@@ -191,8 +195,8 @@ __device__ void compute_fp8(const HopperProduct& p, const Maps& maps, char* memo
   const Output<K> output{p, memory + K::out + group * K::out_tiles * square_bytes, group, thread};
   Tiles t(p, s, K::own_columns);
   Stage<K::stages> stage;
-  for (int index = static_cast<int>(blockIdx.x); index < t.count; index += static_cast<int>(gridDim.x)) {
-    t.find(index, K::own_columns);
+  for (Turn turn(p, s); turn.tile < t.count; turn.hear()) {
+    t.find(turn.tile, K::own_columns);
     float sum[K::columns / 2];
 #pragma unroll
     for (float& x : sum) x = 0;
@@ -217,9 +221,11 @@ __global__ __launch_bounds__(threads, 1) void product_fp8_kernel(const __grid_co
     if (shared_address(memory) % 1024) __trap();
     prefetch_map(maps.a), prefetch_map(maps.b), prefetch_map(maps.c);
     for (int i = 0; i < K::stages; ++i) s.full[i].init(1), s.empty[i].init(8);
+    Turn::init(s, 8);
     barriers_ready();
   }
   if (p.offsets && threadIdx.x / warp_size == 1) count_tiles(p, s.tiles_before);
+  if (p.offsets && p.by_depth) sort_experts(p, s.tiles_before);
   __syncthreads();
   if (threadIdx.x >= 256) {
     fewer_registers<24>();
@@ -246,17 +252,19 @@ void launch(const HopperProduct& p, int64_t tiles, const char* name, const Conte
   auto kernel = product_fp8_kernel<K>;
   constexpr int shared = K::shared + static_cast<int>(sizeof(Shared));
   static_assert(shared <= 227 * 1024);
+  const auto blocks = static_cast<unsigned>(std::min<int64_t>(tiles, context.multiprocessors));
   static const cudaError_t allowed =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
   check(allowed, name);
-  const auto blocks = static_cast<unsigned>(std::min<int64_t>(tiles, context.multiprocessors));
   kernel<<<blocks, threads, shared, context.stream>>>(p, maps);
   check_launch(name);
 }
 
 }  // namespace
 
-void hopper_product_fp8(const HopperProduct& p, const char* name, const Context& context) {
+void hopper_product_fp8(const HopperProduct& product, const char* name, const Context& context) {
+  HopperProduct p = product;
+  if (p.offsets && p.by_depth) p.taken = context.taken;
   if (p.pair == Pair::gated) return launch<Fp8Config<256, true, true>>(p, tiles_of(p, 256), name, context);
   if (p.squares) {
     const int width = best_width(p, {256, 128}, context);

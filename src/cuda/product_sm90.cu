@@ -21,6 +21,7 @@ __device__ void add_products(const HopperProduct& p, const Tiles& t, float (&sum
   for (int depth = t.first_depth; depth < t.end_depth; depth += step) {
     char* a = memory + stage.index * K::stage_bytes;
     s.full[stage.index].wait(stage.phase);
+    if (p.gather) fence_shared_writes();  // those of the threads that copied
     if (!K::a_by_depth && p.offsets && t.end_depth - depth < step) {
       clear_depth<K>(a, t.end_depth - depth, group, thread);
     }
@@ -53,8 +54,8 @@ __device__ void compute(const HopperProduct& p, const Maps& maps, char* memory, 
   const Output<K> output{p, memory + K::out + group * K::out_tiles * square_bytes, group, thread};
   Tiles t(p, s, K::own_columns);
   Stage<K::stages> stage;
-  for (int index = static_cast<int>(blockIdx.x); index < t.count; index += static_cast<int>(gridDim.x)) {
-    t.find(index, K::own_columns);
+  for (Turn turn(p, s); turn.tile < t.count; turn.hear()) {
+    t.find(turn.tile, K::own_columns);
     float sum[K::columns / 2];
     if (t.first_depth >= t.end_depth) {
 #pragma unroll
@@ -79,9 +80,11 @@ __global__ __launch_bounds__(threads, 1) void product_sm90_kernel(const __grid_c
     if (shared_address(memory) % 1024) __trap();
     prefetch_map(maps.a), prefetch_map(maps.b), prefetch_map(maps.c);
     for (int i = 0; i < K::stages; ++i) s.full[i].init(p.gather ? 129 : 1), s.empty[i].init(8);
+    Turn::init(s, p.gather ? 12 : 8);
     barriers_ready();
   }
   if (p.offsets && !p.by_depth && threadIdx.x / warp_size == 1) count_tiles(p, s.tiles_before);
+  if (p.offsets && p.by_depth) sort_experts(p, s.tiles_before);
   __syncthreads();
   if (threadIdx.x >= 256) {
     fewer_registers<56>();
@@ -125,10 +128,10 @@ void launch(const HopperProduct& p, int64_t tiles, const char* name, const Conte
   auto kernel = product_sm90_kernel<K>;
   constexpr int shared = K::shared + static_cast<int>(sizeof(Shared));
   static_assert(shared <= 227 * 1024);
+  const auto blocks = static_cast<unsigned>(std::min<int64_t>(tiles, context.multiprocessors));
   static const cudaError_t allowed =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
   check(allowed, name);
-  const auto blocks = static_cast<unsigned>(std::min<int64_t>(tiles, context.multiprocessors));
   kernel<<<blocks, threads, shared, context.stream>>>(p, maps);
   check_launch(name);
 }
@@ -178,7 +181,9 @@ int64_t best_parts(const HopperProduct& p, int64_t most, const Context& context)
   return best;
 }
 
-void hopper_product(const HopperProduct& p, const char* name, const Context& context) {
+void hopper_product(const HopperProduct& product, const char* name, const Context& context) {
+  HopperProduct p = product;
+  if (p.by_depth) p.taken = context.taken;  // depths of experts differ
   switch (const int width = best_width(p, {256, 192, 128, 64}, context)) {
     case 256:
       return launch_width<256>(p, tiles_of(p, width), name, context);

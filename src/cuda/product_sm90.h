@@ -49,6 +49,8 @@ struct HopperProduct {
   const float* other_b_scales = nullptr;
   void* other_c = nullptr;
   void* inner = nullptr;
+  // Two numbers, zeros between products: blocks then take the tiles as they get done, instead of in turn.
+  int* taken = nullptr;
 };
 
 template <class C>

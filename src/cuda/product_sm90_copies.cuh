@@ -70,8 +70,10 @@ template <class K>
 __device__ void copy_tiles(const HopperProduct& p, const Maps& maps, Shared& s, char* memory) {
   Tiles t(p, s, K::own_columns);
   Stage<K::stages> stage;
-  for (int index = static_cast<int>(blockIdx.x); index < t.count; index += static_cast<int>(gridDim.x)) {
-    t.find(index, K::own_columns);
+  Turn turn(p, s);
+  for (; turn.tile < t.count; turn.advance()) {
+    turn.ask();
+    t.find(turn.tile, K::own_columns);
     for (int depth = t.first_depth; depth < t.end_depth; depth += step) {
       s.empty[stage.index].wait(stage.phase ^ 1);
       char* a = memory + stage.index * K::stage_bytes;
@@ -80,7 +82,9 @@ __device__ void copy_tiles(const HopperProduct& p, const Maps& maps, Shared& s, 
       copy_b<K>(maps, t, a + K::a_bytes, s.full[stage.index], depth);
       stage.next();
     }
+    turn.tell();
   }
+  turn.end();
 }
 
 // The same by all threads of the warpgroup, where rows of a, or by depth of b, are gathered.
@@ -89,21 +93,20 @@ __device__ void copy_gathered_tiles(const HopperProduct& p, const Maps& maps, Sh
   constexpr bool by_depth = !K::a_by_depth;
   const int thread = static_cast<int>(threadIdx.x) % 128;
   Tiles t(p, s, K::own_columns);
-  Stage<K::stages> stage, landed;
+  Stage<K::stages> stage;
   GatheredRows<by_depth ? 4 : 8> rows{p, thread};
-  int in_flight = 0;
-  auto land = [&] {
-    fence_shared_writes();
-    s.full[landed.index].arrive();
-    landed.next();
-    --in_flight;
-  };
-  const int first = static_cast<int>(blockIdx.x), apart = static_cast<int>(gridDim.x);
-  if (first < t.count) t.find(first, K::own_columns);
+  // Rows of a are read a tile ahead, which is then known: those tiles are taken in turn.
+  Turn turn(p, s);
+  const int apart = static_cast<int>(gridDim.x);
+  if (turn.tile < t.count) t.find(turn.tile, K::own_columns);
   if (!by_depth) rows.read(t.row, t.end_row);
-  for (int index = first; index < t.count; index += apart) {
+  while (turn.tile < t.count) {
+    if (by_depth) {
+      if (thread == 0) turn.ask();
+      t.find(turn.tile, K::own_columns);
+    }
     const Tiles here = t;
-    if (index + apart < t.count) t.find(index + apart, K::own_columns);
+    if (!by_depth && turn.tile + apart < t.count) t.find(turn.tile + apart, K::own_columns);
     if (by_depth) {
       rows.read(here.first_depth, here.end_depth);
     } else {
@@ -134,16 +137,14 @@ __device__ void copy_gathered_tiles(const HopperProduct& p, const Maps& maps, Sh
       } else {
         rows.copy(p.a, p.a_line, depth, p.depth, shared_address(a));
       }
-      asm volatile("cp.async.commit_group;" ::: "memory");
-      if (++in_flight == 3) {
-        mma::wait<2>();
-        land();
-      }
+      full.arrive_after_copies();
       stage.next();
     }
+    if (thread == 0) turn.tell();
+    turn.hear();
   }
-  mma::wait<0>();
-  while (in_flight > 0) land();
+  asm volatile("cp.async.wait_all;" ::: "memory");
+  if (thread == 0) turn.end();
 }
 
 // Rows of the depth from `first` on become zeros: they are another expert's.

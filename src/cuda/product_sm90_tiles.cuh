@@ -27,10 +27,17 @@ struct Config {
 struct Maps {
   CUtensorMap a, b, c, other_a, other_b, other_c, inner;
 };
+constexpr int most_turns = 4;
 struct Shared {
   Barrier full[most_stages], empty[most_stages];
-  int tiles_before[most_experts + 1];  // grouped rows: tiles of rows of the experts before each, and of all
+  Barrier told[most_turns], heard[most_turns];
+  int turns[most_turns];  // the tiles that a block takes next
+  // Tiles of rows (or, grouped by depth in FP8, steps) of the experts before each, and of all; by depth, in
+  // the upper bits, the experts in the order of their depths.
+  unsigned tiles_before[most_experts + 1];
 };
+constexpr int order_bit = 23;
+static_assert(most_experts <= 1 << (32 - order_bit));
 template <int stages>
 struct Stage {
   int index = 0, phase = 0;
@@ -39,8 +46,74 @@ struct Stage {
   }
 };
 
+// Which tile a block takes next, after its first: one thread that copies asks when it begins a tile, and
+// tells the others when it has begun all of its copies.
+class Turn {
+ public:
+  int tile = static_cast<int>(blockIdx.x);
+
+  __device__ Turn(const HopperProduct& p, Shared& s) : p_(p), s_(s) {}
+
+  __device__ static void init(Shared& s, int listening_warps) {
+    for (int i = 0; i < most_turns; ++i) s.told[i].init(1), s.heard[i].init(listening_warps);
+  }
+  __device__ void ask() { next_ = p_.taken ? atomicAdd(p_.taken, 1) + static_cast<int>(gridDim.x) : 0; }
+  __device__ void tell() {
+    if (!p_.taken) return;
+    s_.heard[at_.index].wait(at_.phase ^ 1);
+    s_.turns[at_.index] = next_;
+    s_.told[at_.index].arrive();
+  }
+  // By whoever tells.
+  __device__ void advance() {
+    tile = p_.taken ? next_ : tile + static_cast<int>(gridDim.x);
+    at_.next();
+  }
+  // By whole warps that are told.
+  __device__ void hear() {
+    if (p_.taken) {
+      s_.told[at_.index].wait(at_.phase);
+      tile = s_.turns[at_.index];
+      __syncwarp();
+      if (threadIdx.x % warp_size == 0) s_.heard[at_.index].arrive();
+    } else {
+      tile += static_cast<int>(gridDim.x);
+    }
+    at_.next();
+  }
+  // By whoever asks, at the end: the last of all blocks leaves zeros.
+  __device__ void end() const {
+    if (!p_.taken) return;
+    __threadfence();
+    if (atomicAdd(p_.taken + 1, 1) == static_cast<int>(gridDim.x) - 1) p_.taken[0] = p_.taken[1] = 0;
+  }
+
+ private:
+  const HopperProduct& p_;
+  Shared& s_;
+  Stage<most_turns> at_;
+  int next_ = 0;
+};
+
+// The order of experts by depth, the greatest first. All threads of a block.
+__device__ inline void sort_experts(const HopperProduct& p, unsigned* before) {
+  if (!p.a_scales) {
+    for (int e = static_cast<int>(threadIdx.x); e <= p.experts; e += threads) before[e] = 0;
+  }
+  __syncthreads();
+  for (int e = static_cast<int>(threadIdx.x); e < p.experts; e += threads) {
+    const int depth = p.offsets[e + 1] - p.offsets[e];
+    unsigned rank = 0;
+    for (int other = 0; other < p.experts; ++other) {
+      const int there = p.offsets[other + 1] - p.offsets[other];
+      rank += there > depth || (there == depth && other < e);
+    }
+    before[rank] |= static_cast<unsigned>(e) << order_bit;
+  }
+}
+
 // One warp.
-__device__ inline void count_tiles(const HopperProduct& p, int* before) {
+__device__ inline void count_tiles(const HopperProduct& p, unsigned* before) {
   const int lane = static_cast<int>(threadIdx.x) % warp_size;
   int sum = 0;
   for (int base = 0; base < p.experts; base += warp_size) {
@@ -52,17 +125,17 @@ __device__ inline void count_tiles(const HopperProduct& p, int* before) {
       const int lower = __shfl_up_sync(whole_warp, through, distance);
       if (lane >= distance) through += lower;
     }
-    if (expert < p.experts) before[expert] = sum + through - tiles;
+    if (expert < p.experts) before[expert] = static_cast<unsigned>(sum + through - tiles);
     sum += __shfl_sync(whole_warp, through, warp_size - 1);
   }
-  if (lane == 0) before[p.experts] = sum;
+  if (lane == 0) before[p.experts] = static_cast<unsigned>(sum);
 }
 
 // The tiles of a product in the order in which blocks take them: batch after batch, of each some tiles of
 // rows with all columns, then the next ones, so that what is read together stays in the L2 cache.
 struct Tiles {
   const HopperProduct& p;
-  const int* before;
+  const unsigned* before;
   int row_tiles, column_tiles, count;
   int row = 0, end_row = 0, column = 0, batch = 0, first_depth = 0, end_depth = 0;
   bool other = false;         // Pair::rows: of the second product
@@ -71,8 +144,8 @@ struct Tiles {
   __device__ Tiles(const HopperProduct& product, const Shared& s, int width)
       : p(product), before(s.tiles_before) {
     column_tiles = static_cast<int>((p.columns + width - 1) / width);
-    row_tiles =
-        p.offsets && !p.by_depth ? before[p.experts] : static_cast<int>((p.rows + tile_rows - 1) / tile_rows);
+    row_tiles = p.offsets && !p.by_depth ? static_cast<int>(before[p.experts])
+                                         : static_cast<int>((p.rows + tile_rows - 1) / tile_rows);
     if (p.pair == Pair::rows) row_tiles *= 2;
     const int batches = p.offsets      ? (p.by_depth ? p.experts : 1)
                         : p.part_depth ? static_cast<int>((p.depth + p.part_depth - 1) / p.part_depth)
@@ -95,22 +168,24 @@ struct Tiles {
       int low = 0, high = p.experts - 1;
       while (low < high) {
         const int middle = (low + high + 1) / 2;
-        if (before[middle] <= tile) {
+        if (static_cast<int>(before[middle]) <= tile) {
           low = middle;
         } else {
           high = middle - 1;
         }
       }
       batch = low;
-      row = p.offsets[low] + (tile - before[low]) * tile_rows, end_row = p.offsets[low + 1];
+      row = p.offsets[low] + (tile - static_cast<int>(before[low])) * tile_rows, end_row = p.offsets[low + 1];
       return;
     }
     other = p.pair == Pair::rows && tile >= row_tiles / 2;
     row = (other ? tile - row_tiles / 2 : tile) * tile_rows;
     if (p.offsets) {
+      batch = static_cast<int>(before[batch] >> order_bit);
       // In FP8 each expert has whole steps.
-      first_depth = p.a_scales ? before[batch] * step : p.offsets[batch];
-      end_depth = p.a_scales ? before[batch + 1] * step : p.offsets[batch + 1];
+      const auto steps = [&](int e) { return static_cast<int>(before[e] & ((1u << order_bit) - 1)) * step; };
+      first_depth = p.a_scales ? steps(batch) : p.offsets[batch];
+      end_depth = p.a_scales ? steps(batch + 1) : p.offsets[batch + 1];
     } else if (p.part_depth) {
       first_depth = static_cast<int>(batch * p.part_depth);
       end_depth = static_cast<int>(min(p.depth, first_depth + p.part_depth));

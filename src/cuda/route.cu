@@ -289,13 +289,29 @@ __global__ __launch_bounds__(threads) void count_kernel(const float* scores, int
   __syncthreads();
   for (int i = thread; i < width; i += threads) sums.counts[blockIdx.x * width + i] = counts[i];
   if (!sums.shares) return;
-  for (int e = thread; e < how.experts; e += threads) {
+  const auto share_of = [&](int e, int first, int last) {
     float share = 0;
-    for (int t = 0; t < count; ++t) {
+#pragma unroll 4
+    for (int t = first; t < last; ++t) {
       if (inverse[t] != 0) share = fmaf(scores[(begin + t) * scores_stride + e], inverse[t], share);
     }
-    sums.shares[static_cast<int64_t>(blockIdx.x) * how.experts + e] = share;
+    return share;
+  };
+  float* shares = sums.shares + static_cast<int64_t>(blockIdx.x) * how.experts;
+  const int runs = threads / how.experts;
+  if (runs <= 1) {
+    for (int e = thread; e < how.experts; e += threads) shares[e] = share_of(e, 0, count);
+    return;
   }
+  // Of few experts each has several threads, with a run of the tokens each.
+  __shared__ float parts[threads];
+  const int e = thread % how.experts, run = thread / how.experts, length = (count + runs - 1) / runs;
+  if (run < runs) parts[thread] = share_of(e, run * length, min((run + 1) * length, count));
+  __syncthreads();
+  if (run > 0) return;
+  float share = 0;
+  for (int other = 0; other < runs; ++other) share += parts[other * how.experts + e];
+  shares[e] = share;
 }
 
 // c_i of the balance losses (backend.h) of a sequence with some tokens.

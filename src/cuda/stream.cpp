@@ -11,9 +11,12 @@ int device_count() {
   return 0;
 }
 
-Stream::Stream() {
+Stream::Stream(bool urgent) {
+  int least = 0, greatest = 0;
+  check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "CUDA stream");
   // Not ordered with the legacy stream, which cannot be captured.
-  check(cudaStreamCreateWithFlags(&handle_, cudaStreamNonBlocking), "CUDA stream");
+  check(cudaStreamCreateWithPriority(&handle_, cudaStreamNonBlocking, urgent ? greatest : least),
+        "CUDA stream");
 }
 
 Stream::~Stream() { cudaStreamDestroy(handle_); }

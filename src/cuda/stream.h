@@ -12,7 +12,8 @@ int device_count();
 
 class Stream {
  public:
-  Stream();
+  // urgent: its kernels' blocks come before those of other streams.
+  explicit Stream(bool urgent = false);
   ~Stream();
   Stream(const Stream&) = delete;
   Stream& operator=(const Stream&) = delete;

@@ -18,7 +18,9 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
+#include <utility>
 
 #include "tensor/view.h"
 
@@ -160,10 +162,23 @@ class Backend {
   virtual std::shared_ptr<void> allocate(int64_t bytes) = 0;
   virtual void upload(const void* host, View device) = 0;  // device must be contiguous
   virtual void download(View device, void* host) = 0;
+  // All of them: the device is waited for once.
+  using Download = std::pair<View, void*>;
+  virtual void download_all(std::span<const Download> parts) {
+    for (const auto& [device, host] : parts) download(device, host);
+  }
   virtual void synchronize() = 0;
   // Records what `work` queues without running it; null where calling it again is as fast. The memory that
   // its kernels were given must outlive the replay.
   virtual std::unique_ptr<Replay> record(const std::function<void()>& work) = 0;
+  // Whether there is a second queue. What is queued between begin_beside() and end_beside() follows what was
+  // queued before, and what is queued after it need not wait: until after_beside(part), with the part or a
+  // later one. The last part must be waited for.
+  virtual bool runs_beside() const { return false; }
+  virtual int64_t beside_bytes() const { return 0; }  // that it takes from when it is first used
+  virtual void begin_beside() {}
+  virtual void end_beside(int /*part*/) {}
+  virtual void after_beside(int /*part*/) {}
   virtual bool all_finite(View x) = 0;  // diagnosis only: waits
 
   // -- elementwise.cpp --
@@ -370,8 +385,8 @@ class Backend {
   // threads
   virtual void add_sum_of_squares(View x, View result) = 0;
   // One step of AdamW (decoupled decay). parameter f32, f64 or bf16 with its f32 `master` (else null);
-  // m and v as the gradient. scalars [4] f64: learning rate, gradient factor (clipping), 1 - beta1^t,
-  // 1 - beta2^t.
+  // m and v as the gradient, or bf16 beside f32. scalars [4] f64: learning rate, gradient factor (clipping),
+  // 1 - beta1^t, 1 - beta2^t.
   virtual void adamw(View parameter, View master, View gradient, View m, View v, View scalars,
                      const AdamW& options) = 0;
   // bias[e] += rate * sign(mean(load) - load[e]); load is zeroed (Wang et al. 2024, algorithm 1)

@@ -7,6 +7,8 @@ namespace latente {
 namespace {
 
 constexpr int64_t alignment = 64;
+// Steps after which what runs beside them is waited for, so that memory comes back: about a layer's.
+constexpr size_t most_steps_beside = 32;
 
 }  // namespace
 
@@ -138,10 +140,48 @@ void Plan::compile() {
   for (const Node& node : nodes_) {
     if (!node.replaced) steps_.push_back({&node, false, {}});
   }
+  if (options_.beside && options_.memory == 0 && backward_begin_ > 0 && backend_->runs_beside()) put_beside();
   for (auto& [root, lifetime] : lifetimes_)
     lifetime.bytes = (lifetime.bytes + alignment - 1) / alignment * alignment;
   place_steps();
   if (options_.memory > 0 && backward_begin_ > 0 && arena_bytes_ > options_.memory) drop_what_is_cheap();
+}
+
+// Steps of the backward pass that write gradients of parameters alone. A later step waits for them if it
+// writes what they read or touches what they write.
+void Plan::put_beside() {
+  std::vector<size_t> parts;  // steps
+  const auto touches = [](const std::vector<Tensor>& tensors, const Value* root) {
+    return std::any_of(tensors.begin(), tensors.end(),
+                       [&](const Tensor& tensor) { return root_of(tensor) == root; });
+  };
+  const auto conflict = [&](const Node& earlier, const Node& later) {
+    return std::any_of(later.writes.begin(), later.writes.end(),
+                       [&](const Tensor& tensor) {
+                         return touches(earlier.reads, root_of(tensor)) ||
+                                touches(earlier.writes, root_of(tensor));
+                       }) ||
+           std::any_of(later.reads.begin(), later.reads.end(),
+                       [&](const Tensor& tensor) { return touches(earlier.writes, root_of(tensor)); });
+  };
+  int waited = -1;
+  for (size_t i = 0; i < steps_.size(); ++i) {
+    Step& step = steps_[i];
+    const Node& node = *step.node;
+    const bool backward = static_cast<size_t>(&node - nodes_.data()) >= backward_begin_;
+    if (backward && std::none_of(node.writes.begin(), node.writes.end(),
+                                 [](const Tensor& tensor) { return tensor.plan() != nullptr; })) {
+      step.beside = static_cast<int>(parts.size());
+      parts.push_back(i);
+      continue;
+    }
+    for (int part = static_cast<int>(parts.size()) - 1; part > waited; --part) {
+      const size_t from = parts[static_cast<size_t>(part)];
+      if (i - from < most_steps_beside && !conflict(*steps_[from].node, node)) continue;
+      step.after = waited = part;
+    }
+  }
+  parts_beside_ = static_cast<int>(parts.size());
 }
 
 bool Plan::Lifetime::overlaps(const Lifetime& other) const {
@@ -170,6 +210,22 @@ void Plan::place_steps() {
     };
     for (const Tensor& tensor : step.reads()) touch(tensor);
     for (const Tensor& tensor : step.writes()) touch(tensor);
+  }
+  // What runs beside others reads until they wait for it.
+  std::vector<int> last(static_cast<size_t>(parts_beside_), count);
+  int waited = 0;
+  for (int i = 0; i < count; ++i) {
+    for (; waited <= steps_[static_cast<size_t>(i)].after; ++waited)
+      last[static_cast<size_t>(waited)] = i - 1;
+  }
+  for (const Step& step : steps_) {
+    if (step.beside < 0) continue;
+    for (const Tensor& tensor : step.reads()) {
+      auto found = lifetimes_.find(root_of(tensor));
+      if (found == lifetimes_.end()) continue;
+      int& end = found->second.spans.back().last;
+      end = std::max(end, last[static_cast<size_t>(step.beside)]);
+    }
   }
 
   std::vector<Lifetime*> lifetimes;
@@ -222,7 +278,13 @@ void Plan::run() {
 
 void Plan::run_eagerly() {
   LATENTE_ASSERT(arena_ != nullptr);
-  for (const Step& step : steps_) step.run()(*backend_);
+  for (const Step& step : steps_) {
+    if (step.beside >= 0) backend_->begin_beside();
+    if (step.after >= 0) backend_->after_beside(step.after);
+    step.run()(*backend_);
+    if (step.beside >= 0) backend_->end_beside(step.beside);
+  }
+  if (parts_beside_ > 0) backend_->after_beside(parts_beside_ - 1);
 }
 
 void Plan::run_checked() {

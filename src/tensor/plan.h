@@ -33,6 +33,9 @@ struct PlanOptions {
   // Linear layers and experts multiply in FP8, with gradients alone, where Backend::multiplies_fp8. A step's
   // first plan, that with fresh gradients, quantises the weights (Value::fp8) for those that follow.
   bool fp8 = false;
+  // Gradients of parameters are made beside the rest of the backward pass where Backend::runs_beside, which
+  // takes more memory; not together with `memory`.
+  bool beside = false;
   // Bytes that intermediates should fit in, if not 0: results of the forward pass are then dropped and made
   // again for the backward pass, cheapest a byte first, until they do, or as far as it helps.
   int64_t memory = 0;
@@ -155,6 +158,8 @@ class Plan {
     const Node* node;
     bool again = false;              // for the backward pass
     std::vector<const Value*> anew;  // results whose earlier life has ended
+    int beside = -1;                 // which of the parts that run beside the others it is
+    int after = -1;                  // the part, counted with earlier ones, that it waits for
     bool partly() const { return again && node->again.run; }
     const std::vector<Tensor>& reads() const { return partly() ? node->again.reads : node->reads; }
     const std::vector<Tensor>& writes() const { return partly() ? node->again.writes : node->writes; }
@@ -172,6 +177,7 @@ class Plan {
 
   Lifetime& lifetime_of(const Tensor& tensor);
   void check_order() const;
+  void put_beside();
   void place_steps();
   void drop_what_is_cheap();
   class Recomputation;
@@ -182,6 +188,7 @@ class Plan {
   std::vector<Node> nodes_;
   size_t backward_begin_ = 0;  // the first node of the backward pass; 0 = there is none
   std::vector<Step> steps_;    // what run() does, once compiled
+  int parts_beside_ = 0;       // steps that run beside the others
   double recomputed_share_ = 0;
   std::vector<Tensor> inputs_;
   std::vector<Tensor> intermediates_;  // roots only

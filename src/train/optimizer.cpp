@@ -20,8 +20,9 @@ Optimizer::Optimizer(Backend& backend, Transformer& model, GradientMemory& gradi
     slot.name = path;
     slot.parameter = tensor;
     slot.gradient = Tensor(tensor.value().grad);
-    slot.m = buffer(backend, tensor.shape(), slot.gradient.dtype());
-    slot.v = buffer(backend, tensor.shape(), slot.gradient.dtype());
+    const DType moments = options.moments == "bf16" ? DType::bf16 : slot.gradient.dtype();
+    slot.m = buffer(backend, tensor.shape(), moments);
+    slot.v = buffer(backend, tensor.shape(), moments);
     if (tensor.dtype() == DType::bf16) {
       slot.master = buffer(backend, tensor.shape(), DType::f32);
       HostWriter master(backend, slot.master.view());
@@ -34,25 +35,25 @@ Optimizer::Optimizer(Backend& backend, Transformer& model, GradientMemory& gradi
   });
 }
 
-int64_t Optimizer::state_bytes(Transformer& model) {
+int64_t Optimizer::state_bytes(Transformer& model, const OptimizerOptions& options) {
   int64_t bytes = 0;
   model.for_each([&](const std::string&, Tensor& tensor) {
     if (!tensor.requires_grad()) return;
-    int64_t width = tensor.dtype() == DType::f64 ? 8 : 4;
+    int64_t width = options.moments == "bf16" ? 2 : size_of(exact_type(tensor.dtype()));
     bytes += tensor.count() * (2 * width + (tensor.dtype() == DType::bf16 ? 4 : 0));
   });
   return bytes;
 }
 
-double Optimizer::gradient_norm() {
+void Optimizer::sum_squares(std::vector<Backend::Download>& to) {
   norm_work_.run(*backend_, [this] {
     backend_->fill(norm_.view(), 0.0);
     backend_->add_sum_of_squares(gradients_->all(), norm_.view());
   });
-  double sum = 0;
-  backend_->download(norm_.view(), &sum);
-  return std::sqrt(sum);
+  to.emplace_back(norm_.view(), &sum_of_squares_);
 }
+
+double Optimizer::gradient_norm() const { return std::sqrt(sum_of_squares_); }
 
 void Optimizer::step(double learning_rate, double gradient_norm) {
   ++steps_;

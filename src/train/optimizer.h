@@ -10,7 +10,9 @@ struct OptimizerOptions {
   double beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8;  // as published for DeepSeek-V3
   double weight_decay = 0.1;                         // of matrices; norms and biases do not decay
   double clip = 1.0;                                 // largest gradient norm; 0 = no clipping
-  FIELDS(beta1, beta2, epsilon, weight_decay, clip)
+  // Of both moments: f32 (as gradients), or bf16, as the report (section 3.3.3) keeps them.
+  std::string moments = "f32";
+  FIELDS(beta1, beta2, epsilon, weight_decay, clip, moments)
 };
 
 class Optimizer {
@@ -20,10 +22,12 @@ class Optimizer {
   Optimizer(Backend& backend, Transformer& model, GradientMemory& gradients, const OptimizerOptions& options);
 
   // The bytes a model of this shape needs beside weights and gradients.
-  static int64_t state_bytes(Transformer& model);
+  static int64_t state_bytes(Transformer& model, const OptimizerOptions& options);
 
-  // sqrt of the sum of squares of all gradients.
-  double gradient_norm();
+  // Begins the sum of squares of all gradients; what to download for gradient_norm().
+  void sum_squares(std::vector<Backend::Download>& to);
+  // sqrt of that.
+  double gradient_norm() const;
   // One update with the gradients as they are, scaled down to the clipping norm.
   void step(double learning_rate, double gradient_norm);
   int64_t steps() const { return steps_; }
@@ -45,6 +49,7 @@ class Optimizer {
   std::vector<Slot> slots_;
   Tensor norm_, scalars_;
   RepeatedWork norm_work_, step_work_;
+  double sum_of_squares_ = 0;
   int64_t steps_ = 0;
 };
 

@@ -1,26 +1,27 @@
 #include "train/pass.h"
 
 #include <cmath>
+#include <cstring>
 #include <numbers>
 
 namespace latente {
 namespace {
 
-std::vector<double> doubles_of(Backend& backend, const Tensor& tensor) {
-  View view = tensor.view();
-  std::vector<double> values(static_cast<size_t>(view.count()));
-  if (view.dtype == DType::f64) {
-    backend.download(view, values.data());
-    return values;
-  }
-  std::vector<float> narrow(values.size());
-  backend.download(view, narrow.data());
-  return {narrow.begin(), narrow.end()};
+template <class F>
+void for_each_value(const Tensor& tensor, const std::vector<std::byte>& bytes, const F& f) {
+  const auto as = [&]<class T>(T) {
+    for (size_t at = 0; at < bytes.size(); at += sizeof(T)) {
+      T value;
+      std::memcpy(&value, &bytes[at], sizeof(T));
+      f(static_cast<double>(value));
+    }
+  };
+  tensor.dtype() == DType::f64 ? as(double{}) : as(float{});
 }
 
-std::vector<int32_t> integers_of(Backend& backend, const Tensor& tensor) {
-  std::vector<int32_t> values(static_cast<size_t>(tensor.count()));
-  backend.download(tensor.view(), values.data());
+std::vector<int32_t> integers_of(const std::vector<std::byte>& bytes) {
+  std::vector<int32_t> values(bytes.size() / sizeof(int32_t));
+  std::memcpy(values.data(), bytes.data(), bytes.size());
   return values;
 }
 
@@ -43,9 +44,24 @@ Pass::Pass(Backend& backend, const Transformer& model, const Tensor& rope_table,
   objective_ = record_objective(*plan_, model, rope_table, options);
   if (how.training) plan_->backward(objective_.losses());
   plan_->compile();
+  results_.push_back(objective_.main.nll);
+  for (const Objective::Mtp& module : objective_.mtp) results_.push_back(module.result.nll);
+  results_.insert(results_.end(), objective_.balance_losses.begin(), objective_.balance_losses.end());
+  if (!objective_.mtp.empty()) {
+    results_.push_back(objective_.main.predicted);
+    results_.push_back(objective_.mtp[0].result.predicted);
+  }
 }
 
 void Pass::run(const Batch& batch, std::span<const double> weights, LossSums& sums, Mode mode) {
+  start(batch, weights, mode);
+  std::vector<Backend::Download> parts;
+  results(parts);
+  plan_->backend().download_all(parts);
+  add_losses(batch, sums);
+}
+
+void Pass::start(const Batch& batch, std::span<const double> weights, Mode mode) {
   fill_from_batch(objective_, batch, weights);
   switch (mode) {
     case Mode::plain:
@@ -58,29 +74,38 @@ void Pass::run(const Batch& batch, std::span<const double> weights, LossSums& su
       plan_->run_profiled(seconds_);
       break;
   }
-  add_losses(batch, sums);
 }
 
-void Pass::add_losses(const Batch& batch, LossSums& sums) {
-  Backend& backend = plan_->backend();
-  sums.depths.resize(objective_.mtp.size() + 1);
-  auto add = [&](size_t depth, const CrossEntropy& result) {
-    for (double nll : doubles_of(backend, result.nll)) sums.depths[depth].nll += nll;
+void Pass::results(std::vector<Backend::Download>& to) {
+  downloaded_.resize(results_.size());
+  for (size_t i = 0; i < results_.size(); ++i) {
+    const View view = results_[i].view();
+    downloaded_[i].resize(static_cast<size_t>(view.bytes()));
+    to.emplace_back(view, downloaded_[i].data());
+  }
+}
+
+void Pass::add_losses(const Batch& batch, LossSums& sums) const {
+  const size_t depths = objective_.mtp.size() + 1;
+  sums.depths.resize(depths);
+  size_t at = 0;
+  for (size_t depth = 0; depth < depths; ++depth, ++at) {
+    for_each_value(results_[at], downloaded_[at], [&](double nll) { sums.depths[depth].nll += nll; });
     sums.depths[depth].targets += batch.target_counts[depth];
-  };
-  add(0, objective_.main);
-  for (size_t k = 0; k < objective_.mtp.size(); ++k) add(k + 1, objective_.mtp[k].result);
-  for (const Tensor& loss : objective_.balance_losses) sums.balance += doubles_of(backend, loss)[0];
+  }
+  for (size_t i = 0; i < objective_.balance_losses.size(); ++i, ++at)
+    for_each_value(results_[at], downloaded_[at], [&](double loss) { sums.balance += loss; });
   sums.bytes += batch.target_bytes;
   if (objective_.mtp.empty()) return;
   // The module at place i and the main model at place i + 1 predict the same token.
-  std::vector<int32_t> main = integers_of(backend, objective_.main.predicted);
-  std::vector<int32_t> module = integers_of(backend, objective_.mtp[0].result.predicted);
+  std::vector<int32_t> main = integers_of(downloaded_[at]);
+  std::vector<int32_t> module = integers_of(downloaded_[at + 1]);
   for (int64_t t = 0; t + 1 < batch.sequences * batch.length; ++t) {
-    auto at = static_cast<size_t>(t);
-    if ((t + 1) % batch.length == 0 || batch.targets[1][at] < 0 || batch.targets[0][at + 1] < 0) continue;
+    auto place = static_cast<size_t>(t);
+    if ((t + 1) % batch.length == 0 || batch.targets[1][place] < 0 || batch.targets[0][place + 1] < 0)
+      continue;
     ++sums.compared;
-    sums.agreed += module[at] == main[at + 1] ? 1 : 0;
+    sums.agreed += module[place] == main[place + 1] ? 1 : 0;
   }
 }
 

@@ -2,6 +2,7 @@
 // (validation).
 #pragma once
 
+#include <cstddef>
 #include <map>
 
 #include "train/batches.h"
@@ -48,10 +49,17 @@ class Pass {
   };
   // A target of depth d counts weights[d]. Adds to `sums`.
   void run(const Batch& batch, std::span<const double> weights, LossSums& sums, Mode mode = Mode::plain);
+  // The same in parts: what to download when it has been started, and what that came to.
+  void start(const Batch& batch, std::span<const double> weights, Mode mode);
+  void results(std::vector<Backend::Download>& to);
+  void add_losses(const Batch& batch, LossSums& sums) const;
   const std::map<std::string, double>& seconds() const { return seconds_; }
 
  private:
-  void add_losses(const Batch& batch, LossSums& sums);
+  // As downloaded: each depth's nll, the balance losses; with MTP modules, what the main model and the first
+  // one predicted.
+  std::vector<Tensor> results_;
+  std::vector<std::vector<std::byte>> downloaded_;
 
   ObjectiveOptions options_;
   std::unique_ptr<Plan> plan_;

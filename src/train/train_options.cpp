@@ -43,6 +43,8 @@ void check_train_options(const TrainOptions& options) {
   if (!(optimizer.epsilon > 0)) fail("optimizer.epsilon: expected above 0, found {}", optimizer.epsilon);
   at_least("optimizer.weight_decay", optimizer.weight_decay, 0.0);
   at_least("optimizer.clip", optimizer.clip, 0.0);
+  if (optimizer.moments != "f32" && optimizer.moments != "bf16")
+    fail("optimizer.moments: expected f32 or bf16, found {}", optimizer.moments);
   at_least("mtp.lambda", options.mtp.lambda, 0.0);
   at_least("mtp.lambda_after", options.mtp.lambda_after, 0.0);
   const BalanceOptions& balance = options.balance;

@@ -20,6 +20,7 @@ double Trainer::mtp_lambda() const {
 
 bool Trainer::run() {
   observer_->on_start(step_);
+  began_ = std::chrono::steady_clock::now();
   while (step_ < facts_.steps) {
     if (observer_->stop()) {
       save();
@@ -30,6 +31,9 @@ bool Trainer::run() {
     if (due(step_, options_.validation.every)) validate();
     if (due(step_, options_.samples.every)) sample();
     if (due(step_, options_.save.every)) save();
+    const bool other_work = due(step_, options_.validation.every) || due(step_, options_.samples.every) ||
+                            due(step_, options_.save.every);
+    if (other_work) began_ = std::chrono::steady_clock::now();
   }
   validate();
   save();
@@ -38,7 +42,6 @@ bool Trainer::run() {
 }
 
 StepReport Trainer::step_once() {
-  auto start = std::chrono::steady_clock::now();
   StepReport report;
   size_t depths = model_->mtp.size() + 1;
   std::vector<int64_t> targets(depths, 0);
@@ -60,17 +63,19 @@ StepReport Trainer::step_once() {
   if (!std::isfinite(report.objective) || !std::isfinite(report.gradient_norm)) report_not_finite(weights);
   report.learning_rate = learning_rate(options_.schedule, step_, facts_.steps);
   optimizer_->step(report.learning_rate, report.gradient_norm);
-  add_load_figures(report);
   const BalanceOptions& balance = options_.balance;
-  update_routing_biases(*backend_, *model_,
-                        value_at(balance.bias_rate, 0.0, balance.bias_until, step_, facts_.steps));
+  update_biases(value_at(balance.bias_rate, 0.0, balance.bias_until, step_, facts_.steps));
+  // A device works on meanwhile.
+  add_load_figures(report);
 
   report.step = ++step_;
   report.tokens = options_.batch.tokens;
   report.tokens_seen = step_ * report.tokens;
   report.epoch = static_cast<double>(batches_->position().epoch) +
                  static_cast<double>(batches_->position().index) / static_cast<double>(batches_->windows());
-  report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const auto now = std::chrono::steady_clock::now();
+  report.seconds = std::chrono::duration<double>(now - began_).count();
+  began_ = now;
   report.tokens_per_second = static_cast<double>(report.tokens) / report.seconds;
   report.flops_per_second = report.tokens_per_second * facts_.flops_per_token;
   seconds_per_step_ =
@@ -79,11 +84,31 @@ StepReport Trainer::step_once() {
   return report;
 }
 
+// And, waiting for the device once, the gradients' squares and the routers' loads.
 void Trainer::run_micro_batches(std::span<const double> weights, LossSums& sums, Pass::Mode mode) {
+  std::vector<Backend::Download> parts;
   for (const Batch& batch : micro_batches_) {
-    Pass& pass = &batch == micro_batches_.data() ? *training_ : *adding_;
-    pass.run(batch, weights, sums, mode);
+    Pass& pass = &batch == &micro_batches_.front() ? *training_ : *adding_;
+    pass.start(batch, weights, mode);
+    pass.results(parts);
+    if (&batch == &micro_batches_.back()) {
+      optimizer_->sum_squares(parts);
+      loads_.clear();
+      for (auto& [path, gate] : model_->gates()) {
+        loads_.emplace_back(static_cast<size_t>(gate->load.count()));
+        parts.emplace_back(gate->load.view(), loads_.back().data());
+      }
+    }
+    backend_->download_all(parts);
+    parts.clear();
+    pass.add_losses(batch, sums);
   }
+}
+
+void Trainer::update_biases(double rate) {
+  if (rate != bias_rate_) bias_work_ = {};
+  bias_rate_ = rate;
+  bias_work_.run(*backend_, [&] { update_routing_biases(*backend_, *model_, rate); });
 }
 
 std::map<std::string, double> Trainer::seconds_by_op() const {
@@ -94,10 +119,8 @@ std::map<std::string, double> Trainer::seconds_by_op() const {
   return sum;
 }
 
-void Trainer::add_load_figures(StepReport& report) {
-  for (auto& [path, gate] : model_->gates()) {
-    std::vector<float> load(static_cast<size_t>(gate->load.count()));
-    backend_->download(gate->load.view(), load.data());
+void Trainer::add_load_figures(StepReport& report) const {
+  for (const std::vector<float>& load : loads_) {
     LoadFigures figures = load_figures(load);
     ++report.routers;
     report.max_violation += figures.max_violation;

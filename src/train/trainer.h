@@ -9,6 +9,7 @@
 // threads.
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -119,7 +120,8 @@ class Trainer {
   Batches make_batches(const Corpus& corpus, bool validation) const;
   StepReport step_once();
   void run_micro_batches(std::span<const double> weights, LossSums& sums, Pass::Mode mode);
-  void add_load_figures(StepReport& report);
+  void add_load_figures(StepReport& report) const;
+  void update_biases(double rate);
   [[noreturn]] void report_not_finite(const std::vector<double>& weights);
   void validate();
   void sample();
@@ -142,12 +144,17 @@ class Trainer {
   // Of a step the first micro-batch writes gradients (training_), further ones add to them (adding_, or
   // null).
   std::unique_ptr<Pass> training_, adding_, validation_;
+  bool beside_ = false;  // PlanOptions::beside, of both
   GradientMemory gradients_;
   std::unique_ptr<Optimizer> optimizer_;
   std::vector<Batch> micro_batches_;
+  std::vector<std::vector<float>> loads_;  // of each router, in the last step
+  RepeatedWork bias_work_;
+  double bias_rate_ = 0;  // of bias_work_
   RunFacts facts_;
   int64_t step_ = 0, saved_step_ = -1, validated_step_ = -1;
-  double seconds_per_step_ = 0;  // running average
+  double seconds_per_step_ = 0;                  // running average
+  std::chrono::steady_clock::time_point began_;  // the step
 };
 
 }  // namespace latente

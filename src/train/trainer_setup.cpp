@@ -185,14 +185,19 @@ void Trainer::record_passes(bool may_recompute) {
   objective.balance.devices = balance.devices;
   objective.balance.devices_per_token = balance.devices_per_token;
   objective.balance.per_sequence = balance.expert_alpha == 0;
-  const auto record_training = [&, objective](int64_t most) {
-    PlanOptions how{.training = true, .fresh_gradients = true, .fp8 = options_.model.fp8, .memory = most};
+  const auto record_training = [&, objective](bool beside, int64_t most) {
+    beside_ = beside;
+    PlanOptions how{.training = true,
+                    .fresh_gradients = true,
+                    .fp8 = options_.model.fp8,
+                    .beside = beside,
+                    .memory = most};
     training_ = std::make_unique<Pass>(*backend_, *model_, rope_table_, objective, how);
     how.fresh_gradients = false;
     adding_.reset();
     if (accumulation > 1) adding_ = std::make_unique<Pass>(*backend_, *model_, rope_table_, objective, how);
   };
-  record_training(0);
+  record_training(true, 0);
   validation_.reset();
   if (!validation_corpus_.empty()) {
     objective.count_load = false;
@@ -202,10 +207,13 @@ void Trainer::record_passes(bool may_recompute) {
 
   facts_.memory = estimate_memory();
   facts_.recomputed_share = 0;
+  if (facts_.memory.total() <= facts_.available_memory) return;
+  record_training(false, 0);
+  facts_.memory = estimate_memory();
   const int64_t excess = facts_.memory.total() - facts_.available_memory;
   if (excess <= 0 || !may_recompute) return;
   const int64_t room = facts_.memory.activations - excess;
-  record_training(std::max<int64_t>(room, 1));
+  record_training(false, std::max<int64_t>(room, 1));
   facts_.memory = estimate_memory();
   facts_.recomputed_share = training_->plan().recomputed_share();
 }
@@ -216,8 +224,8 @@ MemoryEstimate Trainer::estimate_memory() const {
     memory.weights += tensor.view().bytes() + fp8_bytes(tensor);
     if (tensor.value().grad) memory.gradients += Tensor(tensor.value().grad).view().bytes();
   });
-  memory.optimizer = Optimizer::state_bytes(*model_);
-  memory.inputs = rope_table_.view().bytes();
+  memory.optimizer = Optimizer::state_bytes(*model_, options_.optimizer);
+  memory.inputs = rope_table_.view().bytes() + (beside_ ? backend_->beside_bytes() : 0);
   for (const Pass* pass : {training_.get(), adding_.get(), validation_.get()}) {
     if (!pass) continue;
     memory.activations = std::max(memory.activations, pass->plan().arena_bytes());

@@ -24,7 +24,9 @@ inline constexpr double nan = std::numeric_limits<double>::quiet_NaN();
 
 struct Device {
   explicit Device(int64_t workspace_bytes = int64_t{64} << 20)
-      : workspace(cuda::allocate(workspace_bytes)), context{stream, workspace.get(), workspace_bytes} {
+      : workspace(cuda::allocate(workspace_bytes)),
+        taken(cuda::allocate(2 * sizeof(int))),
+        context{stream, workspace.get(), workspace_bytes, static_cast<int*>(taken.get())} {
     cudaDeviceProp properties;
     cuda::check(cudaGetDeviceProperties(&properties, 0), "CUDA device");
     context.multiprocessors = properties.multiProcessorCount;
@@ -32,7 +34,7 @@ struct Device {
     context.shared_bytes = static_cast<int>(properties.sharedMemPerBlockOptin);
   }
   cuda::Stream stream;
-  std::shared_ptr<void> workspace;
+  std::shared_ptr<void> workspace, taken;
   cuda::Context context;
 };
 

@@ -165,6 +165,7 @@ struct Setting {
   Backend* where = &cpu();
   int64_t memory = 0;  // PlanOptions::memory
   bool fresh = false;  // PlanOptions::fresh_gradients
+  bool beside = false;
 };
 
 class Program {
@@ -172,6 +173,7 @@ class Program {
   Program(const std::vector<Input>& inputs, const Build& build, Setting setting)
       : plan_(*setting.where, {.training = true,
                                .fresh_gradients = setting.fresh,
+                               .beside = setting.beside,
                                .memory = setting.memory,
                                .reuse_memory = setting.reuse_memory}) {
     for (const Input& input : inputs) {
@@ -346,6 +348,12 @@ inline std::vector<Numbers> check_cuda(const std::vector<Input>& inputs, const B
     fresh.fill_gradients(std::nan(""));
     fresh.loss();
     EXPECT_EQ(fresh.results(), got) << name_of(dtype) << ", gradients written";
+    Program beside(inputs, build, {.dtype = dtype, .where = &backend(), .fresh = true, .beside = true});
+    for (const char* how : {"kernel by kernel", "recorded", "again"}) {
+      beside.fill_gradients(std::nan(""));
+      beside.loss();
+      EXPECT_EQ(beside.results(), got) << name_of(dtype) << ", weights' gradients beside, " << how;
+    }
   }
   std::vector<Numbers> outputs;
   for (size_t i = 0; i < reference.output_count(); ++i) outputs.push_back(reference.output(i));

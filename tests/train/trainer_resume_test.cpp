@@ -15,6 +15,7 @@ struct Case {
   const char* dtype;
   int64_t per_step, sequences;
   bool masked;
+  const char* moments = "f32";
 };
 void PrintTo(const Case& one, std::ostream* out) { *out << one.name; }
 
@@ -25,6 +26,7 @@ TEST_P(Resume, IsTheRunThatWasNotInterrupted) {
     TrainOptions how = options(name);
     how.steps = 7;
     how.model.dtype = GetParam().dtype;
+    how.optimizer.moments = GetParam().moments;
     how.batch.tokens = GetParam().per_step * how.batch.length;
     how.batch.sequences = GetParam().sequences;
     how.batch.document_mask = GetParam().masked;
@@ -73,6 +75,8 @@ INSTANTIATE_TEST_SUITE_P(Trainer, Resume,
                          testing::Values(Case{"f32", "f32", 8, 8, false},
                                          Case{"f32_accumulated", "f32", 32, 8, true},
                                          Case{"bf16", "bf16", 8, 8, true},
+                                         Case{"bf16_moments", "bf16", 8, 8, true, "bf16"},
+                                         Case{"f32_bf16_moments", "f32", 8, 8, false, "bf16"},
                                          Case{"bf16_accumulated", "bf16", 32, 16, false}),
                          [](const auto& of) { return of.param.name; });
 
