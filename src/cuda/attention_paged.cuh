@@ -80,8 +80,8 @@ Paged<T> paged(const View& q, const View& cache, const Pages& pages, double scal
 // The entries a block table can name for one sequence.
 inline int64_t capacity(const View& cache, const Pages& pages) { return pages.block_table[1] * cache[1]; }
 
-// launch(partials, rows) for stretches of tokens whose partial results, at most so many rows of row_bytes, fit
-// into the workspace.
+// launch(partials, rows) for stretches of tokens whose partial results, at most so many rows of row_bytes,
+// fit into the workspace.
 template <class Launch>
 void for_token_rounds_of(int64_t row_bytes, int64_t tokens, int64_t heads, int64_t splits,
                          const Context& context, const Launch& launch) {

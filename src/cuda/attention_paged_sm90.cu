@@ -173,6 +173,15 @@ __device__ void copy_units(const Work& w, const CUtensorMap& q_map, const CUtens
   Turn<units_told> told;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   int q_phase = 1;
+  // What a unit is, and where its first keys lie, are inputs of a plan, which none of its kernels writes; so
+  // the kernel in front may still be running. Whoever comes next waits for this kernel's end itself.
+  bool alone = false;
+  auto wait_for_kernel_in_front = [&] {
+    if (alone) return;
+    cudaGridDependencySynchronize();
+    cudaTriggerProgrammaticLaunchCompletion();
+    alone = true;
+  };
   // Tells a unit, or that there is no more.
   auto tell = [&](const Unit& u) {
     s.told_empty[told.slot].wait(told.phase ^ 1);
@@ -184,6 +193,7 @@ __device__ void copy_units(const Work& w, const CUtensorMap& q_map, const CUtens
   };
   for_units(w, [&](const Unit& u) {
     if (u.begin >= u.end) {
+      wait_for_kernel_in_front();
       clear(w, u);
       return;
     }
@@ -198,6 +208,7 @@ __device__ void copy_units(const Work& w, const CUtensorMap& q_map, const CUtens
         if (lane < boxes)
           copy_tile(to + lane * w.box_keys * 128, &kv_map, full, j * tile_columns, key % w.a.page, page);
       };
+      wait_for_kernel_in_front();
       for (int j = 0; j < L::values; j += 2) {
         Barrier& full = s.pair_full[pair.slot];
         if (lane == 0) {
@@ -233,6 +244,7 @@ __device__ void copy_units(const Work& w, const CUtensorMap& q_map, const CUtens
     }
   });
   tell(Unit{});
+  wait_for_kernel_in_front();
 }
 
 // Where the result of a row of a tile goes: the row of the partial results; or, of a context in one piece, ~
@@ -295,7 +307,8 @@ __device__ void make_weights(const Work& w, char* memory, Shared<L>& s) {
           if (j % 2 == 0) s.pair_full[at.slot].wait(at.phase);
           keys = memory + at.slot * pair_bytes + j % 2 * tile_bytes;
         }
-        if (j % 2 == 0 || j == L::values) products_begin();  // after each wait, or the compiler does it worse
+        // After each wait: where the compiler must add it by itself, it may run products one by one.
+        if (j % 2 == 0 || j == L::values) products_begin();
         const uint64_t queries = rows_operand(memory + Layout<L>::q + j * tile_bytes);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
@@ -527,8 +540,6 @@ __global__ void __launch_bounds__(threads, 1)
   }
   if (threadIdx.x / 32 == 12) read_ahead(w);
   __syncthreads();
-  cudaGridDependencySynchronize();            // until here nothing of other kernels was read or overwritten
-  cudaTriggerProgrammaticLaunchCompletion();  // whoever comes next waits for this kernel's end itself
   const int group = __shfl_sync(whole_warp, static_cast<int>(threadIdx.x) / 128, 0);
   if (group == 3) {
     fewer_registers<48>();
@@ -565,13 +576,6 @@ __global__ void __launch_bounds__(piece_groups* L::values * 8) combine_kernel(co
   const RowOfPiece* rows = w.rows + w.partials.row(token, head, 0);
   const int group = thread / group_threads, at = thread % group_threads * 8;
   const __half* from = w.pieces + w.partials.row(token, head, 0) * columns + at;
-  constexpr int ahead = 4;  // pieces on their way while weights are made
-  uint4 packed[ahead];
-#pragma unroll
-  for (int k = 0; k < ahead; ++k) {
-    const int s = group + k * piece_groups;
-    if (s < splits) packed[k] = *reinterpret_cast<const uint4*>(from + s * columns);
-  }
   if (thread < 32) {
     float top = -INFINITY, sum = 0;
     for (int s = thread; s < splits; s += 32) top = fmaxf(top, rows[s].lse);
@@ -588,22 +592,17 @@ __global__ void __launch_bounds__(piece_groups* L::values * 8) combine_kernel(co
   __syncthreads();
   const float* weight = weights[at >= L::first * tile_columns];
   float x[8] = {};
-  auto add = [&](int s, const uint4& piece) {
-    const uint32_t pairs[4] = {piece.x, piece.y, piece.z, piece.w};
+#pragma unroll 4
+  for (int s = group; s < splits; s += piece_groups) {
+    const uint4 packed = *reinterpret_cast<const uint4*>(from + s * columns);
+    const uint32_t pairs[4] = {packed.x, packed.y, packed.z, packed.w};
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
       const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(pairs + c));
       x[2 * c] = fmaf(weight[s], pair.x, x[2 * c]);
       x[2 * c + 1] = fmaf(weight[s], pair.y, x[2 * c + 1]);
     }
-  };
-#pragma unroll
-  for (int k = 0; k < ahead; ++k) {
-    if (group + k * piece_groups < splits) add(group + k * piece_groups, packed[k]);
   }
-#pragma unroll 4
-  for (int s = group + ahead * piece_groups; s < splits; s += piece_groups)
-    add(s, *reinterpret_cast<const uint4*>(from + s * columns));
   if (group > 0) {
 #pragma unroll
     for (int c = 0; c < 8; ++c) sums[group - 1][at + c] = x[c];
