@@ -284,6 +284,7 @@ __device__ void make_weights(const Work& w, char* memory, Shared<L>& s) {
     if (count == 0) return;
     int* const places = s.place[told.slot];
     if (lane < 16) places[warp * 16 + lane] = place_of(w, unit, warp * 16 + lane);
+    __syncwarp();
     s.q_full.wait(q_phase);
     q_phase ^= 1;
     // The last key that the thread's two rows attend to, and that all do.
