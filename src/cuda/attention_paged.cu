@@ -98,8 +98,7 @@ __global__ void __launch_bounds__(piece_groups* group_threads)
 #pragma unroll
     for (int c = 0; c < width; ++c) {
       for (int g = 0; g < piece_groups - 1; ++g) x[c] += sums[g][i + c];
-      const int column = partials.by_lanes ? i / 16 * 16 + i % 16 / 4 * 2 + c % 2 + c / 2 * 8 : i + c;
-      narrow(x[c] / total, a.out.at(token, head) + column);
+      narrow(x[c] / total, a.out.at(token, head) + i + c);
     }
   }
 }
@@ -149,7 +148,7 @@ template <class T>
 void combine_splits(const Paged<T>& a, const Partials& partials, const Context& context) {
   LATENTE_ASSERT(partials.splits <= most_pieces);
   const bool vectors = a.value % 4 == 0;
-  LATENTE_ASSERT(a.value <= most_columns && (vectors || !partials.by_lanes));
+  LATENTE_ASSERT(a.value <= most_columns);
   launch_early(vectors ? combine_kernel<T, 4> : combine_kernel<T, 1>,
                dim3(static_cast<unsigned>(partials.tokens), static_cast<unsigned>(a.heads)),
                piece_groups * group_threads, 0, "attention_paged", context, a, partials);

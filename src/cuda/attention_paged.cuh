@@ -35,9 +35,7 @@ constexpr int most_splits(int64_t length, int64_t heads) {
 // Results of pieces, of the tokens from first_token on: quotients and logarithms (base 2) of sums.
 struct Partials {
   float *out = nullptr, *lse = nullptr;  // [token, head, split, value], [token, head, split]
-  // Columns stand as tensor cores leave them: of each 16, four a lane: 2i, 2i + 1, 2i + 8, 2i + 9 of lane i.
-  bool by_lanes = false;
-  int first_token = 0, tokens = 0, heads = 0, splits = 1, value = 0;
+  int first_token = 0, tokens = 0, heads = 0, splits = 1;
 
   __device__ int64_t row(int token, int head, int split) const {
     return (static_cast<int64_t>(token - first_token) * heads + head) * splits + split;
@@ -82,11 +80,12 @@ Paged<T> paged(const View& q, const View& cache, const Pages& pages, double scal
 // The entries a block table can name for one sequence.
 inline int64_t capacity(const View& cache, const Pages& pages) { return pages.block_table[1] * cache[1]; }
 
-// launch(partials) for stretches of tokens whose partial results fit into the workspace.
+// launch(partials, rows) for stretches of tokens whose partial results, at most so many rows of row_bytes,
+// fit into the workspace.
 template <class Launch>
-void for_token_rounds(int64_t tokens, int64_t heads, int64_t value, int64_t splits, const Context& context,
-                      const Launch& launch) {
-  const int64_t token_bytes = heads * splits * (value + 1) * static_cast<int64_t>(sizeof(float));
+void for_token_rounds_of(int64_t row_bytes, int64_t tokens, int64_t heads, int64_t splits,
+                         const Context& context, const Launch& launch) {
+  const int64_t token_bytes = heads * splits * row_bytes;
   const int64_t round = splits == 1 ? tokens : std::min(tokens, context.workspace_bytes / token_bytes);
   if (round < 1) {
     fail("attention: workspace: expected at least {} bytes, found {}", token_bytes, context.workspace_bytes);
@@ -97,11 +96,20 @@ void for_token_rounds(int64_t tokens, int64_t heads, int64_t value, int64_t spli
     p.tokens = static_cast<int>(std::min(round, tokens - first));
     p.heads = static_cast<int>(heads);
     p.splits = static_cast<int>(splits);
-    p.value = static_cast<int>(value);
-    p.out = static_cast<float*>(context.workspace);
-    p.lse = p.out + round * heads * splits * value;
-    launch(p);
+    launch(p, round * heads * splits);
   }
+}
+
+// launch(partials), with partial results in float32.
+template <class Launch>
+void for_token_rounds(int64_t tokens, int64_t heads, int64_t value, int64_t splits, const Context& context,
+                      const Launch& launch) {
+  for_token_rounds_of((value + 1) * static_cast<int64_t>(sizeof(float)), tokens, heads, splits, context,
+                      [&](Partials p, int64_t rows) {
+                        p.out = static_cast<float*>(context.workspace);
+                        p.lse = p.out + rows * value;
+                        launch(p);
+                      });
 }
 
 // A cache's elements. Of a narrow one the latent's codes times their scale, then the rotary part.

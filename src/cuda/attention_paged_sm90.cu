@@ -1,59 +1,117 @@
-// Attention over a cache of latents on Hopper. A block has two warps that copy tiles and two warpgroups that
-// compute: 64 rows (heads of one token, or of neighbouring tokens of a sequence) against 64 keys at a time.
-// The warpgroups take turns at the scores of a block of keys, and each holds half of the results' columns.
+// Attention over a cache of latents on Hopper: 64 rows (heads of one token, or of neighbouring tokens of a
+// sequence) against 64 keys at a time. A block has a warp that copies, a warpgroup that makes scores and
+// their softmax, and two warpgroups that each hold half of the results' columns and add the values of one
+// block of keys while the scores of the next are made. Results of pieces of a context are kept in half
+// precision and put together by a second kernel.
 #include "cuda/attention_paged.cuh"
 #include "cuda/attention_sm90.h"
 #include "cuda/hopper.cuh"
+#include "cuda/launch.cuh"
 
 namespace latente::cuda {
 namespace {
 
-constexpr int tile_rows = 64, block_keys = 64, tile_bytes = 64 * 128;
-constexpr int buffers = 2, parts = 3;  // a buffer is waited for in parts, so that scores can begin early
-constexpr int threads = 384;
+constexpr int tile_rows = 64, block_keys = 64, tile_bytes = 64 * 128, pair_bytes = 2 * tile_bytes;
+constexpr int most_tile_tokens = tile_rows / 8;
+constexpr int threads = 512;  // scores, values, values, copies
 
-// Key width in tiles of 64 columns and in steps of 16; tiles of values of either warpgroup.
-template <int Tiles, int Steps, int First, int Second>
+// A key is `tiles` of 64 columns, the last of which is no value, in steps of 16. Values go by pairs of tiles
+// through a ring in shared memory, the keys' last tiles through one of three. Either warpgroup of values has
+// `first` or `second` tiles.
+template <int Tiles, int Steps, int First, int Second, int Ring>
 struct LatentShape {
-  static constexpr int tiles = Tiles, steps = Steps, first = First, second = Second;
+  static constexpr int tiles = Tiles, steps = Steps, first = First, second = Second, ring = Ring;
+  static constexpr int values = tiles - 1, pairs = (values + 1) / 2;
+  static_assert(first + second == values && first % 2 == 0 && ring >= 2 * pairs);
 };
 
+// Keys of a piece of a context, chosen as those of split_keys: long pieces are for many sequences, which have
+// to write and read little, short ones for a sequence on its own, whose pieces should be as many as there are
+// multiprocessors.
+__host__ __device__ constexpr int piece_keys(int length, int heads) {
+  return length <= 2048 ? 128 : length <= 8192 ? 256 : length <= 32768 ? 512 : 2048;
+}
+__host__ __device__ constexpr int piece_count(int length, int heads) {
+  return length <= 0 ? 1 : (length + piece_keys(length, heads) - 1) / piece_keys(length, heads);
+}
+constexpr int most_pieces_of(int64_t length, int64_t heads) {
+  int most = 1;
+  for (const int64_t edge : {int64_t{2048}, int64_t{8192}, int64_t{32768}, length}) {
+    most = std::max(most, piece_count(static_cast<int>(std::min(edge, length)), static_cast<int>(heads)));
+  }
+  return most;
+}
+
+// A piece of the context of the tokens [token, token + count) of one sequence. None: there is no more.
+struct Unit {
+  int token, count, head, begin, end, split;
+};
+
+struct Told {
+  Unit unit;
+  int position[most_tile_tokens];
+};
+
+// Which slot of a ring comes next, and which time it is used.
+template <int slots>
+struct Turn {
+  int slot = 0, phase = 0;
+  __device__ Turn after(int steps) const {
+    const bool wraps = slot + steps >= slots;
+    Turn then;
+    then.slot = wraps ? slot + steps - slots : slot + steps;
+    then.phase = phase ^ static_cast<int>(wraps);
+    return then;
+  }
+};
+constexpr int units_told = 2, lasts = 3;
+
+// Full: the copies are there; empty: all have read them. A last tile is ready when the weights of its block's
+// values stand in its place.
+template <class L>
 struct Shared {
-  Barrier q_full, q_empty, full[buffers][parts], empty[buffers];
-  // What the warpgroups tell each other of their rows: maxima of a block, sums of a unit. In turns, so that
-  // one is read while the next is written.
-  float of_rows[2][2][tile_rows];
+  Barrier told_full[units_told], told_empty[units_told], q_full, q_empty;
+  Barrier pair_full[L::ring], pair_empty[L::ring], last_full[lasts], last_empty[lasts], ready[lasts];
+  Told told[units_told];
+  int place[units_told][tile_rows];      // of rows' results, as place_of says
+  float inverse[units_told][tile_rows];  // of sums of weights
+  float keep[lasts][tile_rows];          // what is left of the results so far
 };
 
 template <class L>
 struct Layout {
-  static constexpr int q = 0, kv = L::tiles * tile_bytes, kv_bytes = L::tiles * tile_bytes;
-  static constexpr int p = kv + buffers * kv_bytes, shared = p + tile_bytes;
-  static constexpr int bytes = shared + static_cast<int>(sizeof(Shared)) + 1024;  // to align
+  static constexpr int last = L::ring * pair_bytes, q = last + lasts * tile_bytes;
+  static constexpr int shared = q + L::tiles * tile_bytes;
+  static constexpr int bytes = shared + static_cast<int>(sizeof(Shared<L>));
   static_assert(bytes <= 227 * 1024);
+};
+
+// What is known of a row of partial results: the logarithm (base 2) of its weights' sum, and what the columns
+// of either warpgroup are in units of.
+struct RowOfPiece {
+  float lse, unit[2], unused;
 };
 
 struct Work {
   Paged<__nv_bfloat16> a;
   Partials partials;
+  // Results of pieces, [token, head, split, value], in units of a power of two near the row's largest. Of
+  // each 32 columns eight a lane: 8c + 2i and 8c + 2i + 1 of lane i.
+  __half* pieces;
+  RowOfPiece* rows;
   int token_rows;   // rows of a token in a tile: its heads, a multiple of 8
   int tile_tokens;  // tokens that share a tile, if they can
   int head_blocks;  // of a token with more heads than a tile has rows
   int box_keys;     // keys that one copy brings
 };
 
-// A piece of the context of the tokens [token, token + count) of one sequence.
-struct Unit {
-  int token, count, head, begin, end, split;
-};
-
 // The tokens that stand in one tile with `token`, if it is their first: of one sequence, cut alike. 0 if it
 // is not.
 __device__ int tokens_from(const Work& w, int token, int& length) {
   const int first = w.partials.first_token, in_group = (token - first) % w.tile_tokens;
-  const int sequence = w.a.sequence[token], size = split_keys(w.a.position[token] + 1, w.a.heads);
+  const int sequence = w.a.sequence[token], size = piece_keys(w.a.position[token] + 1, w.a.heads);
   auto alike = [&](int t) {
-    return w.a.sequence[t] == sequence && split_keys(w.a.position[t] + 1, w.a.heads) == size;
+    return w.a.sequence[t] == sequence && piece_keys(w.a.position[t] + 1, w.a.heads) == size;
   };
   if (in_group > 0 && alike(token - 1)) return 0;
   const int end = min(token - in_group + w.tile_tokens, first + w.partials.tokens);
@@ -80,7 +138,7 @@ __device__ void for_units(const Work& w, const Use& use) {
       unit.head = own % w.head_blocks * tile_rows;
       int length = 0;
       unit.count = tokens_from(w, unit.token, length);
-      const int size = split_keys(length, w.a.heads);
+      const int size = piece_keys(length, w.a.heads);
       unit.begin = unit.split * size;
       unit.end = min(length, unit.begin + size);
       real = unit.count > 0 && (unit.split == 0 || unit.begin < length);
@@ -99,320 +157,488 @@ __device__ void for_units(const Work& w, const Use& use) {
   }
 }
 
-// Which buffer a block of keys stands in, and which time it is used.
-struct Turn {
-  int buffer = 0, phase = 0;
-  __device__ void next() {
-    buffer ^= 1;
-    phase ^= buffer == 0;
+// Rows without a context. One warp.
+__device__ void clear(const Work& w, const Unit& u) {
+  for (int row = 0; row < u.count * w.a.heads; ++row) {
+    __nv_bfloat16* to = w.a.out.at(u.token + row / w.a.heads, row % w.a.heads);
+    for (int i = static_cast<int>(threadIdx.x) % 32; i < w.a.value; i += 32) to[i] = __nv_bfloat16{};
   }
-};
-
-// What the kernel in front wrote, queries and the newest entries, is first read behind this. Which tokens and
-// pages there are comes with a plan, and none of its kernels writes it: that is read before.
-__device__ void wait_once(bool& waited) {
-  if (waited) return;
-  cudaGridDependencySynchronize();
-  cudaTriggerProgrammaticLaunchCompletion();  // whoever comes next waits for this kernel's end itself
-  waited = true;
 }
 
 template <class L>
-__device__ void copy_queries(const Work& w, const CUtensorMap& map, char* memory, Shared& s) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, heads = min(w.token_rows, tile_rows);
-  int phase = 0;
-  bool waited = false;
-  for_units(w, [&](const Unit& u) {
-    wait_once(waited);
-    if (lane == 0) {
-      s.q_empty.wait(phase ^ 1);
-      s.q_full.expect(u.count * L::tiles * min(w.a.heads, tile_rows) * 128);
-      for (int j = 0; j < L::tiles; ++j) {
-        for (int t = 0; t < u.count; ++t) {
-          copy_tile(memory + Layout<L>::q + j * tile_bytes + t * heads * 128, &map, s.q_full,
-                    j * tile_columns, u.head, u.token + t);
-        }
-      }
-      phase ^= 1;
-    }
-  });
-  wait_once(waited);
-}
-
-template <class L>
-__device__ void copy_keys(const Work& w, const CUtensorMap& map, char* memory, Shared& s) {
-  Turn turn;
+__device__ void copy_units(const Work& w, const CUtensorMap& q_map, const CUtensorMap& kv_map, char* memory,
+                           Shared<L>& s) {
+  Turn<L::ring> pair;
+  Turn<lasts> last;
+  Turn<units_told> told;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  bool waited = false;
+  int q_phase = 1;
+  // What a unit is, and where its first keys lie, are inputs of a plan, which none of its kernels writes; so
+  // the kernel in front may still be running. Whoever comes next waits for this kernel's end itself.
+  bool alone = false;
+  auto wait_for_kernel_in_front = [&] {
+    if (alone) return;
+    cudaGridDependencySynchronize();
+    cudaTriggerProgrammaticLaunchCompletion();
+    alone = true;
+  };
+  // Tells a unit, or that there is no more.
+  auto tell = [&](const Unit& u) {
+    s.told_empty[told.slot].wait(told.phase ^ 1);
+    if (lane < u.count) s.told[told.slot].position[lane] = w.a.position[u.token + lane];
+    if (lane == 0) s.told[told.slot].unit = u;
+    __syncwarp();
+    if (lane == 0) s.told_full[told.slot].arrive();
+    told = told.after(1);
+  };
   for_units(w, [&](const Unit& u) {
+    if (u.begin >= u.end) {
+      wait_for_kernel_in_front();
+      clear(w, u);
+      return;
+    }
+    tell(u);
     const int sequence = w.a.sequence[u.token];
     for (int at = u.begin; at < u.end; at += block_keys) {
       // The pages of this block, a lane each.
       const int boxes = (min(block_keys, u.end - at) + w.box_keys - 1) / w.box_keys;
-      const int key = at + lane * w.box_keys;
+      const int key = at + lane * w.box_keys, bytes_a_tile = boxes * w.box_keys * 128;
       const int page = lane < boxes ? static_cast<int>(w.a.page_of(sequence, key)) : 0;
-      wait_once(waited);
-      if (lane == 0) s.empty[turn.buffer].wait(turn.phase ^ 1);
-      __syncwarp();
-      char* to = memory + Layout<L>::kv + turn.buffer * Layout<L>::kv_bytes;
-      for (int part = 0; part < parts; ++part) {
-        const int first = L::tiles * part / parts, last = L::tiles * (part + 1) / parts;
-        if (lane == 0) s.full[turn.buffer][part].expect(boxes * (last - first) * w.box_keys * 128);
+      auto copy = [&](int j, char* to, Barrier& full) {
+        if (lane < boxes)
+          copy_tile(to + lane * w.box_keys * 128, &kv_map, full, j * tile_columns, key % w.a.page, page);
+      };
+      wait_for_kernel_in_front();
+      for (int j = 0; j < L::values; j += 2) {
+        Barrier& full = s.pair_full[pair.slot];
+        if (lane == 0) {
+          s.pair_empty[pair.slot].wait(pair.phase ^ 1);
+          full.expect(min(2, L::values - j) * bytes_a_tile);
+        }
         __syncwarp();
-        if (lane < boxes) {
-          for (int j = first; j < last; ++j) {
-            copy_tile(to + j * tile_bytes + lane * w.box_keys * 128, &map, s.full[turn.buffer][part],
-                      j * tile_columns, key % w.a.page, page);
+        copy(j, memory + pair.slot * pair_bytes, full);
+        if (j + 1 < L::values) copy(j + 1, memory + pair.slot * pair_bytes + tile_bytes, full);
+        pair = pair.after(1);
+      }
+      if (lane == 0) {
+        s.last_empty[last.slot].wait(last.phase ^ 1);
+        s.last_full[last.slot].expect(bytes_a_tile);
+      }
+      __syncwarp();
+      copy(L::values, memory + Layout<L>::last + last.slot * tile_bytes, s.last_full[last.slot]);
+      last = last.after(1);
+      if (at == u.begin) {  // the queries, for which there is only one place
+        if (lane == 0) {
+          const int heads = min(w.token_rows, tile_rows);
+          s.q_empty.wait(q_phase);
+          s.q_full.expect(L::tiles * u.count * min(w.a.heads, tile_rows) * 128);
+          for (int j = 0; j < L::tiles; ++j) {
+            for (int t = 0; t < u.count; ++t) {
+              copy_tile(memory + Layout<L>::q + j * tile_bytes + t * heads * 128, &q_map, s.q_full,
+                        j * tile_columns, u.head, u.token + t);
+            }
           }
         }
+        q_phase ^= 1;
       }
-      turn.next();
     }
   });
-  wait_once(waited);
+  tell(Unit{});
+  wait_for_kernel_in_front();
+}
+
+// Where the result of a row of a tile goes: the row of the partial results; or, of a context in one piece, ~
+// half the offset in the output; or nowhere.
+constexpr int nowhere = INT_MAX;
+__device__ int place_of(const Work& w, const Told& told, int row) {
+  const Unit& u = told.unit;
+  const int t = row / w.token_rows, head = u.head + row % w.token_rows;
+  if (t >= u.count || head >= w.a.heads) return nowhere;
+  const int splits = piece_count(told.position[t] + 1, w.a.heads);
+  if (u.split >= splits) return nowhere;  // its context ends before this piece
+  return splits == 1 ? ~static_cast<int>(w.a.out.at(u.token + t, head) - w.a.out.data >> 1)
+                     : static_cast<int>(w.partials.row(u.token + t, head, u.split));
+}
+
+// A value that all lanes hold, so that the compiler knows.
+__device__ int the_same(int x) { return __shfl_sync(whole_warp, x, 0); }
+
+// The weights that a maximum is the base of may grow to 2^slack before the sums so far are scaled anew.
+constexpr float slack = 8;
+
+template <class L>
+__device__ void make_weights(const Work& w, char* memory, Shared<L>& s) {
+  const int warp = static_cast<int>(threadIdx.x) % 128 / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const int row = warp * 16 + lane / 4;  // and row + 8
+  Turn<L::ring> pair;
+  Turn<lasts> last;
+  Turn<units_told> told;
+  int q_phase = 0;
+  float score[32];
+
+  for (;;) {
+    s.told_full[told.slot].wait(told.phase);
+    const Told& unit = s.told[told.slot];
+    const int count = the_same(unit.unit.count), begin = the_same(unit.unit.begin),
+              end = the_same(unit.unit.end);
+    if (count == 0) return;
+    int* const places = s.place[told.slot];
+    if (lane < 16) places[warp * 16 + lane] = place_of(w, unit, warp * 16 + lane);
+    __syncwarp();
+    s.q_full.wait(q_phase);
+    q_phase ^= 1;
+    // The last key that the thread's two rows attend to, and that all do.
+    int bound[2], least = INT_MAX;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int t = (row + 8 * i) / w.token_rows;
+      bound[i] = t < count ? unit.position[t] : -1;
+    }
+    for (int t = 0; t < count; ++t) least = min(least, unit.position[t]);
+
+    auto make_scores = [&](const Turn<L::ring>& first, const Turn<lasts>& of, bool final) {
+#pragma unroll
+      for (int j = 0; j < L::tiles; ++j) {
+        const char* keys;
+        if (j == L::values) {
+          s.last_full[of.slot].wait(of.phase);
+          keys = memory + Layout<L>::last + of.slot * tile_bytes;
+        } else {
+          const Turn<L::ring> at = first.after(j / 2);
+          if (j % 2 == 0) s.pair_full[at.slot].wait(at.phase);
+          keys = memory + at.slot * pair_bytes + j % 2 * tile_bytes;
+        }
+        // After each wait: where the compiler must add it by itself, it may run products one by one.
+        if (j % 2 == 0 || j == L::values) products_begin();
+        const uint64_t queries = rows_operand(memory + Layout<L>::q + j * tile_bytes);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int step = 4 * j + i;
+          if (step >= L::steps) break;
+          wgmma<0>(score, queries + i * rows_step, rows_operand(keys) + i * rows_step, step > 0);
+        }
+      }
+      products_commit();
+      products_wait<0>();
+      if (final && lane == 0) s.q_empty.arrive();
+      if (lane < L::pairs) s.pair_empty[first.after(lane).slot].arrive();
+    };
+
+    float maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
+    make_scores(pair, last, begin + block_keys >= end);
+    for (int at = begin; at < end; at += block_keys) {
+      if (at + block_keys - 1 > least) {
+#pragma unroll
+        for (int i = 0; i < 32; ++i) {
+          const int key = at + i / 4 * 8 + lane % 4 * 2 + i % 2;
+          if (key > bound[i / 2 % 2]) score[i] = -INFINITY;
+        }
+      }
+      // The weights stand as a tile [row, key].
+      char* const weights = memory + Layout<L>::last + last.slot * tile_bytes;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        float top = fmaxf(score[2 * i], score[2 * i + 1]);
+#pragma unroll
+        for (int c = 4; c < 32; c += 4) top = fmaxf(top, fmaxf(score[c + 2 * i], score[c + 2 * i + 1]));
+        top = fmaxf(top, __shfl_xor_sync(whole_warp, top, 1));
+        top = fmaxf(top, __shfl_xor_sync(whole_warp, top, 2)) * w.a.scale;
+        float keep = 1;
+        if (top > maximum[i] + slack) {
+          keep = fast_exp2(maximum[i] - top);
+          maximum[i] = top;
+        }
+        const float base = maximum[i] == -INFINITY ? 0 : maximum[i];
+        const int r = row + 8 * i;
+        float total = 0;
+#pragma unroll
+        for (int c = 0; c < 8; ++c) {
+          const float low = fast_exp2(fmaf(score[4 * c + 2 * i], w.a.scale, -base));
+          const float high = fast_exp2(fmaf(score[4 * c + 2 * i + 1], w.a.scale, -base));
+          total += low + high;
+          *reinterpret_cast<uint32_t*>(weights + r * 128 + ((c ^ r % 8) << 4) + lane % 4 * 4) =
+              pack_bf16(low, high);
+        }
+        sum[i] = sum[i] * keep + total;  // of this thread's keys
+        if (lane % 4 == 0) s.keep[last.slot][r] = keep;
+      }
+      if (at + block_keys >= end) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          sum[i] += __shfl_xor_sync(whole_warp, sum[i], 1);
+          sum[i] += __shfl_xor_sync(whole_warp, sum[i], 2);
+          if (lane % 4 != 0) continue;
+          const int r = row + 8 * i;
+          s.inverse[told.slot][r] = sum[i] != 0 ? 1 / sum[i] : 0;
+          if (places[r] >= 0 && places[r] != nowhere) {
+            w.rows[places[r]].lse = maximum[i] + log2f(sum[i]);
+          }
+        }
+        // Nothing has been copied to, or whatever a page holds, beyond the context's end: as values these
+        // rows must not be NaN.
+        const int valid = end - at;
+#pragma unroll 1
+        for (int i = warp * 32 + lane; i < (block_keys - valid) * L::values * 8; i += 128) {
+          const int piece = i % 8, tile = i / 8 % L::values, r = valid + i / 8 / L::values;
+          char* const to = memory + pair.after(tile / 2).slot * pair_bytes + tile % 2 * tile_bytes;
+          *reinterpret_cast<uint4*>(to + r * 128 + piece * 16) = uint4{};
+        }
+      }
+      fence_shared_writes();
+      __syncwarp();
+      pair = pair.after(L::pairs);
+      const Turn<lasts> next = last.after(1);
+      if (lane == 0) s.ready[last.slot].arrive();
+      if (at + block_keys < end) make_scores(pair, next, at + 2 * block_keys >= end);
+      last = next;
+    }
+    __syncwarp();
+    if (lane == 0) s.told_empty[told.slot].arrive();
+    told = told.after(1);
+  }
+}
+
+__device__ uint32_t pack_half(float low, float high) {
+  uint32_t packed;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
 }
 
 // One warpgroup's share: `half` says which, values its tiles of the results' columns.
 template <class L, int values>
-__device__ void compute_units(const Work& w, int half, char* memory, Shared& s) {
-  constexpr int both = 256, columns = values * tile_columns;
-  const int first_column = half * L::first * tile_columns;
+__device__ void add_values(const Work& w, int half, char* memory, Shared<L>& s) {
+  // Tiles of a product: with 128 registers at the start, the compiler takes no more than two.
+  constexpr int wide = values < 2 ? values : 2, products = values / wide, sums = wide * tile_columns / 2;
   const int thread = static_cast<int>(threadIdx.x) % 128, lane = thread % 32;
   const int row = thread / 32 * 16 + lane / 4;  // and row + 8
-  Turn turn;
-  int q_phase = 0, parity = 0;
-  float out[columns / 2], score[16];
+  Turn<L::ring> pair;
+  Turn<lasts> last;
+  Turn<units_told> told;
+  float out[products][sums];
 
-  for_units(w, [&](const Unit& u) {
-    const int blocks = (u.end - u.begin + block_keys - 1) / block_keys;
-    // The last key that the thread's two rows attend to.
-    int last[2], least = INT_MAX;
+  for (;;) {
+    s.told_full[told.slot].wait(told.phase);
+    if (the_same(s.told[told.slot].unit.count) == 0) return;
+    int keys = the_same(s.told[told.slot].unit.end - s.told[told.slot].unit.begin);
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int t = (row + 8 * i) / w.token_rows;
-      last[i] = t < u.count ? w.a.position[u.token + t] : -1;
+    for (int part = 0; part < products; ++part) {
+#pragma unroll
+      for (int i = 0; i < sums; ++i) out[part][i] = 0;
     }
-    for (int t = 0; t < u.count; ++t) least = min(least, w.a.position[u.token + t]);
-
-    auto begin_scores = [&](const Turn& of) {
-      const char* keys = memory + Layout<L>::kv + of.buffer * Layout<L>::kv_bytes + half * 32 * 128;
-      products_begin();
+    for (; keys > 0; keys -= block_keys) {
+      Turn<L::ring> at = pair.after(half * L::first / 2);
 #pragma unroll
-      for (int step = 0; step < L::steps; ++step) {
-        if (step == 0) s.full[of.buffer][0].wait(of.phase);
-        if (step == 4 * (L::tiles / parts)) s.full[of.buffer][1].wait(of.phase);
-        if (step == 4 * (L::tiles * 2 / parts)) s.full[of.buffer][2].wait(of.phase);
-        const int offset = step / 4 * tile_bytes + step % 4 * 32;
-        wgmma<0>(score, rows_operand(memory + Layout<L>::q + offset), rows_operand(keys + offset), step > 0);
-      }
-      products_commit();
-    };
-    auto release = [&] {
-      if (lane == 0) s.empty[turn.buffer].arrive();
-    };
-
-    s.q_full.wait(q_phase);
-    q_phase ^= 1;
-    float maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
-    if (blocks > 0) {
-      begin_scores(turn);
-      products_wait<0>();
-    }
-    for (int n = 0; n < blocks; ++n) {
-      const int at = u.begin + n * block_keys;
-      char* const kv = memory + Layout<L>::kv + turn.buffer * Layout<L>::kv_bytes;
-      if (n == blocks - 1 && lane == 0) s.q_empty.arrive();
-      // Nothing has been copied to, or whatever a page holds, beyond the context's end: as values these rows
-      // must not be NaN.
-      if (at + block_keys > u.end) {
-        const int valid = u.end - at;
-        for (int i = half * 128 + thread; i < (block_keys - valid) * (L::first + L::second) * 8; i += both) {
-          const int piece = i % 8, tile = i / 8 % (L::first + L::second);
-          const int r = valid + i / 8 / (L::first + L::second);
-          *reinterpret_cast<uint4*>(kv + tile * tile_bytes + r * 128 + piece * 16) = uint4{};
-        }
-        fence_shared_writes();
-      }
-      if (at + block_keys - 1 > least) {
-#pragma unroll
-        for (int i = 0; i < 16; ++i) {
-          const int key = at + half * 32 + i / 4 * 8 + lane % 4 * 2 + i % 2;
-          if (key > last[i / 2 % 2]) score[i] = -INFINITY;
-        }
-      }
-      float keep[2], top[2];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        top[i] = fmaxf(score[2 * i], score[2 * i + 1]);
-#pragma unroll
-        for (int c = 4; c < 16; c += 4) top[i] = fmaxf(top[i], fmaxf(score[c + 2 * i], score[c + 2 * i + 1]));
-        top[i] = fmaxf(top[i], __shfl_xor_sync(whole_warp, top[i], 1));
-        top[i] = fmaxf(top[i], __shfl_xor_sync(whole_warp, top[i], 2)) * w.a.scale;
-        if (lane % 4 == 0) s.of_rows[parity][half][row + 8 * i] = top[i];
-      }
-      sync_threads(1, both);
-      uint32_t p[8];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int r = row + 8 * i;
-        top[i] = fmaxf(maximum[i], fmaxf(top[i], s.of_rows[parity][half ^ 1][r]));
-        const float base = top[i] == -INFINITY ? 0 : top[i];
-        keep[i] = fast_exp2(maximum[i] - base);
-        maximum[i] = top[i];
-        float total = 0;
-#pragma unroll
-        for (int c = 0; c < 4; ++c) {
-          const float low = fast_exp2(fmaf(score[4 * c + 2 * i], w.a.scale, -base));
-          const float high = fast_exp2(fmaf(score[4 * c + 2 * i + 1], w.a.scale, -base));
-          total += low + high;
-          p[2 * c + i] = pack_bf16(low, high);
-          // The block of probabilities as a tile: [row, key].
-          *reinterpret_cast<uint32_t*>(memory + Layout<L>::p + r * 128 + ((half * 4 + c ^ r % 8) << 4) +
-                                       lane % 4 * 4) = p[2 * c + i];
-        }
-        sum[i] = sum[i] * keep[i] + total;  // of this thread's keys
-      }
-      fence_shared_writes();
+      for (int part = 0; part < products; ++part) s.pair_full[at.after(part).slot].wait(at.after(part).phase);
+      s.ready[last.slot].wait(last.phase);
+      const float keep[2] = {s.keep[last.slot][row], s.keep[last.slot][row + 8]};
       if (!__all_sync(whole_warp, keep[0] == 1 && keep[1] == 1)) {
 #pragma unroll
-        for (int i = 0; i < columns / 2; i += 4) {
-          out[i] *= keep[0], out[i + 1] *= keep[0];
-          out[i + 2] *= keep[1], out[i + 3] *= keep[1];
+        for (int part = 0; part < products; ++part) {
+#pragma unroll
+          for (int i = 0; i < sums; ++i) out[part][i] *= keep[i / 2 % 2];
         }
       }
-      // The keys of this warpgroup, then the other's.
-      const uint64_t value_tiles = columns_operand(kv + half * L::first * tile_bytes, tile_bytes);
+      const uint64_t weights = rows_operand(memory + Layout<L>::last + last.slot * tile_bytes);
       products_begin();
 #pragma unroll
-      for (int step = 0; step < 2; ++step) {
-        const uint32_t own[4] = {p[4 * step], p[4 * step + 1], p[4 * step + 2], p[4 * step + 3]};
-        wgmma<1>(out, own, value_tiles + (2 * half + step) * columns_step, n > 0 || step > 0);
-      }
-      products_commit();
-      sync_threads(2, both);
+      for (int part = 0; part < products; ++part) {
+        const uint64_t block = columns_operand(memory + at.after(part).slot * pair_bytes, tile_bytes);
 #pragma unroll
-      for (int step = 0; step < 2; ++step) {
-        const int other = 2 * (half ^ 1) + step;
-        wgmma<1>(out, rows_operand(memory + Layout<L>::p) + other * rows_step,
-                 value_tiles + other * columns_step, 1);
+        for (int step = 0; step < block_keys / 16; ++step)
+          wgmma<1>(out[part], weights + step * rows_step, block + step * columns_step, 1);
+        products_commit();
       }
-      products_commit();
-      if (n + 1 < blocks) {
-        Turn after = turn;
-        after.next();
-        begin_scores(after);
+      auto release = [&](int part) {
+        if (lane == 0) s.pair_empty[at.after(part).slot].arrive();
+      };
+      if constexpr (products == 2) {
         products_wait<1>();
-        release();
-        products_wait<0>();
-      } else {
-        products_wait<0>();
-        release();
+        release(0);
       }
-      turn.next();
-      parity ^= 1;
+      products_wait<0>();
+      release(products - 1);
+      if (lane == 0) s.last_empty[last.slot].arrive();
+      pair = pair.after(L::pairs);
+      last = last.after(1);
     }
-    if (blocks == 0 && lane == 0) s.q_empty.arrive();
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int place = s.place[told.slot][row + 8 * i];
+      const float inverse = s.inverse[told.slot][row + 8 * i];
+      if (place == nowhere) continue;
+      if (place < 0) {
+        uint32_t* to = reinterpret_cast<uint32_t*>(w.a.out.data) + ~place + half * L::first * 32 + lane % 4;
+#pragma unroll
+        for (int c = 0; c < values * 8; ++c) {
+          const float* x = out[c / (8 * wide)] + c % (8 * wide) * 4 + 2 * i;
+          const uint32_t packed = inverse != 0 ? pack_bf16(x[0] * inverse, x[1] * inverse) : 0;
+          asm volatile("st.global.b32 [%0], %1;" ::"l"(to + 4 * c), "r"(packed) : "memory");
+        }
+      } else {
+        float most = 0;
+#pragma unroll
+        for (int part = 0; part < products; ++part) {
+#pragma unroll
+          for (int c = 0; c < sums; c += 4)
+            most = fmaxf(most, fmaxf(fabsf(out[part][c + 2 * i]), fabsf(out[part][c + 2 * i + 1])));
+        }
+        const unsigned quad = 0xfu << (lane & ~3);
+        most = fmaxf(most, __shfl_xor_sync(quad, most, 1));
+        most = fmaxf(most, __shfl_xor_sync(quad, most, 2)) * inverse;
+        // Powers of two: the largest becomes one between 2^14 and 2^15.
+        const uint32_t up = min(127 + 14 + 127 - (__float_as_uint(most) >> 23), 253);
+        const float factor = inverse * __uint_as_float(up << 23);
+        if (lane % 4 == 0) w.rows[place].unit[half] = __uint_as_float((254 - up) << 23);
+        __half* const to = w.pieces + static_cast<int64_t>(place) * w.a.value +
+                           half * L::first * tile_columns + lane % 4 * 8;
+#pragma unroll
+        for (int c = 0; c < values * 8; c += 4) {
+          const float* x = out[c / (8 * wide)] + c % (8 * wide) * 4 + 2 * i;
+          asm volatile(
+              "st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to + 8 * c),
+              "r"(pack_half(x[0] * factor, x[1] * factor)), "r"(pack_half(x[4] * factor, x[5] * factor)),
+              "r"(pack_half(x[8] * factor, x[9] * factor)), "r"(pack_half(x[12] * factor, x[13] * factor))
+              : "memory");
+        }
+      }
+    }
+    __syncwarp();
+    if (lane == 0) s.told_empty[told.slot].arrive();
+    told = told.after(1);
+  }
+}
 
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      sum[i] += __shfl_xor_sync(whole_warp, sum[i], 1);
-      sum[i] += __shfl_xor_sync(whole_warp, sum[i], 2);
-      if (lane % 4 == 0) s.of_rows[parity][half][row + 8 * i] = sum[i];
-    }
-    sync_threads(3, both);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int r = row + 8 * i, t = r / w.token_rows, head = u.head + r % w.token_rows;
-      if (t >= u.count || head >= w.a.heads) continue;
-      const int token = u.token + t, length = w.a.position[token] + 1;
-      if (u.split >= split_count(length, w.a.heads)) continue;  // its context ends before this piece
-      const float total = s.of_rows[parity][0][r] + s.of_rows[parity][1][r];
-      const float inverse = total != 0 ? 1 / total : 0;
-      const int column = first_column + lane % 4 * 2;
-      if (split_count(length, w.a.heads) == 1) {
-        __nv_bfloat16* to = w.a.out.at(token, head) + column;
-#pragma unroll
-        for (int c = 0; c < columns / 8; ++c) {
-          const float x = out[4 * c + 2 * i], y = out[4 * c + 2 * i + 1];
-          *reinterpret_cast<uint32_t*>(to + 8 * c) = total != 0 ? pack_bf16(x * inverse, y * inverse) : 0;
-        }
-      } else {
-        const int64_t to_row = w.partials.row(token, head, u.split);
-        float* to = w.partials.out + to_row * w.a.value + first_column + lane % 4 * 4;  // by lanes
-#pragma unroll
-        for (int c = 0; c < columns / 16; ++c) {
-          const float* x = out + 8 * c + 2 * i;
-          *reinterpret_cast<float4*>(to + 16 * c) =
-              float4{x[0] * inverse, x[1] * inverse, x[4] * inverse, x[5] * inverse};
-        }
-        if (half == 0 && lane % 4 == 0) w.partials.lse[to_row] = maximum[i] + log2f(total);
-      }
-    }
-    parity ^= 1;
-  });
+// Brings nearer where the block's first unit finds its entries. These are inputs of a plan, which none of its
+// kernels writes, so the kernel in front may still be running. One warp.
+__device__ void read_ahead(const Work& w) {
+  const auto touch = [](const int32_t* at) { asm volatile("prefetch.global.L1 [%0];" ::"l"(at)); };
+  const int lane = static_cast<int>(threadIdx.x) % 32, per_split = w.partials.tokens * w.head_blocks;
+  const int token = w.partials.first_token + static_cast<int>(blockIdx.x) % per_split / w.head_blocks;
+  touch(w.a.position + token);
+  const int32_t* pages = w.a.block_table + w.a.sequence[token] * w.a.table_row;
+  if (lane * 32 < w.a.table_row) touch(pages + lane * 32);
 }
 
 template <class L>
 __global__ void __launch_bounds__(threads, 1)
     latent_kernel(const Work w, const __grid_constant__ CUtensorMap q_map,
                   const __grid_constant__ CUtensorMap kv_map) {
-  extern __shared__ char unaligned[];
-  char* memory = unaligned + (1024 - shared_address(unaligned) % 1024) % 1024;
-  Shared& s = *reinterpret_cast<Shared*>(memory + Layout<L>::shared);
+  extern __shared__ __align__(1024) char memory[];
+  Shared<L>& s = *reinterpret_cast<Shared<L>*>(memory + Layout<L>::shared);
   if (threadIdx.x == 0) {
+    for (Barrier& b : s.told_full) b.init(1);
+    for (Barrier& b : s.told_empty) b.init(12);
     s.q_full.init(1);
-    s.q_empty.init(8);
-    for (int b = 0; b < buffers; ++b) {
-      for (int part = 0; part < parts; ++part) s.full[b][part].init(1);
-      s.empty[b].init(8);
-    }
+    s.q_empty.init(4);
+    for (Barrier& b : s.pair_full) b.init(1);
+    for (Barrier& b : s.pair_empty) b.init(8);
+    for (Barrier& b : s.last_full) b.init(1);
+    for (Barrier& b : s.last_empty) b.init(8);
+    for (Barrier& b : s.ready) b.init(4);
     barriers_ready();
     prefetch_map(q_map);
     prefetch_map(kv_map);
   }
+  if (threadIdx.x / 32 == 12) read_ahead(w);
   __syncthreads();
   const int group = __shfl_sync(whole_warp, static_cast<int>(threadIdx.x) / 128, 0);
-  if (group == 2) {
-    fewer_registers<24>();
-    const int warp = __shfl_sync(whole_warp, static_cast<int>(threadIdx.x) / 32, 0);
-    if (warp == 8) copy_keys<L>(w, kv_map, memory, s);
-    if (warp == 9) copy_queries<L>(w, q_map, memory, s);
-    return;
-  }
-  more_registers<240>();
-  if constexpr (L::first == L::second) {
-    compute_units<L, L::first>(w, group, memory, s);
+  if (group == 3) {
+    fewer_registers<48>();
+    if (threadIdx.x / 32 == 12) copy_units<L>(w, q_map, kv_map, memory, s);
   } else if (group == 0) {
-    compute_units<L, L::first>(w, 0, memory, s);
+    fewer_registers<112>();
+    make_weights<L>(w, memory, s);
   } else {
-    compute_units<L, L::second>(w, 1, memory, s);
+    more_registers<176>();
+    if constexpr (L::first == L::second) {
+      add_values<L, L::first>(w, group - 1, memory, s);
+    } else if (group == 1) {
+      add_values<L, L::first>(w, 0, memory, s);
+    } else {
+      add_values<L, L::second>(w, 1, memory, s);
+    }
   }
 }
 
+constexpr int most_pieces = 1024, piece_groups = 8;
+
+// A block a row, eight columns a thread. Each group of threads adds every eighth piece, in their order; then
+// the groups' sums are added in theirs.
 template <class L>
-void launch(Work w, const View& q, const View& cache, StreamHandle stream, int multiprocessors) {
+__global__ void __launch_bounds__(piece_groups* L::values * 8) combine_kernel(const Work w) {
+  constexpr int columns = L::values * tile_columns, group_threads = columns / 8;
+  __shared__ float weights[2][most_pieces], sums[piece_groups - 1][columns];
+  __shared__ float total;
+  const int token = w.partials.first_token + static_cast<int>(blockIdx.x),
+            head = static_cast<int>(blockIdx.y);
+  const int splits = piece_count(w.a.position[token] + 1, w.a.heads), thread = static_cast<int>(threadIdx.x);
+  wait_for_earlier_kernels();
+  if (splits == 1) return;
+  const RowOfPiece* rows = w.rows + w.partials.row(token, head, 0);
+  const int group = thread / group_threads, at = thread % group_threads * 8;
+  const __half* from = w.pieces + w.partials.row(token, head, 0) * columns + at;
+  if (thread < 32) {
+    float top = -INFINITY, sum = 0;
+    for (int s = thread; s < splits; s += 32) top = fmaxf(top, rows[s].lse);
+    for (int step = 16; step > 0; step /= 2) top = fmaxf(top, __shfl_xor_sync(whole_warp, top, step));
+    for (int s = thread; s < splits; s += 32) {
+      const float4 row = *reinterpret_cast<const float4*>(rows + s);
+      const float weight = exp2f(row.x - top);
+      weights[0][s] = weight * row.y, weights[1][s] = weight * row.z;
+      sum += weight;
+    }
+    for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(whole_warp, sum, step);
+    if (thread == 0) total = sum;
+  }
+  __syncthreads();
+  const float* weight = weights[at >= L::first * tile_columns];
+  float x[8] = {};
+#pragma unroll 4
+  for (int s = group; s < splits; s += piece_groups) {
+    const uint4 packed = *reinterpret_cast<const uint4*>(from + s * columns);
+    const uint32_t pairs[4] = {packed.x, packed.y, packed.z, packed.w};
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(pairs + c));
+      x[2 * c] = fmaf(weight[s], pair.x, x[2 * c]);
+      x[2 * c + 1] = fmaf(weight[s], pair.y, x[2 * c + 1]);
+    }
+  }
+  if (group > 0) {
+#pragma unroll
+    for (int c = 0; c < 8; ++c) sums[group - 1][at + c] = x[c];
+  }
+  __syncthreads();
+  if (group > 0) return;
+  __nv_bfloat16* to = w.a.out.at(token, head) + at / 32 * 32 + at % 32 / 4;
+#pragma unroll
+  for (int c = 0; c < 8; ++c) {
+    for (int g = 0; g < piece_groups - 1; ++g) x[c] += sums[g][at + c];
+  }
+#pragma unroll
+  for (int c = 0; c < 4; ++c)
+    *reinterpret_cast<uint32_t*>(to + 8 * c) = pack_bf16(x[2 * c] / total, x[2 * c + 1] / total);
+}
+
+template <class L>
+void launch(const Work& w, const View& q, const View& cache, const Context& context) {
   const CUtensorMap q_map = tile_map(q.data, q[2], q[1], q.stride(1), q[0], q.stride(0),
                                      std::min(static_cast<int>(q[1]), tile_rows));
   const CUtensorMap kv_map =
       tile_map(cache.data, cache[3], cache[1], cache.stride(1), cache[0], cache.stride(0), w.box_keys);
-  allow_shared_memory(latent_kernel<L>, Layout<L>::bytes);
   const int64_t units = static_cast<int64_t>(w.partials.tokens) * w.head_blocks * w.partials.splits;
-  const unsigned grid = static_cast<unsigned>(std::min<int64_t>(units, multiprocessors));
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = threads;
-  config.dynamicSmemBytes = Layout<L>::bytes;
-  config.stream = stream;
-  cudaLaunchAttribute early;
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &early;
-  config.numAttrs = 1;
-  check(cudaLaunchKernelEx(&config, latent_kernel<L>, w, q_map, kv_map), "attention_paged");
+  const auto grid = static_cast<unsigned>(std::min<int64_t>(units, context.multiprocessors));
+  launch_early(latent_kernel<L>, grid, threads, Layout<L>::bytes, "attention_paged", context, w, q_map,
+               kv_map);
+  if (w.partials.splits > 1) {
+    launch_early(combine_kernel<L>,
+                 dim3(static_cast<unsigned>(w.partials.tokens), static_cast<unsigned>(w.a.heads)),
+                 piece_groups * L::values * 8, 0, "attention_paged", context, w);
+  }
 }
 
-using Latent512 = LatentShape<9, 36, 4, 4>;  // 512 + 64
-using Latent192 = LatentShape<4, 14, 2, 1>;  // 192 + 32
+using Latent512 = LatentShape<9, 36, 4, 4, 8>;  // 512 + 64
+using Latent192 = LatentShape<4, 14, 2, 1, 9>;  // 192 + 32
 
 }  // namespace
 
@@ -434,14 +660,14 @@ bool attention_paged_sm90(const Paged<__nv_bfloat16>& a, const View& q, const Vi
   w.tile_tokens = tile_rows / w.token_rows;
   w.head_blocks = static_cast<int>(ceil_div(a.heads, tile_rows));
   w.box_keys = static_cast<int>(std::min<int64_t>(page, block_keys));
-  for_token_rounds(a.tokens, a.heads, a.value, most_splits(capacity(keys, pages), a.heads), context,
-                   [&](const Partials& partials) {
-                     w.partials = partials;
-                     w.partials.by_lanes = true;
-                     (large ? launch<Latent512> : launch<Latent192>)(w, q, keys, context.stream,
-                                                                     context.multiprocessors);
-                     if (partials.splits > 1) combine_splits(a, w.partials, context);
-                   });
+  const int64_t row_bytes = 2 * a.value + static_cast<int64_t>(sizeof(RowOfPiece));
+  for_token_rounds_of(row_bytes, a.tokens, a.heads, most_pieces_of(capacity(keys, pages), a.heads), context,
+                      [&](const Partials& partials, int64_t most_rows) {
+                        w.partials = partials;
+                        w.rows = static_cast<RowOfPiece*>(context.workspace);
+                        w.pieces = reinterpret_cast<__half*>(w.rows + most_rows);
+                        (large ? launch<Latent512> : launch<Latent192>)(w, q, keys, context);
+                      });
   return true;
 }
 
