@@ -143,6 +143,7 @@ TEST_F(TrainerErrors, OptionsThatCannotBe) {
   refused("tokens=1000", {"either steps or tokens"});
   refused("steps=0", {"either steps or tokens"});
   refused("model.dtype=fp8", {"model.dtype", "fp8"});
+  refused("optimizer.moments=f16", {"optimizer.moments", "f32 or bf16", "f16"});
   refused("model.fp8=true", {"model.fp8", "model.dtype bf16", "f32"});
   TrainOptions fp8 = options("run");
   fp8.model.dtype = "bf16", fp8.model.fp8 = true;
