@@ -28,16 +28,16 @@ struct LatentShape {
 // Keys of a piece of a context, chosen as those of split_keys: long pieces are for many sequences, which have
 // to write and read little, short ones for a sequence on its own, whose pieces should be as many as there are
 // multiprocessors.
-__host__ __device__ constexpr int piece_keys(int length, int heads) {
+__host__ __device__ constexpr int piece_keys(int length) {
   return length <= 2048 ? 128 : length <= 8192 ? 256 : length <= 32768 ? 512 : 2048;
 }
-__host__ __device__ constexpr int piece_count(int length, int heads) {
-  return length <= 0 ? 1 : (length + piece_keys(length, heads) - 1) / piece_keys(length, heads);
+__host__ __device__ constexpr int piece_count(int length) {
+  return length <= 0 ? 1 : (length + piece_keys(length) - 1) / piece_keys(length);
 }
-constexpr int most_pieces_of(int64_t length, int64_t heads) {
+constexpr int most_pieces_of(int64_t length) {
   int most = 1;
   for (const int64_t edge : {int64_t{2048}, int64_t{8192}, int64_t{32768}, length}) {
-    most = std::max(most, piece_count(static_cast<int>(std::min(edge, length)), static_cast<int>(heads)));
+    most = std::max(most, piece_count(static_cast<int>(std::min(edge, length))));
   }
   return most;
 }
@@ -109,10 +109,8 @@ struct Work {
 // is not.
 __device__ int tokens_from(const Work& w, int token, int& length) {
   const int first = w.partials.first_token, in_group = (token - first) % w.tile_tokens;
-  const int sequence = w.a.sequence[token], size = piece_keys(w.a.position[token] + 1, w.a.heads);
-  auto alike = [&](int t) {
-    return w.a.sequence[t] == sequence && piece_keys(w.a.position[t] + 1, w.a.heads) == size;
-  };
+  const int sequence = w.a.sequence[token], size = piece_keys(w.a.position[token] + 1);
+  auto alike = [&](int t) { return w.a.sequence[t] == sequence && piece_keys(w.a.position[t] + 1) == size; };
   if (in_group > 0 && alike(token - 1)) return 0;
   const int end = min(token - in_group + w.tile_tokens, first + w.partials.tokens);
   length = w.a.position[token] + 1;
@@ -138,7 +136,7 @@ __device__ void for_units(const Work& w, const Use& use) {
       unit.head = own % w.head_blocks * tile_rows;
       int length = 0;
       unit.count = tokens_from(w, unit.token, length);
-      const int size = piece_keys(length, w.a.heads);
+      const int size = piece_keys(length);
       unit.begin = unit.split * size;
       unit.end = min(length, unit.begin + size);
       real = unit.count > 0 && (unit.split == 0 || unit.begin < length);
@@ -254,7 +252,7 @@ __device__ int place_of(const Work& w, const Told& told, int row) {
   const Unit& u = told.unit;
   const int t = row / w.token_rows, head = u.head + row % w.token_rows;
   if (t >= u.count || head >= w.a.heads) return nowhere;
-  const int splits = piece_count(told.position[t] + 1, w.a.heads);
+  const int splits = piece_count(told.position[t] + 1);
   if (u.split >= splits) return nowhere;  // its context ends before this piece
   return splits == 1 ? ~static_cast<int>(w.a.out.at(u.token + t, head) - w.a.out.data >> 1)
                      : static_cast<int>(w.partials.row(u.token + t, head, u.split));
@@ -571,7 +569,7 @@ __global__ void __launch_bounds__(piece_groups* L::values * 8) combine_kernel(co
   __shared__ float total;
   const int token = w.partials.first_token + static_cast<int>(blockIdx.x),
             head = static_cast<int>(blockIdx.y);
-  const int splits = piece_count(w.a.position[token] + 1, w.a.heads), thread = static_cast<int>(threadIdx.x);
+  const int splits = piece_count(w.a.position[token] + 1), thread = static_cast<int>(threadIdx.x);
   wait_for_earlier_kernels();
   if (splits == 1) return;
   const RowOfPiece* rows = w.rows + w.partials.row(token, head, 0);
@@ -661,7 +659,7 @@ bool attention_paged_sm90(const Paged<__nv_bfloat16>& a, const View& q, const Vi
   w.head_blocks = static_cast<int>(ceil_div(a.heads, tile_rows));
   w.box_keys = static_cast<int>(std::min<int64_t>(page, block_keys));
   const int64_t row_bytes = 2 * a.value + static_cast<int64_t>(sizeof(RowOfPiece));
-  for_token_rounds_of(row_bytes, a.tokens, a.heads, most_pieces_of(capacity(keys, pages), a.heads), context,
+  for_token_rounds_of(row_bytes, a.tokens, a.heads, most_pieces_of(capacity(keys, pages)), context,
                       [&](const Partials& partials, int64_t most_rows) {
                         w.partials = partials;
                         w.rows = static_cast<RowOfPiece*>(context.workspace);
