@@ -46,15 +46,16 @@ struct Best {
 };
 
 // Tries three scales at once, which keeps the chains of sums apart and all of them in registers.
-HWY_INLINE void try_scales(const float* x, const float* importance, int64_t count, const V* scales,
-                           Best& best) {
+HWY_INLINE void try_scales(const float* x, const float* importance, V mean_square, int64_t count,
+                           const V* scales, Best& best) {
   const Floats d;
   const V inverse0 = inverse_of(scales[0]), inverse1 = inverse_of(scales[1]),
           inverse2 = inverse_of(scales[2]);
   V xq0 = hn::Zero(d), xq1 = xq0, xq2 = xq0, qq0 = xq0, qq1 = xq0, qq2 = xq0;
   for (int64_t i = 0; i < count; ++i) {
     const V value = hn::Load(d, x + i * panel_rows);
-    const V weight = importance ? hn::Set(d, importance[i]) : hn::Mul(value, value);
+    const V weight =
+        importance ? hn::Set(d, importance[i]) : hn::Add(hn::Mul(value, value), mean_square);
     const V weighted = hn::Mul(weight, value);
     const auto add = [&](V inverse, V& xq, V& qq) HWY_ATTR {
       const V q = code_of(value, inverse);
@@ -83,18 +84,20 @@ HWY_INLINE void try_scales(const float* x, const float* importance, int64_t coun
 // that are not finite.
 HWY_INLINE V four_bit_scales(const float* x, const float* importance, int64_t count, V& poison) {
   const Floats d;
-  V extreme = hn::Zero(d);
+  V extreme = hn::Zero(d), squares = hn::Zero(d);
   for (int64_t i = 0; i < count; ++i) {
     const V value = hn::Load(d, x + i * panel_rows);
+    squares = hn::Add(squares, hn::Mul(value, value));
     extreme = hn::IfThenElse(hn::Gt(hn::Abs(value), hn::Abs(extreme)), value, extreme);
     poison = hn::Add(poison, hn::Mul(value, hn::Zero(d)));
   }
+  const V mean_square = hn::Div(squares, hn::Set(d, static_cast<float>(count)));
   Best best{hn::Div(extreme, hn::Set(d, -8.0f)), hn::Set(d, -1.0f)};
   static_assert(four_bit_divisors.size() % 3 == 0);
   for (size_t at = 0; at < four_bit_divisors.size(); at += 3) {
     V scales[3];
     for (size_t i = 0; i < 3; ++i) scales[i] = hn::Div(extreme, hn::Set(d, four_bit_divisors[at + i]));
-    try_scales(x, importance, count, scales, best);
+    try_scales(x, importance, mean_square, count, scales, best);
   }
   return best.scale;
 }

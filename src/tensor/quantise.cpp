@@ -37,12 +37,12 @@ void round_group(const float* x, int64_t count, float scale, float low, float hi
 struct Fit {
   float scale, gain;
 };
-Fit fit(const float* x, const float* importance, int64_t count, float scale) {
+Fit fit(const float* x, const float* importance, float mean_square, int64_t count, float scale) {
   const float inverse = inverse_of(scale);
   float xq = 0, qq = 0;
   for (int64_t i = 0; i < count; ++i) {
     const float q = std::clamp(round_to_integer(x[i] * inverse), -8.0f, 7.0f);
-    const float weight = importance ? importance[i] : x[i] * x[i];
+    const float weight = importance ? importance[i] : x[i] * x[i] + mean_square;
     xq += weight * x[i] * q;
     qq += weight * q * q;
   }
@@ -51,13 +51,15 @@ Fit fit(const float* x, const float* importance, int64_t count, float scale) {
 }
 
 float best_scale_of_four_bits(const float* x, const float* importance, int64_t count) {
-  float extreme = 0;
+  float extreme = 0, squares = 0;
   for (int64_t i = 0; i < count; ++i) {
     if (std::abs(x[i]) > std::abs(extreme)) extreme = x[i];
+    squares += x[i] * x[i];
   }
+  const float mean_square = squares / static_cast<float>(count);
   Fit best{extreme / -8, -1};
   for (float divisor : four_bit_divisors) {
-    const Fit candidate = fit(x, importance, count, extreme / divisor);
+    const Fit candidate = fit(x, importance, mean_square, count, extreme / divisor);
     if (candidate.gain > best.gain) best = candidate;
   }
   return best.scale;

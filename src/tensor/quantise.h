@@ -15,9 +15,9 @@ constexpr int64_t groups_of(int64_t row, int64_t group) { return (row + group - 
 // The definition; Backend::quantise does the same for a device. Quantises rows [n, k] (without gaps): codes
 // [n, k] within [-127, 127] for 8 bits and [-8, 7] for 4; scales [n, groups_of(k, group)], each a value that
 // float16 holds. 8 bits round to nearest. 4 bits choose, among the scales near the one that covers the group,
-// that of the smallest squared error, large weights counting more. bits: 8 or 4; group: a multiple of 32 from
-// least_group to most_group. importance [k] or null: what a squared error in each column counts beside that,
-// for 4 bits.
+// that of the smallest squared error. bits: 8 or 4; group: a multiple of 32 from least_group to most_group.
+// importance [k] or null, for 4 bits: what a squared error in each column counts; without it, that of a weight
+// w counts w² + the mean of the group's squares.
 void quantise_rows(const float* rows, int64_t n, int64_t k, int bits, int64_t group, int8_t* codes,
                    float* scales, const float* importance = nullptr);
 
