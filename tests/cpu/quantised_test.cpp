@@ -38,10 +38,14 @@ struct Weight {
   std::shared_ptr<void> memory;
 };
 
+struct Sum {
+  float value, magnitudes;  // of its terms
+};
+
 // One element as quantised.h defines it.
-float element(const float* x, const int8_t* codes, const float* scales, const float* offsets, int64_t k,
-              int64_t group, float start) {
-  float total = start;
+Sum element(const float* x, const int8_t* codes, const float* scales, const float* offsets, int64_t k,
+            int64_t group, float start) {
+  float total = start, magnitudes = std::abs(start);
   for (int64_t g = 0; g * group < k; ++g) {
     const int64_t begin = g * group, end = std::min(k, begin + group);
     float extent = 0;
@@ -54,10 +58,15 @@ float element(const float* x, const int8_t* codes, const float* scales, const fl
       const auto code = static_cast<int32_t>(std::nearbyint(x[i] * inverse));
       sum += codes[i] * code, ones += code;
     }
-    total = std::fma(static_cast<float>(sum) * scale, scales[g], total);
-    if (offsets) total = std::fma(static_cast<float>(ones) * scale, offsets[g], total);
+    const auto add = [&](int32_t of_codes, float by) {
+      const float factor = static_cast<float>(of_codes) * scale;
+      total = std::fma(factor, by, total);
+      magnitudes += std::abs(factor * by);
+    };
+    add(sum, scales[g]);
+    if (offsets) add(ones, offsets[g]);
   }
-  return total;
+  return {total, magnitudes};
 }
 
 // Targets of quantised_kernels.cpp, one at a time; the portable one has no fused multiply-add, so its bits
@@ -112,14 +121,14 @@ TEST_P(Quantised, LinearIsTheSumOfItsGroupsBitForBit) {
           const float start = with_bias ? bias(0, j) : accumulate ? 0.25f : 0.0f;
           const int64_t groups = groups_of(c.k, c.group);
           const float* scales = w.scales.data() + j * groups;
-          const float expected =
+          const Sum expected =
               element(&x(i, 0), w.codes.data() + j * c.k, scales,
                       c.type == DType::q4m ? scales + c.n * groups : nullptr, c.k, c.group, start);
           if (target == HWY_STATIC_TARGET) {
-            ASSERT_NEAR(out(i, j), expected, 1e-4 * std::max(1.0f, std::abs(expected)))
+            ASSERT_NEAR(out(i, j), expected.value, 1e-6 * expected.magnitudes)
                 << "at " << i << ", " << j;
           } else {
-            ASSERT_EQ(out(i, j), expected)
+            ASSERT_EQ(out(i, j), expected.value)
                 << "target " << target << " mode " << mode << " at " << i << ", " << j;
           }
         }
