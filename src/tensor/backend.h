@@ -15,6 +15,7 @@
 // T = tokens (rows), H = heads, E = experts, K = experts a token, V = vocabulary.
 #pragma once
 
+#include <cstddef>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -240,6 +241,10 @@ class Backend {
   // scales [rows, groups], of q4m followed by offsets [rows, groups]; row is a multiple of 16.
   virtual void pack_quantised(const int8_t* codes, const float* scales, View to, int64_t index, int64_t row,
                               int64_t rows) = 0;
+  // The same from blocks [rows, K / 32] of a float16 scale and 32 codes, GGML's Q8_0 or Q4_0: of 8 bits, or of
+  // 4, plus 8, elements i and 16 + i in a byte. False where a code is -128 or a scale is not finite, and where
+  // the backend has no such way. For different rows from several threads at once.
+  virtual bool pack_blocks(const std::byte*, View, int64_t, int64_t, int64_t) { return false; }
   // The same from values [rows, K], quantised as quantise_rows does (not to q4m); importance [K] or null.
   // False when a value or a scale is not finite. Both may be called for different rows from several threads
   // at once.
