@@ -13,15 +13,13 @@ namespace latente {
 // low priority would not do: such a thread stands in the way of others that wait for one another.
 class BackgroundPace {
  public:
-  // share: of one core's time.
-  explicit BackgroundPace(double share) : share_(share) {}
-  // After each piece of work; sleeps as long as that takes, or until a stop is requested.
-  void keep(const std::stop_token& stop);
+  // After each piece of work; sleeps until the time since then has been `share` of one core's, or a stop is
+  // requested.
+  void keep(const std::stop_token& stop, double share);
 
  private:
   static double seconds(clockid_t clock);
 
-  double share_;
   double all_ = seconds(CLOCK_PROCESS_CPUTIME_ID), own_ = seconds(CLOCK_THREAD_CPUTIME_ID);
   double now_ = seconds(CLOCK_MONOTONIC);
   std::mutex mutex_;

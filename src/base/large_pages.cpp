@@ -40,7 +40,7 @@ void move_range(std::span<const std::byte> range, const std::stop_token& stop) {
   auto* copies = reinterpret_cast<std::byte*>(rounded_up(reinterpret_cast<uintptr_t>(memory)));
   size_t done = 0;
   if (::madvise(memory, reserved, MADV_HUGEPAGE) == 0) {
-    for (BackgroundPace pace(share); first + done < end && !stop.stop_requested(); pace.keep(stop)) {
+    for (BackgroundPace pace; first + done < end && !stop.stop_requested(); pace.keep(stop, share)) {
       if (!move_page(copies + done, reinterpret_cast<std::byte*>(first + done))) break;
       done += LargePages::size;
     }

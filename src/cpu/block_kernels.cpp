@@ -28,23 +28,34 @@ static_assert(lanes == 4 || lanes == 8);
 constexpr int64_t group = 32;
 constexpr int64_t scale_size = 2;  // bytes before a block's codes
 
-// What the rows of a panel are made of; those that are not there stay at one block of nothing.
+// The rows that a panel is made of.
 struct Rows {
-  const std::byte* at[panel_rows];
-  int64_t step[panel_rows];
+  const std::byte* blocks;
+  int64_t bytes;  // of a row
+  const std::byte* at(int64_t row, int64_t block) const { return blocks + row * bytes + block; }
+};
+// The same where some are missing: these are one block of nothing.
+struct SomeRows {
+  Rows rows;
+  int64_t count;
+  const std::byte* nothing;
+  const std::byte* at(int64_t row, int64_t block) const {
+    return row < count ? rows.at(row, block) : nothing;
+  }
 };
 
 HWY_INLINE hn::Vec<hn::Full128<uint32_t>> sixteen_bytes(const std::byte* from) {
   return hn::LoadU(hn::Full128<uint32_t>(), reinterpret_cast<const uint32_t*>(from));
 }
 
-// 16 bytes of row 0, and of row 4 beside them where vectors are long enough.
-template <class D>
-HWY_INLINE hn::Vec<D> load(D d, const std::byte* const* rows, int64_t offset) {
+// 16 bytes of this row, and of row + 4 beside them where vectors are long enough.
+template <class D, class From>
+HWY_INLINE hn::Vec<D> load(D d, const From& from, int64_t row, int64_t block, int64_t offset) {
   if constexpr (lanes == 4) {
-    return sixteen_bytes(rows[0] + offset);
+    return sixteen_bytes(from.at(row, block) + offset);
   } else {
-    return hn::Combine(d, sixteen_bytes(rows[4] + offset), sixteen_bytes(rows[0] + offset));
+    return hn::Combine(d, sixteen_bytes(from.at(row + 4, block) + offset),
+                       sixteen_bytes(from.at(row, block) + offset));
   }
 }
 
@@ -52,11 +63,12 @@ HWY_INLINE hn::Vec<D> load(D d, const std::byte* const* rows, int64_t offset) {
 struct Transposed {
   W of[4];
 };
-HWY_INLINE Transposed transpose(const std::byte* const* rows, int64_t offset) {
+template <class From>
+HWY_INLINE Transposed transpose(const From& from, int64_t row, int64_t block, int64_t offset) {
   const Words d;
   const hn::Repartition<uint64_t, Words> wide;
-  const W a = load(d, rows, offset), b = load(d, rows + 1, offset), c = load(d, rows + 2, offset),
-          e = load(d, rows + 3, offset);
+  const W a = load(d, from, row, block, offset), b = load(d, from, row + 1, block, offset),
+          c = load(d, from, row + 2, block, offset), e = load(d, from, row + 3, block, offset);
   const auto ab = hn::BitCast(wide, hn::InterleaveLower(d, a, b)),
              ce = hn::BitCast(wide, hn::InterleaveLower(d, c, e)),
              ab_upper = hn::BitCast(wide, hn::InterleaveUpper(d, a, b)),
@@ -82,26 +94,24 @@ HWY_INLINE void put_four_bits(const Transposed& x, std::byte* codes, int64_t row
   }
 }
 
-template <int bits>
-bool panel(const Rows& from, int64_t groups, int64_t ahead, std::byte* scales, std::byte* codes) {
-  constexpr int64_t block = scale_size + group * bits / 8, line = 64;
+template <int bits, class From>
+bool panel(const From& from, const Rows& next, int64_t groups, std::byte* scales, std::byte* codes) {
+  constexpr int64_t size = scale_size + group * bits / 8, line = 64;
   const hn::Repartition<int8_t, Words> bytes;
   auto forbidden = hn::Zero(bytes);
-  uint16_t largest = 0;
-  Rows rows = from;
   for (int64_t g = 0; g < groups; ++g, codes += group * panel_rows * bits / 8) {
-    // The next panel of a matrix stands behind this one in the file; its rows are read side by side, which
-    // the processor does not see coming.
-    for (int64_t i = 0; i < block * panel_rows; i += line)
-      hwy::Prefetch(from.at[0] + ahead + g * block * panel_rows + i);
+    const int64_t block = g * size;
+    // The rows are read side by side, which the processor does not see coming.
+    LATENTE_UNROLL
+    for (int64_t i = 0; i < size * panel_rows; i += line) hwy::Prefetch(next.blocks + block * panel_rows + i);
     LATENTE_UNROLL
     for (int64_t row = 0; row < panel_rows; row += lanes) {
       if constexpr (bits == 4) {
-        put_four_bits(transpose(rows.at + row, scale_size), codes, row);
+        put_four_bits(transpose(from, row, block, scale_size), codes, row);
       } else {
         LATENTE_UNROLL
         for (int half = 0; half < 2; ++half) {
-          const Transposed x = transpose(rows.at + row, scale_size + 16 * half);
+          const Transposed x = transpose(from, row, block, scale_size + 16 * half);
           LATENTE_UNROLL
           for (int j = 0; j < 4; ++j) {
             forbidden = hn::Min(forbidden, hn::BitCast(bytes, x.of[j]));
@@ -110,33 +120,33 @@ bool panel(const Rows& from, int64_t groups, int64_t ahead, std::byte* scales, s
         }
       }
     }
-    for (int64_t r = 0; r < panel_rows; ++r) {
-      uint16_t scale;
-      std::memcpy(&scale, rows.at[r], sizeof(scale));
-      std::memcpy(scales, &scale, sizeof(scale));
-      scales += sizeof(scale);
-      largest = std::max(largest, static_cast<uint16_t>(scale & 0x7fff));
-      rows.at[r] += rows.step[r];
-    }
+    LATENTE_UNROLL
+    for (int64_t r = 0; r < panel_rows; ++r)
+      std::memcpy(scales + (g * panel_rows + r) * scale_size, from.at(r, block), scale_size);
   }
-  constexpr uint16_t infinity = 0x7c00;
-  return largest < infinity && hn::AllTrue(bytes, hn::Ne(forbidden, hn::Set(bytes, int8_t{-128})));
+  const hn::Repartition<uint16_t, Words> halves;
+  auto largest = hn::Zero(halves);
+  for (int64_t i = 0; i < groups * panel_rows; i += static_cast<int64_t>(hn::Lanes(halves))) {
+    const auto scale = hn::LoadU(halves, reinterpret_cast<const uint16_t*>(scales) + i);
+    largest = hn::Max(largest, hn::And(scale, hn::Set(halves, uint16_t{0x7fff})));
+  }
+  return hn::AllTrue(halves, hn::Lt(largest, hn::Set(halves, uint16_t{0x7c00}))) &&
+         hn::AllTrue(bytes, hn::Ne(forbidden, hn::Set(bytes, int8_t{-128})));
 }
 
 bool panel_here(Form form, const std::byte* blocks, int64_t count, int64_t k, std::byte* to) {
-  const int64_t groups = k / group, block = scale_size + group * form.bits / 8;
-  alignas(16) std::byte nothing[scale_size + group];
-  std::fill_n(nothing, scale_size, std::byte{0});
-  std::fill_n(nothing + scale_size, group, form.bits == 4 ? std::byte{0x88} : std::byte{0});
-  Rows rows;
-  for (int64_t r = 0; r < panel_rows; ++r) {
-    rows.at[r] = r < count ? blocks + r * groups * block : nothing;
-    rows.step[r] = r < count ? block : 0;
-  }
+  const int64_t groups = k / group, row = groups * (scale_size + group * form.bits / 8);
   std::byte* codes = to + scale_bytes(form, k);
-  std::fill(to + groups * panel_rows * 2, codes, std::byte{0});
-  const int64_t ahead = panel_rows * groups * block;
-  return form.bits == 4 ? panel<4>(rows, groups, ahead, to, codes) : panel<8>(rows, groups, ahead, to, codes);
+  std::fill(to + groups * panel_rows * scale_size, codes, std::byte{0});
+  // A matrix's next panel stands behind this one in the file.
+  const Rows rows{blocks, row}, next{blocks + panel_rows * row, row};
+  const auto made_of = [&](const auto& from) HWY_ATTR {
+    return form.bits == 4 ? panel<4>(from, next, groups, to, codes) : panel<8>(from, next, groups, to, codes);
+  };
+  if (count == panel_rows) return made_of(rows);
+  std::byte nothing[scale_size + group] = {};
+  if (form.bits == 4) std::fill(nothing + scale_size, nothing + sizeof(nothing), std::byte{0x88});
+  return made_of(SomeRows{rows, count, nothing});
 }
 #endif
 

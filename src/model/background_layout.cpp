@@ -77,10 +77,11 @@ bool BackgroundLayout::step() {
 }
 
 void BackgroundLayout::start() {
-  constexpr double share = 0.5;  // of one core's time
+  // Of one core's time: while there is something that products have missed, and for the rest.
+  constexpr double urgent_share = 0.5, share = 0.05;
   thread_ = std::jthread([this](const std::stop_token& stop) {
-    for (BackgroundPace pace(share); !stop.stop_requested() && advance(); pace.keep(stop)) {
-    }
+    for (BackgroundPace pace; !stop.stop_requested() && advance();)
+      pace.keep(stop, place_->matrices->missed(matrix_) > 0 ? urgent_share : share);
     // The system maps some pages beside each that is read.
     release_all();
   });

@@ -43,9 +43,9 @@ class MatricesInFile : public PendingPanels {
 };
 
 // Tensors whose products may begin at once: they make the panels that they need (PendingPanels), while a
-// thread of low share lays one matrix after another out where it will stay, and gives the file's pages back.
-// What products have missed most often comes first. A matrix that cannot be laid out stays as it is, and
-// products with it fail for the reason that it has.
+// thread lays one matrix after another out where it will stay, and gives the file's pages back. What products
+// have missed most often comes first, and faster than what nobody has missed. A matrix that cannot be laid
+// out stays as it is, and products with it fail for the reason that it has.
 class BackgroundLayout : public std::enable_shared_from_this<BackgroundLayout> {
  public:
   BackgroundLayout() = default;
