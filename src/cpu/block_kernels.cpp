@@ -94,6 +94,17 @@ HWY_INLINE void put_four_bits(const Transposed& x, std::byte* codes, int64_t row
   }
 }
 
+// Of `count` float16 numbers, a multiple of 16.
+bool are_finite(const std::byte* numbers, int64_t count) {
+  const hn::Repartition<uint16_t, Words> d;
+  auto largest = hn::Zero(d);
+  for (int64_t i = 0; i < count; i += static_cast<int64_t>(hn::Lanes(d))) {
+    const auto number = hn::LoadU(d, reinterpret_cast<const uint16_t*>(numbers) + i);
+    largest = hn::Max(largest, hn::And(number, hn::Set(d, uint16_t{0x7fff})));
+  }
+  return hn::AllTrue(d, hn::Lt(largest, hn::Set(d, uint16_t{0x7c00})));
+}
+
 template <int bits, class From>
 bool panel(const From& from, const Rows& next, int64_t groups, std::byte* scales, std::byte* codes) {
   constexpr int64_t size = scale_size + group * bits / 8, line = 64;
@@ -124,28 +135,98 @@ bool panel(const From& from, const Rows& next, int64_t groups, std::byte* scales
     for (int64_t r = 0; r < panel_rows; ++r)
       std::memcpy(scales + (g * panel_rows + r) * scale_size, from.at(r, block), scale_size);
   }
-  const hn::Repartition<uint16_t, Words> halves;
-  auto largest = hn::Zero(halves);
-  for (int64_t i = 0; i < groups * panel_rows; i += static_cast<int64_t>(hn::Lanes(halves))) {
-    const auto scale = hn::LoadU(halves, reinterpret_cast<const uint16_t*>(scales) + i);
-    largest = hn::Max(largest, hn::And(scale, hn::Set(halves, uint16_t{0x7fff})));
-  }
-  return hn::AllTrue(halves, hn::Lt(largest, hn::Set(halves, uint16_t{0x7c00}))) &&
+  return are_finite(scales, groups * panel_rows) &&
          hn::AllTrue(bytes, hn::Ne(forbidden, hn::Set(bytes, int8_t{-128})));
 }
 
+// Q4_K: blocks of eight groups, of float16 numbers d and m, 6 bits for each group to multiply either by, and
+// codes of two groups at a time in the halves of 32 bytes.
+constexpr int64_t groups_of_k = 8, size_of_k = 144, codes_of_k = 16;
+
+using Floats = hn::RebindToFloat<Words>;
+
+// Of four groups: scales, and what a code of 8 stands for.
+HWY_INLINE void put_scales_of_k(W scale, W minimum, hn::Vec<Floats> d, hn::Vec<Floats> m, std::byte* scales,
+                                std::byte* offsets) {
+  const Floats df;
+  const hn::RebindToSigned<Words> di;
+  const hn::Rebind<hwy::float16_t, Floats> narrow;
+  const W byte = hn::Set(Words(), 0xffu);
+  for (int j = 0; j < 4; ++j) {
+    const auto number = [&](W of) HWY_ATTR { return hn::ConvertTo(df, hn::BitCast(di, hn::And(of, byte))); };
+    const auto step = hn::Mul(d, number(scale));
+    const auto offset = hn::Sub(hn::Mul(hn::Set(df, 8.0f), step), hn::Mul(m, number(minimum)));
+    hn::StoreU(hn::DemoteTo(narrow, step), narrow, reinterpret_cast<hwy::float16_t*>(scales));
+    hn::StoreU(hn::DemoteTo(narrow, offset), narrow, reinterpret_cast<hwy::float16_t*>(offsets));
+    scale = hn::ShiftRight<8>(scale), minimum = hn::ShiftRight<8>(minimum);
+    scales += panel_rows * scale_size, offsets += panel_rows * scale_size;
+  }
+}
+
+template <class From>
+bool panel_of_k(const From& from, const Rows& next, int64_t groups, std::byte* scales, std::byte* codes) {
+  constexpr int64_t line = 64, bytes_of_group = group * panel_rows / 2;
+  const hn::Rebind<hwy::float16_t, Floats> narrow;
+  const W low = hn::Set(Words(), 0x0f0f0f0fu), six = hn::Set(Words(), 0x3f3f3f3fu),
+          two = hn::Set(Words(), 0x30303030u);
+  for (int64_t g = 0; g < groups; g += groups_of_k) {
+    const int64_t block = g / groups_of_k * size_of_k;
+    for (int64_t i = 0; i < size_of_k * panel_rows; i += line)
+      hwy::Prefetch(next.blocks + block * panel_rows + i);
+    for (int64_t row = 0; row < panel_rows; row += lanes) {
+      uint16_t halves[2][lanes];
+      for (int64_t i = 0; i < lanes; ++i) {
+        std::memcpy(&halves[0][i], from.at(row + i, block), 2);
+        std::memcpy(&halves[1][i], from.at(row + i, block) + 2, 2);
+      }
+      const auto wide = [&](const uint16_t* of) HWY_ATTR {
+        return hn::PromoteTo(Floats(), hn::LoadU(narrow, reinterpret_cast<const hwy::float16_t*>(of)));
+      };
+      const auto d = wide(halves[0]), m = wide(halves[1]);
+      const Transposed x = transpose(from, row, block, 0);
+      std::byte* scale = scales + (g * panel_rows + row) * scale_size;
+      std::byte* offset = scale + groups * panel_rows * scale_size;
+      put_scales_of_k(hn::And(x.of[1], six), hn::And(x.of[2], six), d, m, scale, offset);
+      // The upper two bits stand above the first four groups'.
+      const auto upper = [&](W of) HWY_ATTR { return hn::And(hn::ShiftRight<2>(of), two); };
+      put_scales_of_k(hn::Or(hn::And(x.of[3], low), upper(x.of[1])),
+                      hn::Or(hn::And(hn::ShiftRight<4>(x.of[3]), low), upper(x.of[2])), d, m,
+                      scale + 4 * panel_rows * scale_size, offset + 4 * panel_rows * scale_size);
+      for (int64_t pair = 0; pair < groups_of_k / 2; ++pair) {
+        std::byte* first = codes + (g + 2 * pair) * bytes_of_group;
+        LATENTE_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          const Transposed both = transpose(from, row, block, codes_of_k + 32 * pair + 16 * half);
+          LATENTE_UNROLL
+          for (int j = 0; j < 2; ++j) {
+            const W a = both.of[2 * j], b = both.of[2 * j + 1];
+            store(hn::Or(hn::And(a, low), hn::ShiftLeft<4>(hn::And(b, low))), first, 2 * half + j, row);
+            store(hn::Or(hn::And(hn::ShiftRight<4>(a), low), hn::AndNot(low, b)), first + bytes_of_group,
+                  2 * half + j, row);
+          }
+        }
+      }
+    }
+  }
+  return are_finite(scales, 2 * groups * panel_rows);
+}
+
 bool panel_here(Form form, const std::byte* blocks, int64_t count, int64_t k, std::byte* to) {
-  const int64_t groups = k / group, row = groups * (scale_size + group * form.bits / 8);
+  const int64_t groups = k / group, row = row_of_blocks(form, k);
   std::byte* codes = to + scale_bytes(form, k);
-  std::fill(to + groups * panel_rows * scale_size, codes, std::byte{0});
+  std::fill(to + groups * panel_rows * scale_size * (form.offsets ? 2 : 1), codes, std::byte{0});
   // A matrix's next panel stands behind this one in the file.
   const Rows rows{blocks, row}, next{blocks + panel_rows * row, row};
   const auto made_of = [&](const auto& from) HWY_ATTR {
-    return form.bits == 4 ? panel<4>(from, next, groups, to, codes) : panel<8>(from, next, groups, to, codes);
+    return form.offsets     ? panel_of_k(from, next, groups, to, codes)
+           : form.bits == 4 ? panel<4>(from, next, groups, to, codes)
+                            : panel<8>(from, next, groups, to, codes);
   };
   if (count == panel_rows) return made_of(rows);
-  std::byte nothing[scale_size + group] = {};
-  if (form.bits == 4) std::fill(nothing + scale_size, nothing + sizeof(nothing), std::byte{0x88});
+  // Scales of zero, and codes that 8 was added to; Q4_K has its offsets for that.
+  std::byte nothing[size_of_k] = {};
+  const std::byte code = form.bits == 4 ? std::byte{0x88} : std::byte{0};
+  std::fill(nothing + (form.offsets ? codes_of_k : scale_size), nothing + sizeof(nothing), code);
   return made_of(SomeRows{rows, count, nothing});
 }
 #endif
@@ -159,7 +240,7 @@ namespace latente::quantised {
 HWY_EXPORT(panel_here);
 
 bool panel_of_blocks(Form form, const std::byte* blocks, int64_t count, int64_t k, std::byte* panel) {
-  LATENTE_ASSERT(form.group == 32 && !form.offsets && k % 32 == 0);
+  LATENTE_ASSERT(form.group == 32 && k % (form.offsets ? 256 : 32) == 0);
   return HWY_DYNAMIC_DISPATCH(panel_here)(form, blocks, count, k, panel);
 }
 

@@ -124,7 +124,7 @@ bool quantise(ThreadPool& pool, Form form, const float* values, const float* imp
 
 bool pack_blocks(ThreadPool& pool, Form form, const std::byte* blocks, int64_t n, int64_t k,
                  std::byte* panels) {
-  const int64_t row = k / 32 * (2 + 4 * form.bits);
+  const int64_t row = row_of_blocks(form, k);
   std::atomic<bool> fits{true};
   pool.parallel_for(divide_up(n, panel_rows), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {

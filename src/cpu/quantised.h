@@ -27,7 +27,7 @@ void pack(ThreadPool& pool, Form form, const int8_t* codes, const float* scales,
 bool quantise(ThreadPool& pool, Form form, const float* values, const float* importance, int64_t n, int64_t k,
               std::byte* panels);
 
-// The same from blocks [n, k / 32] of Q8_0 or Q4_0, as Backend::pack_blocks has them.
+// The same from rows of blocks, as Backend::pack_blocks has them.
 bool pack_blocks(ThreadPool& pool, Form form, const std::byte* blocks, int64_t n, int64_t k,
                  std::byte* panels);
 

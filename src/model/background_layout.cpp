@@ -10,8 +10,10 @@ namespace latente {
 
 void MappedBytes::release() const {
   if (!file || file->size() == 0) return;
-  file->advise(MappedFile::Advice::dont_need, static_cast<size_t>(bytes.data() - file->bytes().data()),
-               bytes.size());
+  constexpr size_t beside = size_t{64} << 10;  // what the system maps with a page that is read
+  const auto begin = static_cast<size_t>(bytes.data() - file->bytes().data());
+  const size_t before = std::min(begin, beside);
+  file->advise(MappedFile::Advice::dont_need, begin - before, before + bytes.size() + beside);
 }
 
 BackgroundLayout::~BackgroundLayout() = default;
@@ -64,12 +66,6 @@ bool BackgroundLayout::advance() {
   return true;
 }
 
-void BackgroundLayout::release_all() const {
-  for (const Place& place : places_) {
-    for (int64_t i = 0; i < place.matrices->matrices(); ++i) place.matrices->stored(i).release();
-  }
-}
-
 bool BackgroundLayout::step() {
   if (!advance()) return false;
   while (panel_ > 0) advance();
@@ -82,8 +78,10 @@ void BackgroundLayout::start() {
   thread_ = std::jthread([this](const std::stop_token& stop) {
     for (BackgroundPace pace; !stop.stop_requested() && advance();)
       pace.keep(stop, place_->matrices->missed(matrix_) > 0 ? urgent_share : share);
-    // The system maps some pages beside each that is read.
-    release_all();
+    // Who was still reading then has mapped pages again.
+    for (const Place& place : places_) {
+      for (int64_t i = 0; i < place.matrices->matrices(); ++i) place.matrices->stored(i).release();
+    }
   });
 }
 

@@ -19,7 +19,7 @@ struct MappedBytes {
   std::shared_ptr<void> owner;
   const MappedFile* file = nullptr;
 
-  void release() const;  // a hint: nobody reads it for now
+  void release() const;  // a hint: nobody reads it for now, nor what is beside it
 };
 
 // The matrices of one tensor: what their panels are made of.
@@ -74,7 +74,6 @@ class BackgroundLayout : public std::enable_shared_from_this<BackgroundLayout> {
   bool choose();
   // Some panels; false when all are laid out.
   bool advance();
-  void release_all() const;
 
   std::vector<Place> places_;
   std::vector<std::shared_ptr<void>> memories_;

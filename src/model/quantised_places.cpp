@@ -235,8 +235,9 @@ bool pack_blocks(const MappedBlocks& stored, int64_t first, int64_t rows, Backen
   const int64_t k = to[-1];
   const GgmlBlock& block = block_of(stored.type);
   const std::byte* from = stored.bytes.data() + first * (k / block.values * block.bytes);
-  const bool plain = stored.type == GgmlType::q8_0 || stored.type == GgmlType::q4_0;
-  if (plain && backend.pack_blocks(from, to, index, to_row, rows)) return true;
+  const bool quick =
+      stored.type == GgmlType::q8_0 || stored.type == GgmlType::q4_0 || stored.type == GgmlType::q4_k;
+  if (quick && backend.pack_blocks(from, to, index, to_row, rows)) return true;
   codes.resize(static_cast<size_t>(rows * k));
   scales.resize(codes.size() / block_group * (to.dtype == DType::q4m ? 2 : 1));
   decode_codes(stored.type, from, rows * k, codes.data(), scales.data());

@@ -191,6 +191,31 @@ double largest_difference(const std::vector<float>& a, const std::vector<float>&
   return largest;
 }
 
+// Straight into panels, and by way of codes and scales.
+TEST(StoredBlocks, ArePanelsEitherWay) {
+  constexpr int64_t n = 37, k = 512;
+  Random random(8);
+  for (const auto& [type, held] :
+       {std::pair{GgmlType::q8_0, DType::q8}, {GgmlType::q4_0, DType::q4}, {GgmlType::q4_k, DType::q4m}}) {
+    std::string blocks;
+    for (int64_t i = 0; i < n * k; i += block_of(type).values) blocks += random_block(type, random);
+    const auto* bytes = reinterpret_cast<const std::byte*>(blocks.data());
+    std::vector<int8_t> codes(n * k);
+    std::vector<float> scales(n * k / 16);
+    decode_codes(type, bytes, n * k, codes.data(), scales.data());
+    const auto form = *backend().quantised({n, k}, held, 32);
+    View expected = form.view, found = form.view;
+    const auto a = backend().allocate(form.bytes), b = backend().allocate(form.bytes);
+    expected.data = a.get(), found.data = b.get();
+    backend().pack_quantised(codes.data(), scales.data(), expected, 0, 0, n);
+    if (!backend().pack_blocks(bytes, found, 0, 0, n)) GTEST_SKIP() << "no vectors";
+    EXPECT_EQ(std::memcmp(a.get(), b.get(), static_cast<size_t>(form.bytes)), 0) << name_of(type);
+    // A scale that is no number, in the last block.
+    blocks.replace(blocks.size() - static_cast<size_t>(block_of(type).bytes), 2, half_bytes(INFINITY));
+    EXPECT_FALSE(backend().pack_blocks(reinterpret_cast<const std::byte*>(blocks.data()), found, 0, 0, n));
+  }
+}
+
 const GgufLayout layouts[] = {
     {}, {.split_latent = false, .whole_latent = true}, {.folded = true}, {.fused = true}, {.trimmed = true}};
 
