@@ -58,8 +58,8 @@ int64_t panel_columns(DType type);
 template <class S>
 void pack(ThreadPool& pool, const Lines<S>& b, int64_t n, int64_t k, S* panels);
 
-// codes [n, k] and scales [scales_of(n), scales_of(k)], or null. False where a value is NaN, or a scale is not within
-// 0 to 128.
+// codes [n, k] and scales [scales_of(n), scales_of(k)], or null. False where a value is NaN, or a scale is
+// not within 0 to 128.
 bool pack_fp8(ThreadPool& pool, const uint8_t* codes, const float* scales, int64_t n, int64_t k,
               f8e4m3* panels, float* scales_of_panels);
 
