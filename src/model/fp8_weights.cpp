@@ -79,7 +79,6 @@ void load(Transformer& model, Backend& backend, Places plan, const Fill& fill, c
   }
   for (const auto& [path, tensor] : plan.others) keep(path, tensor);
   for (auto& [path, gate] : model.gates()) allocate(gate->load);
-  pack_weights(model, backend);
 }
 
 // A matrix as it is stored.
@@ -197,6 +196,7 @@ void load_fp8(Transformer& model, const TensorSource& source, Backend& backend, 
       [&](const std::string& path, const Tensor& tensor) {
         load_parameter(path, tensor, source, true, pool);
       });
+  later ? pack_weights(model, backend, source, *later) : pack_weights(model, backend);
 }
 
 void initialise_fp8(Transformer& model, uint64_t seed, Backend& backend) {
@@ -235,6 +235,7 @@ void initialise_fp8(Transformer& model, uint64_t seed, Backend& backend) {
         allocate(tensor);
         initialise_parameter(path, tensor, deviation, seed);
       });
+  pack_weights(model, backend);
 }
 
 }  // namespace latente
