@@ -42,7 +42,7 @@ Importance calibrated(const Options& options, CpuBackend& backend) {
       fail("{}: token {} lies outside the model's vocabulary of {}", options.calibration, id,
            source.config.vocab_size);
   }
-  const auto model = load_for_running(source, {}, backend);
+  const auto model = load_for_running(source, {.copied = true}, backend);  // there is much to read
   StatusLine line;
   const Pace pace;
   CalibrationOptions how;

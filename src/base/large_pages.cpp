@@ -1,51 +1,19 @@
 #include "base/large_pages.h"
 
 #include <sys/mman.h>
-#include <time.h>
 
-#include <chrono>
-#include <condition_variable>
 #include <cstdint>
 #include <cstring>
 #include <fstream>
-#include <mutex>
 #include <string>
 #include <utility>
+
+#include "base/background_pace.h"
 
 namespace latente {
 namespace {
 
-double seconds(clockid_t clock) {
-  timespec time{};
-  ::clock_gettime(clock, &time);
-  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
-}
-
-// Keeps this thread's share of time small while the process's others compute.
-class Pace {
- public:
-  // After each piece of work; a stop ends the rest.
-  void keep(const std::stop_token& stop) {
-    const double all = seconds(CLOCK_PROCESS_CPUTIME_ID), own = seconds(CLOCK_THREAD_CPUTIME_ID);
-    const double now = seconds(CLOCK_MONOTONIC), worked = own - own_;
-    const bool others_compute = all - all_ - worked > busy * (now - now_);
-    // What others do meanwhile counts for the next look.
-    all_ = all, own_ = own, now_ = now;
-    if (!others_compute) return;
-    std::unique_lock lock(mutex_);
-    asleep_.wait_for(lock, stop, std::chrono::duration<double>(worked * (1 / share - 1)),
-                     [] { return false; });
-  }
-
- private:
-  static constexpr double share = 0.05;  // of one core's time
-  static constexpr double busy = 0.25;   // cores
-
-  double all_ = seconds(CLOCK_PROCESS_CPUTIME_ID), own_ = seconds(CLOCK_THREAD_CPUTIME_ID);
-  double now_ = seconds(CLOCK_MONOTONIC);
-  std::mutex mutex_;
-  std::condition_variable_any asleep_;
-};
+constexpr double share = 0.05;  // of one core's time
 
 uintptr_t rounded_up(uintptr_t address) {
   return (address + LargePages::size - 1) / LargePages::size * LargePages::size;
@@ -72,7 +40,7 @@ void move_range(std::span<const std::byte> range, const std::stop_token& stop) {
   auto* copies = reinterpret_cast<std::byte*>(rounded_up(reinterpret_cast<uintptr_t>(memory)));
   size_t done = 0;
   if (::madvise(memory, reserved, MADV_HUGEPAGE) == 0) {
-    for (Pace pace; first + done < end && !stop.stop_requested(); pace.keep(stop)) {
+    for (BackgroundPace pace; first + done < end && !stop.stop_requested(); pace.keep(stop, share)) {
       if (!move_page(copies + done, reinterpret_cast<std::byte*>(first + done))) break;
       done += LargePages::size;
     }

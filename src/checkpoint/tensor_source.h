@@ -29,6 +29,7 @@ struct MappedBlocks {
   Shape shape;
   std::span<const std::byte> bytes;
   std::shared_ptr<void> owner;
+  const MappedFile* file = nullptr;  // as MappedTensor's
 };
 
 // All functions may be called from several threads at once.

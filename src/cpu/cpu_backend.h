@@ -47,6 +47,7 @@ class CpuBackend final : public Backend {
   std::optional<Packed> quantised(Shape shape, DType type, int64_t group) const override;
   void pack_quantised(const int8_t* codes, const float* scales, View to, int64_t index, int64_t row,
                       int64_t rows) override;
+  bool pack_blocks(const std::byte* blocks, View to, int64_t index, int64_t row, int64_t rows) override;
   bool quantise(const float* values, const float* importance, View to, int64_t index, int64_t row,
                 int64_t rows) override;
   std::shared_ptr<void> take_panels(const void* panels, View& view) override;

@@ -1,5 +1,6 @@
 #include "cpu/cpu_backend.h"
 #include "cpu/quantised.h"
+#include "cpu/scratch.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "cpu/embedding.cpp"
@@ -54,9 +55,19 @@ void check_ids(const View& ids, int64_t rows) {
 }
 
 void gather_quantised(const View& ids, const View& table, const View& out, int64_t begin, int64_t end) {
+  const quantised::Form form = quantised::form_of(table);
+  const auto* panels = table.pending ? table.pending->at(0) : static_cast<const std::byte*>(table.data);
+  thread_local Scratch<std::byte> memory;
   for (int64_t t = begin; t < end; ++t) {
-    quantised::unpack(quantised::form_of(table), static_cast<const std::byte*>(table.data), table[1],
-                      ids.as<int32_t>()[t], 1, out.as<float>() + t * out.stride(0));
+    const int64_t row = ids.as<int32_t>()[t];
+    float* to = out.as<float>() + t * out.stride(0);
+    if (panels) {
+      quantised::unpack(form, panels, table[1], row, 1, to);
+    } else {
+      std::byte* panel = memory.reserve(quantised::panel_bytes(form, table[1]));
+      table.pending->make(0, row / quantised::panel_rows, 1, panel);
+      quantised::unpack(form, panel, table[1], row % quantised::panel_rows, 1, to);
+    }
   }
 }
 

@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "cpu/gemm_kernels.h"
 #include "cpu/gemm_tasks.h"
+#include "cpu/pending.h"
 #include "cpu/scratch.h"
 
 namespace latente::gemm {
@@ -31,22 +32,35 @@ class Multiplication {
 
   void run() {
     Tasks tasks(pool_, problems_, {[](int64_t) { return tile_rows(); }, tile_columns<T>()});
-    tasks.run([this](const Task& task, const Task&) { compute(task); });
+    tasks.run([this](const Task& task, const Task&) {
+      const auto& p = problems_[task.problem];
+      p.pending ? compute_pending(p, task) : compute(p, task);
+    });
   }
 
  private:
-  void compute(const Task& task) {
-    const auto& p = problems_[task.problem];
+  void compute_pending(const Problem<T, S>& p, const Task& task) {
+    for_pending(p.pending, task, tile_columns<T>(), p.panel * static_cast<int64_t>(sizeof(S)),
+                [&](const Task& piece, const std::byte* panels) {
+                  Problem<T, S> part = p;
+                  part.pending = {};
+                  part.panels = reinterpret_cast<const S*>(panels);
+                  part.first_panel = piece.n0 / tile_columns<T>();
+                  compute(part, piece);
+                });
+  }
+
+  void compute(const Problem<T, S>& p, const Task& task) {
     if (p.panels && (std::is_same_v<T, S> || task.last - task.first <= few_panels)) {
       if constexpr (is_scaled) {
-        compute_scaled(task);
+        compute_scaled(p, task);
       } else {
-        compute_packed(task);
+        compute_packed(p, task);
       }
     } else if (is_direct(p, task)) {
-      compute_directly(task);
+      compute_directly(p, task);
     } else {
-      compute_unpacked(task);
+      compute_unpacked(p, task);
     }
     if (p.bias && p.accumulate) {
       for (int64_t r = task.panels.start(task.first); r < task.panels.start(task.last); ++r) {
@@ -65,8 +79,7 @@ class Multiplication {
     }
   }
 
-  void compute_unpacked(const Task& task) {
-    const auto& p = problems_[task.problem];
+  void compute_unpacked(const Problem<T, S>& p, const Task& task) {
     const int64_t depth = depth_of_blocks(p.k);
     thread_local Scratch<T> of_rows, of_columns;
     T* rows = of_rows.reserve(panels_at_once * (tile_rows() * most_depth + Panels::spill));
@@ -121,7 +134,7 @@ class Multiplication {
   }
 
   static const S* panels_at(const Problem<T, S>& p, int64_t n0, int64_t k) {
-    return p.panels + n0 / tile_columns<T>() * p.panel + k * tile_columns<T>();
+    return p.panels + (n0 / tile_columns<T>() - p.first_panel) * p.panel + k * tile_columns<T>();
   }
 
   static void pack_columns(const Problem<T, S>& p, int64_t n0, int64_t n, int64_t k, int64_t count, T* to) {
@@ -134,8 +147,7 @@ class Multiplication {
   }
 
   // Columns were packed long ago.
-  void compute_packed(const Task& task) {
-    const auto& p = problems_[task.problem];
+  void compute_packed(const Problem<T, S>& p, const Task& task) {
     const int64_t depth = depth_of_blocks(p.k);
     thread_local Scratch<T> of_rows;
     T* rows = of_rows.reserve(panels_at_once * (tile_rows() * most_depth + Panels::spill));
@@ -158,8 +170,7 @@ class Multiplication {
 
   // The same with scales: all of k for the columns that share them, whose panels are then read from end to
   // end.
-  void compute_scaled(const Task& task) {
-    const auto& p = problems_[task.problem];
+  void compute_scaled(const Problem<T, S>& p, const Task& task) {
     const int64_t depth = depth_of_blocks(p.k);
     Block<T, S> block;
     block.panels = task.panels;
@@ -188,12 +199,11 @@ class Multiplication {
   }
 
   // A few rows: columns are not packed.
-  void compute_directly([[maybe_unused]] const Task& task) {
-    if constexpr (!is_scaled) stream_columns(task);
+  void compute_directly([[maybe_unused]] const Problem<T, S>& p, [[maybe_unused]] const Task& task) {
+    if constexpr (!is_scaled) stream_columns(p, task);
   }
 
-  void stream_columns(const Task& task) {
-    const auto& p = problems_[task.problem];
+  void stream_columns(const Problem<T, S>& p, const Task& task) {
     const int64_t depth = depth_of_blocks(p.k);
     thread_local Scratch<T> of_rows;
     T* rows = of_rows.reserve(p.m * p.k + divide_up(p.k, usual_depth) * Panels::spill);
@@ -262,24 +272,14 @@ bool pack_fp8(ThreadPool& pool, const uint8_t* codes, const float* scales, int64
               f8e4m3* panels, float* scales_of_panels) {
   LATENTE_ASSERT(k > 0 && k % 2 == 0);
   constexpr float most_scale = 128;
-  const int64_t width = tile_columns<float>(), half = width / 2, count = scales_of(n) * scales_of(k);
+  const int64_t width = tile_columns<float>(), count = scales ? scales_of(n) * scales_of(k) : 0;
   std::atomic<bool> fits{
       std::all_of(scales, scales + count, [](float s) { return s >= 0 && s <= most_scale; })};
   std::copy_n(scales, count, scales_of_panels);
   pool.parallel_for(divide_up(n, width), 1, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
-      auto* to = reinterpret_cast<uint8_t*>(panels) + p * width * k;
-      bool numbers = true;
-      for (int64_t j = 0; j < width; ++j) {
-        uint8_t* at = to + j % half * 4 + j / half;
-        const uint8_t* row = codes + (p * width + j) * k;
-        const bool there = p * width + j < n;
-        for (int64_t i = 0; i < k; i += 2, at += 2 * width) {
-          at[0] = there ? row[i] : uint8_t{0};
-          at[2] = there ? row[i + 1] : uint8_t{0};
-          numbers &= (at[0] & 0x7f) != 0x7f && (at[2] & 0x7f) != 0x7f;
-        }
-      }
+      const int64_t row = p * width;
+      const bool numbers = pack_panel(codes + row * k, std::min(width, n - row), k, panels + row * k);
       if (!numbers) fits.store(false, std::memory_order_relaxed);
     }
   });

@@ -12,6 +12,7 @@
 
 #include "base/threads.h"
 #include "tensor/dtype.h"
+#include "tensor/pending_panels.h"
 
 namespace latente::gemm {
 
@@ -33,7 +34,9 @@ struct Problem {
   Lines<T> a{};
   Lines<S> b{};
   const S* panels = nullptr;      // b as pack() left it; then `b` is not read
+  PendingMatrix pending{};        // instead of them
   int64_t panel = 0;              // elements from one of them to the next
+  int64_t first_panel = 0;        // the one that `panels` begin with
   const float* scales = nullptr;  // of panels of FP8: [scales_of(n), scales_of(k)]
   T* c = nullptr;
   int64_t c_row = 0;
@@ -55,8 +58,8 @@ int64_t panel_columns(DType type);
 template <class S>
 void pack(ThreadPool& pool, const Lines<S>& b, int64_t n, int64_t k, S* panels);
 
-// codes [n, k] and scales [scales_of(n), scales_of(k)]. False where a value is NaN, or a scale is not within
-// 0 to 128.
+// codes [n, k] and scales [scales_of(n), scales_of(k)], or null. False where a value is NaN, or a scale is
+// not within 0 to 128.
 bool pack_fp8(ThreadPool& pool, const uint8_t* codes, const float* scales, int64_t n, int64_t k,
               f8e4m3* panels, float* scales_of_panels);
 

@@ -33,6 +33,8 @@ void scale_rows(const Panels& panels, int64_t first, int64_t last, int64_t k, in
 
 // One panel of gemm.h's pack(): the columns [n0, n0 + n) of b, all k of them.
 void pack_panel(const Lines<bf16>& b, int64_t n0, int64_t n, int64_t k, bf16* to);
+// The same of FP8 codes [n, k]. False where one is NaN.
+bool pack_panel(const uint8_t* codes, int64_t n, int64_t k, f8e4m3* to);
 // Some rows of such panels, `panel` elements apart, as pack_columns leaves them; FP8 for scaled rows.
 void widen_panels(const bf16* panels, int64_t panel, int64_t n, int64_t count, float* to);
 void widen_panels(const f8e4m3* panels, int64_t panel, int64_t n, int64_t count, float* to);

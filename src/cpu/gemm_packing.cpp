@@ -147,17 +147,89 @@ void columns(const Lines<S>& b, int64_t n0, int64_t n, int64_t k, int64_t count,
   }
 }
 
-void panel(const Lines<bf16>& b, int64_t n0, int64_t n, int64_t k, bf16* to) {
-  constexpr int64_t width = columns_of_tile<float>, half = width / 2;
-  for (int64_t j = 0; j < width; ++j) {
-    const int64_t at = j < half ? 2 * j : 2 * (j - half) + 1;
-    if (j >= n) {
-      for (int64_t i = 0; i < k; ++i) to[i * width + at] = bf16{};
-    } else {
-      const bf16* line = b.line(n0 + j);
-      for (int64_t i = 0; i < k; ++i) to[i * width + at] = line[i];
+// The elements of lines j and j + half side by side, in words of 32 bits [.., half]: those of one k, or, of
+// bytes, of two. As many k as fill vectors; see(vector) is called for each vector of a line. Returns how
+// many.
+template <class U, class See>
+HWY_INLINE int64_t weave([[maybe_unused]] const U* const* line, [[maybe_unused]] int64_t count,
+                         [[maybe_unused]] U* to, [[maybe_unused]] const See& see) {
+  int64_t k = 0;
+#if HWY_TARGET <= HWY_AVX2
+  constexpr int64_t half = lanes<float>;
+  constexpr auto step = static_cast<int64_t>(16 / sizeof(U));
+  const hn::Full128<U> d;
+  const Four four;
+  const Eight eight;
+  for (; k + step <= count; k += step) {
+    auto* words = reinterpret_cast<float*>(to + k * 2 * half);
+    for (int64_t j = 0; j < half; j += 8) {
+      hn::Vec<Eight> lower[4], upper[4];
+      LATENTE_UNROLL
+      for (int64_t i = 0; i < 4; ++i) {
+        const auto load = [&](int64_t at) HWY_ATTR {
+          const auto v = hn::LoadU(d, line[j + at] + k);
+          see(v);
+          return v;
+        };
+        const auto a = load(i), b = load(i + half), e = load(i + 4), f = load(i + 4 + half);
+        lower[i] = hn::Combine(eight, hn::BitCast(four, hn::InterleaveLower(d, e, f)),
+                               hn::BitCast(four, hn::InterleaveLower(d, a, b)));
+        upper[i] = hn::Combine(eight, hn::BitCast(four, hn::InterleaveUpper(d, e, f)),
+                               hn::BitCast(four, hn::InterleaveUpper(d, a, b)));
+      }
+      transpose_halves(lower);
+      transpose_halves(upper);
+      LATENTE_UNROLL
+      for (int64_t i = 0; i < 4; ++i) {
+        hn::StoreU(lower[i], eight, words + i * half + j);
+        hn::StoreU(upper[i], eight, words + (4 + i) * half + j);
+      }
     }
   }
+#endif
+  return k;
+}
+
+void panel(const Lines<bf16>& b, int64_t n0, int64_t n, int64_t k, bf16* to) {
+  constexpr int64_t width = columns_of_tile<float>, half = width / 2;
+  int64_t done = 0;
+  if (n == width) {
+    const uint16_t* lines[width];
+    for (int64_t j = 0; j < width; ++j) lines[j] = reinterpret_cast<const uint16_t*>(b.line(n0 + j));
+    done = weave(lines, k, reinterpret_cast<uint16_t*>(to), [](auto) {});
+  }
+  for (int64_t j = 0; j < width; ++j) {
+    const int64_t at = j < half ? 2 * j : 2 * (j - half) + 1;
+    for (int64_t i = done; i < k; ++i) to[i * width + at] = j < n ? b.line(n0 + j)[i] : bf16{};
+  }
+}
+
+bool panel_fp8(const uint8_t* codes, int64_t n, int64_t k, f8e4m3* panel) {
+  constexpr int64_t width = columns_of_tile<float>, half = width / 2;
+  constexpr uint8_t not_a_number = 0x7f;
+  auto* to = reinterpret_cast<uint8_t*>(panel);
+  int64_t done = 0;
+  bool numbers = true;
+#if HWY_TARGET <= HWY_AVX2
+  if (n == width) {
+    const uint8_t* lines[width];
+    for (int64_t j = 0; j < width; ++j) lines[j] = codes + j * k;
+    const hn::Full128<uint8_t> d;
+    const auto magnitude = hn::Set(d, not_a_number);
+    auto largest = hn::Zero(d);
+    done = weave(lines, k, to, [&](auto v) HWY_ATTR { largest = hn::Max(largest, hn::And(v, magnitude)); });
+    numbers = hn::AllTrue(d, hn::Lt(largest, magnitude));
+  }
+#endif
+  for (int64_t j = 0; j < width; ++j) {
+    uint8_t* at = to + done * width + j % half * 4 + j / half;
+    for (int64_t i = done; i < k; i += 2, at += 2 * width) {
+      at[0] = j < n ? codes[j * k + i] : uint8_t{0};
+      at[2] = j < n ? codes[j * k + i + 1] : uint8_t{0};
+      numbers &= (at[0] & not_a_number) != not_a_number && (at[2] & not_a_number) != not_a_number;
+    }
+  }
+  return numbers;
 }
 
 void widen_panels_f32(const bf16* panels, int64_t panel, int64_t n, int64_t count, float* to) {
@@ -239,6 +311,7 @@ HWY_EXPORT(columns_f32);
 HWY_EXPORT(columns_bf16);
 HWY_EXPORT(columns_f64);
 HWY_EXPORT(panel);
+HWY_EXPORT(panel_fp8);
 HWY_EXPORT(widen_panels_f32);
 HWY_EXPORT(widen_panels_fp8);
 HWY_EXPORT(scale_rows_fp8);
@@ -262,6 +335,9 @@ void pack_columns(const Lines<double>& b, int64_t n0, int64_t n, int64_t k, int6
 }
 void pack_panel(const Lines<bf16>& b, int64_t n0, int64_t n, int64_t k, bf16* to) {
   HWY_DYNAMIC_DISPATCH(panel)(b, n0, n, k, to);
+}
+bool pack_panel(const uint8_t* codes, int64_t n, int64_t k, f8e4m3* to) {
+  return HWY_DYNAMIC_DISPATCH(panel_fp8)(codes, n, k, to);
 }
 void widen_panels(const bf16* panels, int64_t panel, int64_t n, int64_t count, float* to) {
   HWY_DYNAMIC_DISPATCH(widen_panels_f32)(panels, panel, n, count, to);

@@ -91,6 +91,7 @@ std::byte* panels_of(const View& to, int64_t index, int64_t row) {
 }
 
 void by_head_quantised(ThreadPool& pool, const View& x, const View& w, const View& out) {
+  LATENTE_ASSERT(!w.pending);
   thread_local std::vector<quantised::Problem> heads;
   heads.clear();
   for (int64_t h = 0; h < w[0]; ++h) {
@@ -220,6 +221,11 @@ std::shared_ptr<void> CpuBackend::take_panels(const void*, View&) {
 void CpuBackend::pack_quantised(const int8_t* codes, const float* scales, View to, int64_t index, int64_t row,
                                 int64_t rows) {
   quantised::pack(pool_, quantised::form_of(to), codes, scales, rows, to[-1], panels_of(to, index, row));
+}
+
+bool CpuBackend::pack_blocks(const std::byte* blocks, View to, int64_t index, int64_t row, int64_t rows) {
+  return quantised::pack_blocks(pool_, quantised::form_of(to), blocks, rows, to[-1],
+                                panels_of(to, index, row));
 }
 
 bool CpuBackend::quantise(const float* values, const float* importance, View to, int64_t index, int64_t row,

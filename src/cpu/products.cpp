@@ -5,32 +5,49 @@
 namespace latente {
 namespace {
 
+// Where matrix e of a stack, or the only one, lies; in `pending` where it is not laid out yet.
+struct Matrix {
+  const void* data = nullptr;
+  PendingMatrix pending{};
+};
+
+Matrix matrix_of(const View& w, int64_t e) {
+  if (w.residency) return {w.residency->at(w.first_piece + static_cast<int32_t>(e))};
+  if (w.pending) {
+    if (const std::byte* panels = w.pending->want(e)) return {panels};
+    return {nullptr, {w.pending, e}};
+  }
+  const int64_t unit = is_quantised(w.dtype) ? 1 : size_of(w.dtype);
+  return {static_cast<const std::byte*>(w.data) + e * w.stride(0) * unit};
+}
+
 template <class T, class S>
-void set_weight(gemm::Problem<T, S>& problem, const View& w, const void* matrix) {
+void set_weight(gemm::Problem<T, S>& problem, const View& w, const Matrix& matrix) {
   LATENTE_ASSERT(w.dtype == dtype_of<S>);
-  if (w.layout == Layout::panels) {
-    problem.panels = static_cast<const S*>(matrix);
+  const void* rows = matrix.pending ? matrix.pending.panels->rows(matrix.pending.index) : nullptr;
+  if (rows) {
+    problem.b = {static_cast<const S*>(rows), w[-1], true};
+  } else if (w.layout == Layout::panels) {
+    problem.panels = static_cast<const S*>(matrix.data);
+    problem.pending = matrix.pending;
     problem.panel = w.stride(-2) * w.stride(-1);
     if constexpr (std::is_same_v<S, f8e4m3>) {
       const int64_t panels = (w[-2] + w.stride(-1) - 1) / w.stride(-1);
-      problem.scales = reinterpret_cast<const float*>(problem.panels + panels * problem.panel);
+      problem.scales = matrix.pending
+                           ? matrix.pending.panels->scales(matrix.pending.index)
+                           : reinterpret_cast<const float*>(problem.panels + panels * problem.panel);
     }
   } else {
     LATENTE_ASSERT(w.dtype != DType::f8e4m3);
-    problem.b = {static_cast<const S*>(matrix), w.stride(-2), true};
+    problem.b = {static_cast<const S*>(matrix.data), w.stride(-2), true};
   }
 }
 
-void set_weight(quantised::Problem& problem, const View& w, const void* matrix) {
+void set_weight(quantised::Problem& problem, const View& w, const Matrix& matrix) {
   LATENTE_ASSERT(w.layout == Layout::panels);
   problem.form = quantised::form_of(w);
-  problem.panels = static_cast<const std::byte*>(matrix);
-}
-
-const void* matrix_of(const View& w, int64_t e) {
-  if (w.residency) return w.residency->at(w.first_piece + static_cast<int32_t>(e));
-  const int64_t unit = is_quantised(w.dtype) ? 1 : size_of(w.dtype);
-  return static_cast<const std::byte*>(w.data) + e * w.stride(0) * unit;
+  problem.panels = static_cast<const std::byte*>(matrix.data);
+  problem.pending = matrix.pending;
 }
 
 }  // namespace
@@ -46,12 +63,12 @@ Products::Products(ThreadPool& pool) : pool_(pool) {
 }
 
 template <class Fill>
-void Products::append(const View& x, const View& w, const void* matrix, const Fill& fill) {
+void Products::append(const View& x, const View& w, int64_t e, const Fill& fill) {
   const auto to = [&]<class T>(auto& list, T number) {
     auto& problem = list.emplace_back();
     problem.n = w[-2];
     problem.k = w[-1];
-    set_weight(problem, w, matrix);
+    set_weight(problem, w, matrix_of(w, e));
     fill(problem, number);
   };
   if (is_quantised(w.dtype)) {
@@ -70,7 +87,7 @@ void Products::append(const View& x, const View& w, const void* matrix, const Fi
 void Products::add(const View& x, const View& w, const View& bias, const Grad& out) {
   LATENTE_ASSERT(w[1] == x[1] && out.view[0] == x[0] && out.view[1] == w[0]);
   LATENTE_ASSERT(!bias || (bias.count() == w[0] && bias.contiguous()));
-  append(x, w, w.data, [&]<class T>(auto& problem, T) {
+  append(x, w, 0, [&]<class T>(auto& problem, T) {
     problem.m = x[0];
     problem.a = {x.as<T>(), x.stride(0), true};
     problem.c = out.view.as<T>();
@@ -83,7 +100,7 @@ void Products::add(const View& x, const View& w, const View& bias, const Grad& o
 void Products::add_expert(const View& x, const View& rows, int64_t begin, int64_t end, const View& w,
                           int64_t e, const View& out) {
   LATENTE_ASSERT(w.shape.rank() == 3 && x[1] == w[2] && out[1] == w[1]);
-  append(x, w, matrix_of(w, e), [&]<class T>(auto& problem, T) {
+  append(x, w, e, [&]<class T>(auto& problem, T) {
     problem.m = end - begin;
     if (rows) {
       problem.a = {x.as<T>(), x.stride(0), true, rows.as<int32_t>() + begin};

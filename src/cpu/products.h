@@ -34,9 +34,9 @@ class Products {
     std::vector<gemm::Problem<double, double>> exact;
   };
   static Lists& reused_lists();
-  // Calls fill(problem, number of the problem's type) for a new problem of w's kind.
+  // Calls fill(problem, number of the problem's type) for a new problem of w's kind, with its matrix e.
   template <class Fill>
-  void append(const View& x, const View& w, const void* matrix, const Fill& fill);
+  void append(const View& x, const View& w, int64_t e, const Fill& fill);
 
   ThreadPool& pool_;
   Lists& lists_ = reused_lists();

@@ -4,7 +4,9 @@
 #include <atomic>
 #include <vector>
 
+#include "cpu/block_kernels.h"
 #include "cpu/gemm_tasks.h"
+#include "cpu/pending.h"
 #include "cpu/quantise_kernels.h"
 #include "cpu/quantised_kernels.h"
 #include "cpu/scratch.h"
@@ -29,12 +31,16 @@ struct PackedRow {
   bool operator==(const PackedRow&) const = default;
 };
 
-const std::byte* panels_of(const Problem& p, const Task& task) {
-  return p.panels + task.n0 / panel_rows * panel_bytes(p.form, p.k);
+// Null for a product that has none, and for a matrix that is not laid out.
+const std::byte* panels_of(std::span<const Problem> problems, const Task& task) {
+  if (task.n == 0) return nullptr;
+  const Problem& p = problems[task.problem];
+  return p.pending ? nullptr : p.panels + task.n0 / panel_rows * panel_bytes(p.form, p.k);
 }
 
-// `then`: what the thread will read after the task's columns, or null.
-void compute(const Problem& p, const Task& task, const std::byte* then, uint64_t call) {
+// panels: of the task's columns. `then`: what the thread will read after them, or null.
+void compute(const Problem& p, const Task& task, const std::byte* panels, const std::byte* then,
+             uint64_t call) {
   const Form form = p.form;
   const int64_t groups = groups_of(p.k, form.group);
   const Unit unit = unit_for(p.m);
@@ -50,7 +56,6 @@ void compute(const Problem& p, const Task& task, const std::byte* then, uint64_t
       of_rows.reserve(unit == Unit::amx ? packed_amx_bytes(most_panels, form.group, std::min(depth, groups))
                                         : packed_bytes(most_panels * rows_of_tile(unit), form.group,
                                                        std::min(depth, groups)));
-  const std::byte* panels = panels_of(p, task);
   Block block;
   block.panels = task.panels;
   block.n = task.n;
@@ -117,14 +122,31 @@ bool quantise(ThreadPool& pool, Form form, const float* values, const float* imp
   return finite.load();
 }
 
+bool pack_blocks(ThreadPool& pool, Form form, const std::byte* blocks, int64_t n, int64_t k,
+                 std::byte* panels) {
+  const int64_t row = row_of_blocks(form, k);
+  std::atomic<bool> fits{true};
+  pool.parallel_for(divide_up(n, panel_rows), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      if (!panel_of_blocks(form, blocks + i * panel_rows * row, std::min(panel_rows, n - i * panel_rows), k,
+                           panels + i * panel_bytes(form, k)))
+        fits.store(false, std::memory_order_relaxed);
+    }
+  });
+  return fits.load();
+}
+
 void multiply(ThreadPool& pool, std::span<const Problem> problems) {
   // Two panels of columns share the activations.
   Tasks tasks(pool, problems, {[](int64_t rows) { return rows_of_tile(unit_for(rows)); }, 2 * panel_rows});
   static std::atomic<uint64_t> calls{0};
   const uint64_t call = calls.fetch_add(1, std::memory_order_relaxed) + 1;
   tasks.run([&](const Task& task, const Task& next) {
-    compute(problems[task.problem], task, next.n > 0 ? panels_of(problems[next.problem], next) : nullptr,
-            call);
+    const Problem& p = problems[task.problem];
+    if (!p.pending) return compute(p, task, panels_of(problems, task), panels_of(problems, next), call);
+    for_pending(
+        p.pending, task, panel_rows, panel_bytes(p.form, p.k),
+        [&](const Task& piece, const std::byte* panels) { compute(p, piece, panels, nullptr, call); });
   });
 }
 

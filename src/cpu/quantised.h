@@ -1,7 +1,7 @@
 // Products with weights of 8 or 4 bits in panels (tensor/panels.h). Activations are quantised as they are
 // packed: to 8 bits, with a scale for each row and group, which is rounded to float16 for groups of 32, as
-// llama.cpp does. Sums within a group are whole numbers, and groups are added in rising order, scale by scale,
-// in float32: so a row has the same bits whatever the batch, the threads and the instruction set.
+// llama.cpp does. Sums within a group are whole numbers, and groups are added in rising order, scale by
+// scale, in float32: so a row has the same bits whatever the batch, the threads and the instruction set.
 #pragma once
 
 #include <cstddef>
@@ -11,6 +11,7 @@
 #include "base/threads.h"
 #include "cpu/gemm.h"
 #include "tensor/panels.h"
+#include "tensor/pending_panels.h"
 #include "tensor/view.h"
 
 namespace latente::quantised {
@@ -26,12 +27,17 @@ void pack(ThreadPool& pool, Form form, const int8_t* codes, const float* scales,
 bool quantise(ThreadPool& pool, Form form, const float* values, const float* importance, int64_t n, int64_t k,
               std::byte* panels);
 
+// The same from rows of blocks, as Backend::pack_blocks has them.
+bool pack_blocks(ThreadPool& pool, Form form, const std::byte* blocks, int64_t n, int64_t k,
+                 std::byte* panels);
+
 // c[m, n] (+)= a · wᵀ + bias
 struct Problem {
   Form form{};
   int64_t m = 0, n = 0, k = 0;
   gemm::Lines<float> a{};  // along k
   const std::byte* panels = nullptr;
+  PendingMatrix pending{};  // instead of them
   float* c = nullptr;
   int64_t c_row = 0;
   const float* bias = nullptr;  // [n]

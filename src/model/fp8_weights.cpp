@@ -12,6 +12,7 @@ namespace latente {
 namespace {
 
 constexpr int64_t block = 128;
+constexpr float most_scale = 128;
 int64_t blocks(int64_t count) { return (count + block - 1) / block; }
 
 // Matrices that products alone read.
@@ -66,32 +67,95 @@ Places plan_stored(Transformer& model, const TensorSource& source, const Backend
               [&](const std::string& path, const Tensor& tensor) { return is_stored(source, path, tensor); });
 }
 
-// Calls fill(place) with memory for each, then keep(path, tensor) for what is not in FP8.
+// Calls fill(place, memory) for each; it says whether it did, and nobody else will. Then keep(path, tensor)
+// for what is not in FP8.
 template <class Fill, class Keep>
 void load(Transformer& model, Backend& backend, Places plan, const Fill& fill, const Keep& keep) {
   // One piece of memory, so that it may lie in large pages.
   const std::shared_ptr<void> memory = backend.allocate(plan.bytes);
   for (Place& place : plan.places) {
     place.view.data = static_cast<char*>(memory.get()) + place.offset;
-    fill(place);
-    bind_view(place.tensor, place.view, memory);
+    if (fill(place, memory)) bind_view(place.tensor, place.view, memory);
   }
   for (const auto& [path, tensor] : plan.others) keep(path, tensor);
   for (auto& [path, gate] : model.gates()) allocate(gate->load);
-  pack_weights(model, backend);
 }
 
-void pack_stored(const TensorSource& source, Backend& backend, const Place& place, int64_t index) {
-  const std::string name = matrix_path(place.path, index), scale_name = *source.scale_name(name);
-  const View codes = source.map(name)->view;
-  const Shape shape{place.view[-2], place.view[-1]};
-  if (codes.shape != shape)
-    fail("{}: expected {}, found {} in {}", name, shape.str(), codes.shape.str(), source.file_of(name));
-  std::vector<float> scales(static_cast<size_t>(blocks(shape[0]) * blocks(shape[1])));
-  source.read(scale_name, View(scales.data(), {blocks(shape[0]), blocks(shape[1])}, DType::f32));
-  if (!backend.pack_fp8(codes, scales.data(), place.view, index))
-    fail("{}: {}: expected FP8 codes that are numbers, and scales from 0 to 128", source.file_of(name), name);
-  source.release(name);
+// A matrix as it is stored.
+struct Stored {
+  std::string name, file;
+  MappedTensor codes;
+  std::vector<float> scales;
+};
+
+Stored stored(const TensorSource& source, const Place& place, int64_t index) {
+  const std::string name = matrix_path(place.path, index);
+  Stored matrix{name, source.file_of(name), *source.map(name), {}};
+  const Shape shape{place.view[-2], place.view[-1]}, &found = matrix.codes.view.shape;
+  if (found != shape) fail("{}: expected {}, found {} in {}", name, shape.str(), found.str(), matrix.file);
+  matrix.scales.resize(static_cast<size_t>(blocks(shape[0]) * blocks(shape[1])));
+  source.read(*source.scale_name(name),
+              View(matrix.scales.data(), {blocks(shape[0]), blocks(shape[1])}, DType::f32));
+  return matrix;
+}
+
+[[noreturn]] void refuse(const Stored& matrix) {
+  fail("{}: {}: expected FP8 codes that are numbers, and scales from 0 to 128", matrix.file, matrix.name);
+}
+
+class MatricesInFp8 final : public MatricesInFile {
+ public:
+  MatricesInFp8(const View& view, std::vector<MappedBytes> bytes, std::vector<Stored> matrices,
+                Backend& backend)
+      : MatricesInFile(std::move(bytes), (view[-2] + view.stride(-1) - 1) / view.stride(-1),
+                       view.stride(-2) * view.stride(-1)),
+        panel_(backend.packed(View(nullptr, {view.stride(-1), view[-1]}, DType::f8e4m3))->view),
+        rows_(view[-2]),
+        matrices_(std::move(matrices)),
+        backend_(backend) {}
+
+  // A panel at a time: the backend's threads are at work elsewhere.
+  void make(int64_t i, int64_t first, int64_t count, std::byte* to) const override {
+    const Stored& matrix = matrices_[static_cast<size_t>(i)];
+    const int64_t width = panel_[0], k = panel_[1];
+    auto* codes = static_cast<std::byte*>(matrix.codes.view.data);
+    for (int64_t row = first * width; count > 0; --count, row += width, to += panel_bytes()) {
+      View panel = panel_;
+      panel.data = to;
+      const View rows(codes + row * k, {std::min(width, rows_ - row), k}, DType::f8e4m3);
+      panel.shape = rows.shape;
+      if (!backend_.pack_fp8(rows, nullptr, panel, 0)) refuse(matrix);
+    }
+  }
+  const float* scales(int64_t i) const override { return matrices_[static_cast<size_t>(i)].scales.data(); }
+  void finish(int64_t i, std::byte* matrix) const override {
+    const std::vector<float>& scales = matrices_[static_cast<size_t>(i)].scales;
+    std::memcpy(matrix + panels() * panel_bytes(), scales.data(), scales.size() * sizeof(float));
+  }
+
+ private:
+  View panel_;
+  int64_t rows_;
+  std::vector<Stored> matrices_;
+  Backend& backend_;
+};
+
+std::unique_ptr<MatricesInFile> matrices_in_fp8(const TensorSource& source, const Place& place,
+                                                Backend& backend) {
+  std::vector<MappedBytes> bytes;
+  std::vector<Stored> matrices;
+  for (int64_t i = 0; i < matrices_of(place.tensor); ++i) {
+    matrices.push_back(stored(source, place, i));
+    const MappedTensor& codes = matrices.back().codes;
+    bytes.push_back(
+        {{static_cast<const std::byte*>(codes.view.data), static_cast<size_t>(codes.view.bytes())},
+         codes.owner,
+         codes.file});
+    for (float scale : matrices.back().scales) {
+      if (!(scale >= 0 && scale <= most_scale)) refuse(matrices.back());
+    }
+  }
+  return std::make_unique<MatricesInFp8>(place.view, std::move(bytes), std::move(matrices), backend);
 }
 
 }  // namespace
@@ -112,17 +176,27 @@ int64_t fp8_bytes(Transformer& model, const TensorSource& source, const Backend&
   return bytes;
 }
 
-void load_fp8(Transformer& model, const TensorSource& source, Backend& backend) {
+void load_fp8(Transformer& model, const TensorSource& source, Backend& backend, BackgroundLayout* later) {
   check_names(model, source);
   ThreadPool pool;
   load(
       model, backend, plan_stored(model, source, backend),
-      [&](const Place& place) {
-        for (int64_t i = 0; i < matrices_of(place.tensor); ++i) pack_stored(source, backend, place, i);
+      [&](const Place& place, const std::shared_ptr<void>& memory) {
+        if (later) {
+          later->add(place.tensor, place.view, matrices_in_fp8(source, place, backend), memory);
+          return false;
+        }
+        for (int64_t i = 0; i < matrices_of(place.tensor); ++i) {
+          const Stored matrix = stored(source, place, i);
+          if (!backend.pack_fp8(matrix.codes.view, matrix.scales.data(), place.view, i)) refuse(matrix);
+          source.release(matrix.name);
+        }
+        return true;
       },
       [&](const std::string& path, const Tensor& tensor) {
         load_parameter(path, tensor, source, true, pool);
       });
+  later ? pack_weights(model, backend, source, *later) : pack_weights(model, backend);
 }
 
 void initialise_fp8(Transformer& model, uint64_t seed, Backend& backend) {
@@ -140,7 +214,7 @@ void initialise_fp8(Transformer& model, uint64_t seed, Backend& backend) {
   if (places.places.empty()) fail("{} cannot run weights of FP8", backend.name());
   load(
       model, backend, std::move(places),
-      [&](const Place& place) {
+      [&](const Place& place, const std::shared_ptr<void>&) {
         const int64_t n = place.view[-2], k = place.view[-1];
         matrix.resize(static_cast<size_t>(n * k));
         const std::vector<float> scales(static_cast<size_t>(blocks(n) * blocks(k)),
@@ -155,11 +229,13 @@ void initialise_fp8(Transformer& model, uint64_t seed, Backend& backend) {
               backend.pack_fp8(View(matrix.data(), {n, k}, DType::f8e4m3), scales.data(), place.view, i);
           LATENTE_ASSERT(packed);
         }
+        return true;
       },
       [&](const std::string& path, const Tensor& tensor) {
         allocate(tensor);
         initialise_parameter(path, tensor, deviation, seed);
       });
+  pack_weights(model, backend);
 }
 
 }  // namespace latente

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "checkpoint/tensor_source.h"
+#include "model/background_layout.h"
 #include "model/transformer.h"
 
 namespace latente {
@@ -13,7 +14,10 @@ bool runs_fp8(const TensorSource& source, const Backend& backend);
 // Matrices that are so stored, and that only products read, are packed for these, code for code; the others
 // have the model's type. The latent's up-projection is among those, since absorbed attention reads it head by
 // head. Error where load_parameters has one, and when a code or a scale is not a number or too large.
-void load_fp8(Transformer& model, const TensorSource& source, Backend& backend);
+// Where there is `later`, not yet started, it is left the codes; one that is not a number is then an Error of
+// the product that meets it.
+void load_fp8(Transformer& model, const TensorSource& source, Backend& backend,
+              BackgroundLayout* later = nullptr);
 // Bytes that load_fp8 takes.
 int64_t fp8_bytes(Transformer& model, const TensorSource& source, const Backend& backend);
 

@@ -223,7 +223,8 @@ std::optional<MappedBlocks> GgufCheckpoint::blocks(std::string_view name) const 
   std::span<const std::byte> bytes =
       tensor.data.subspan(static_cast<size_t>(found.first_row * tensor.row_bytes()),
                           static_cast<size_t>(rows * tensor.row_bytes()));
-  return MappedBlocks{tensor.type, found.shape, bytes, files_[found.stored.file]};
+  const std::shared_ptr<GgufFile>& file = files_[found.stored.file];
+  return MappedBlocks{tensor.type, found.shape, bytes, file, &file->file()};
 }
 
 std::optional<MappedTensor> GgufCheckpoint::map(std::string_view name) const {

@@ -77,9 +77,11 @@ class RandomPanels final : public QuantisedPanels {
   std::map<std::tuple<int64_t, DType, int32_t>, Drawn> drawn_;
 };
 
-template <class Keep>
+// leave(place, view, memory): whether somebody else gives the place its panels.
+template <class Keep, class Leave>
 void load(Transformer& model, Backend& backend, const QuantisedPlaces& plan, QuantisedPanels& panels,
-          const Keep& keep, int64_t most_packed, const std::function<void(int64_t, int64_t)>& progress) {
+          const Keep& keep, const Leave& leave, int64_t most_packed,
+          const std::function<void(int64_t, int64_t)>& progress) {
   const auto total = static_cast<int64_t>(plan.places.size() + plan.kept.size());
   int64_t bytes = 0, done = 0;
   const auto step = [&] {
@@ -109,8 +111,10 @@ void load(Transformer& model, Backend& backend, const QuantisedPlaces& plan, Qua
   for (const QuantisedPlace& place : plan.places) {
     View view = place.view;
     view.data = at;
-    panels.make(place, at);
-    bind_view(place.tensor, view, memory);
+    if (!leave(place, view, memory)) {
+      panels.make(place, at);
+      bind_view(place.tensor, view, memory);
+    }
     at += aligned(place.bytes);
     step();
   }
@@ -122,16 +126,20 @@ void load(Transformer& model, Backend& backend, const QuantisedPlaces& plan, Qua
   pack_weights(model, backend, most_packed);
 }
 
+constexpr auto leave_none = [](const QuantisedPlace&, const View&, const std::shared_ptr<void>&) {
+  return false;
+};
 constexpr int64_t no_limit = std::numeric_limits<int64_t>::max();
 
+template <class Leave>
 void load(Transformer& model, const TensorSource& checkpoint, Backend& backend, const QuantisedPlaces& plan,
-          int64_t most_packed, const std::function<void(int64_t, int64_t)>& progress) {
+          const Leave& leave, int64_t most_packed, const std::function<void(int64_t, int64_t)>& progress) {
   CheckpointPanels panels(backend, checkpoint);
   ThreadPool pool;
   const auto keep = [&](const std::string& path, const Tensor& tensor) {
     load_parameter(path, tensor, checkpoint, true, pool);
   };
-  load(model, backend, plan, panels, keep, most_packed, progress);
+  load(model, backend, plan, panels, keep, leave, most_packed, progress);
 }
 
 }  // namespace
@@ -139,14 +147,22 @@ void load(Transformer& model, const TensorSource& checkpoint, Backend& backend, 
 void load_quantised(Transformer& model, const TensorSource& checkpoint, Backend& backend,
                     const QuantisedOptions& options) {
   check_names(model, checkpoint);
-  load(model, checkpoint, backend, quantised_places(model, backend, options), no_limit, options.progress);
+  load(model, checkpoint, backend, quantised_places(model, backend, options), leave_none, no_limit,
+       options.progress);
 }
 
 void load_as_stored(Transformer& model, const TensorSource& checkpoint, Backend& backend, int64_t most_bytes,
-                    const std::function<void(int64_t, int64_t)>& progress) {
+                    BackgroundLayout* later, const std::function<void(int64_t, int64_t)>& progress) {
   LATENTE_ASSERT(model.weights() == DType::f32);
   check_names(model, checkpoint);
-  load(model, checkpoint, backend, stored_places(model, backend, checkpoint), most_bytes, progress);
+  const auto leave = [&](const QuantisedPlace& place, const View& view, const std::shared_ptr<void>& memory) {
+    std::unique_ptr<MatricesInFile> matrices =
+        later ? matrices_in_blocks(place, checkpoint, backend) : nullptr;
+    if (!matrices) return false;
+    later->add(place.tensor, view, std::move(matrices), memory);
+    return true;
+  };
+  load(model, checkpoint, backend, stored_places(model, backend, checkpoint), leave, most_bytes, progress);
 }
 
 void initialise_quantised(Transformer& model, uint64_t seed, Backend& backend,
@@ -157,7 +173,8 @@ void initialise_quantised(Transformer& model, uint64_t seed, Backend& backend,
     allocate(tensor);
     initialise_quickly(path, tensor, deviation, seed);
   };
-  load(model, backend, quantised_places(model, backend, options), panels, keep, no_limit, options.progress);
+  load(model, backend, quantised_places(model, backend, options), panels, keep, leave_none, no_limit,
+       options.progress);
 }
 
 }  // namespace latente

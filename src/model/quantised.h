@@ -4,6 +4,7 @@
 #include <functional>
 
 #include "checkpoint/tensor_source.h"
+#include "model/background_layout.h"
 #include "model/transformer.h"
 #include "tensor/quantise.h"
 
@@ -32,8 +33,11 @@ void load_quantised(Transformer& model, const TensorSource& checkpoint, Backend&
 // float16, which is held as bfloat16. The model's type must be float32: norms, biases and routers are; an MTP
 // module's eh_proj is bfloat16. What the latent's up-projection needs along
 // the other axis than it is stored in (stored_places) is bfloat16 if it is Q8_0, else rounded to 8 bits.
-// Packing floats for products takes `most_bytes` at most. Errors as above.
+// Packing floats for products takes `most_bytes` at most. Matrices with an exact form are left to `later`
+// where there is one, not yet started; a scale that is not finite is then an Error of the product that meets
+// it. Errors as above.
 void load_as_stored(Transformer& model, const TensorSource& checkpoint, Backend& backend, int64_t most_bytes,
+                    BackgroundLayout* later = nullptr,
                     const std::function<void(int64_t done, int64_t total)>& progress = {});
 
 // Random weights, to see how fast a model of this shape would be.

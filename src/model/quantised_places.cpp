@@ -213,6 +213,86 @@ class PlanningAsStored final : public Planning {
   const TensorSource& source_;
 };
 
+[[noreturn]] void refuse(const std::string& file, const std::string& name) {
+  fail("{}: {}: expected finite values that 8 or 4 bits can hold", file, name);
+}
+
+constexpr int64_t block_group = 32;  // of all types that have codes
+
+// Whether panels like `to` hold a matrix of `rows` rows as its blocks do.
+bool is_exact(const MappedBlocks& stored, const View& to, int64_t rows) {
+  return exact_type(stored.type) == to.dtype && to.group == block_group && stored.shape[-1] == to[-1] &&
+         stored.shape.count() == rows * to[-1];
+}
+
+// Rows [first, first + rows) of exact blocks, to be rows of matrix `index` of `to` from `to_row` on. False
+// when a scale is not finite.
+bool pack_blocks(const MappedBlocks& stored, int64_t first, int64_t rows, Backend& backend, const View& to,
+                 int64_t index, int64_t to_row) {
+  constexpr float beyond_half = 65520.0f;  // what float16 rounds to infinity
+  thread_local std::vector<int8_t> codes;
+  thread_local std::vector<float> scales;
+  const int64_t k = to[-1];
+  const GgmlBlock& block = block_of(stored.type);
+  const std::byte* from = stored.bytes.data() + first * (k / block.values * block.bytes);
+  const bool quick =
+      stored.type == GgmlType::q8_0 || stored.type == GgmlType::q4_0 || stored.type == GgmlType::q4_k;
+  if (quick && backend.pack_blocks(from, to, index, to_row, rows)) return true;
+  codes.resize(static_cast<size_t>(rows * k));
+  scales.resize(codes.size() / block_group * (to.dtype == DType::q4m ? 2 : 1));
+  decode_codes(stored.type, from, rows * k, codes.data(), scales.data());
+  for (size_t i = 0; i < scales.size(); ++i) {
+    if (!(std::abs(scales[i]) < beyond_half)) return false;
+    if (to.dtype != DType::q8 || i * block_group >= codes.size()) continue;  // of 4 bits, or an offset
+    int8_t* of_group = codes.data() + i * block_group;
+    if (*std::min_element(of_group, of_group + block_group) > -128) continue;
+    // Quantisers hardly write it, and products do not take it.
+    std::array<float, block_group> again;
+    std::transform(of_group, of_group + block_group, again.begin(),
+                   [&](int8_t code) { return scales[i] * code; });
+    quantise_rows(again.data(), 1, block_group, 8, block_group, of_group, &scales[i]);
+    if (!(std::abs(scales[i]) < beyond_half)) return false;
+  }
+  backend.pack_quantised(codes.data(), scales.data(), to, index, to_row, rows);
+  return true;
+}
+
+class MatricesInBlocks final : public MatricesInFile {
+ public:
+  struct Matrix {
+    std::string name, file;
+    MappedBlocks blocks;
+  };
+
+  MatricesInBlocks(const View& view, std::vector<MappedBytes> bytes, std::vector<Matrix> matrices,
+                   Backend& backend)
+      : MatricesInFile(std::move(bytes), (view[-2] + quantised::panel_rows - 1) / quantised::panel_rows,
+                       quantised::panel_bytes(quantised::form_of(view.dtype, view.group), view[-1])),
+        view_(quantised::view_of({quantised::panel_rows, view[-1]}, view.dtype, view.group)),
+        rows_(view[-2]),
+        matrices_(std::move(matrices)),
+        backend_(backend) {}
+
+  // A panel at a time: the backend's threads are at work elsewhere.
+  void make(int64_t i, int64_t first, int64_t count, std::byte* to) const override {
+    const Matrix& matrix = matrices_[static_cast<size_t>(i)];
+    View panel = view_;
+    for (int64_t row = first * quantised::panel_rows; count > 0;
+         --count, row += quantised::panel_rows, to += panel_bytes()) {
+      panel.data = to;
+      if (!pack_blocks(matrix.blocks, row, std::min(quantised::panel_rows, rows_ - row), backend_, panel, 0,
+                       0))
+        refuse(matrix.file, matrix.name);
+    }
+  }
+
+ private:
+  View view_;  // of a panel
+  int64_t rows_;
+  std::vector<Matrix> matrices_;
+  Backend& backend_;
+};
+
 }  // namespace
 
 std::string QuantisedPlace::source_of(int64_t i) const { return matrix_path(source, i); }
@@ -230,6 +310,21 @@ int64_t QuantisedPlaces::bytes() const {
   for (const QuantisedPlace& place : places) bytes += place.bytes;
   for (const auto& [path, tensor] : kept) bytes += tensor.count() * size_of(tensor.dtype());
   return bytes;
+}
+
+std::unique_ptr<MatricesInFile> matrices_in_blocks(const QuantisedPlace& place, const TensorSource& source,
+                                                   Backend& backend) {
+  if (place.stride > 0 || place.transposed || !is_quantised(place.view.dtype)) return nullptr;
+  std::vector<MatricesInBlocks::Matrix> matrices;
+  std::vector<MappedBytes> bytes;
+  for (int64_t i = 0; i < place.matrices(); ++i) {
+    const std::string name = place.source_of(i);
+    std::optional<MappedBlocks> stored = source.blocks(name);
+    if (!stored || !is_exact(*stored, place.view, place.rows())) return nullptr;
+    bytes.push_back({stored->bytes, stored->owner, stored->file});
+    matrices.push_back({name, source.file_of(name), std::move(*stored)});
+  }
+  return std::make_unique<MatricesInBlocks>(place.view, std::move(bytes), std::move(matrices), backend);
 }
 
 void take_panels(const QuantisedPlace& place, const void* panels, Backend& device) {
@@ -319,41 +414,17 @@ void CheckpointPanels::make_rows(const QuantisedPlace& place, int64_t matrix, in
     if (found != importance_->end()) columns = &found->second;
     LATENTE_ASSERT(!columns || static_cast<int64_t>(columns->size()) == k);
   }
-  if (!backend().quantise(read, columns ? columns->data() : nullptr, to, index, to_row, rows)) refuse(name);
+  if (!backend().quantise(read, columns ? columns->data() : nullptr, to, index, to_row, rows))
+    refuse(checkpoint_.file_of(name), name);
 }
 
 bool CheckpointPanels::take_codes(const QuantisedPlace& place, const std::string& name, int64_t first,
                                   int64_t rows, const View& to, int64_t index, int64_t to_row) {
-  constexpr int64_t group = 32;            // of all types that have codes
-  constexpr float beyond_half = 65520.0f;  // what float16 rounds to infinity
-  thread_local std::vector<int8_t> codes;
-  thread_local std::vector<float> scales;
-  const int64_t k = place.columns();
   const std::optional<MappedBlocks> stored = checkpoint_.blocks(name);
-  if (!stored || exact_type(stored->type) != to.dtype || to.group != group) return false;
-  if (stored->shape[-1] != k || stored->shape.count() != place.source_rows() * k) return false;
-  const GgmlBlock& block = block_of(stored->type);
-  const int64_t row_bytes = k / block.values * block.bytes;
-  codes.resize(static_cast<size_t>(rows * k));
-  scales.resize(codes.size() / group * (to.dtype == DType::q4m ? 2 : 1));
-  decode_codes(stored->type, stored->bytes.data() + first * row_bytes, rows * k, codes.data(), scales.data());
-  for (size_t i = 0; i < scales.size(); ++i) {
-    if (!(std::abs(scales[i]) < beyond_half)) refuse(name);
-    if (to.dtype != DType::q8 || i * group >= codes.size()) continue;  // of 4 bits, or an offset
-    int8_t* of_group = codes.data() + i * group;
-    if (*std::min_element(of_group, of_group + group) > -128) continue;
-    // Quantisers hardly write it, and products do not take it.
-    std::array<float, group> again;
-    std::transform(of_group, of_group + group, again.begin(), [&](int8_t code) { return scales[i] * code; });
-    quantise_rows(again.data(), 1, group, 8, group, of_group, &scales[i]);
-    if (!(std::abs(scales[i]) < beyond_half)) refuse(name);
-  }
-  backend().pack_quantised(codes.data(), scales.data(), to, index, to_row, rows);
+  if (!stored || !is_exact(*stored, to, place.source_rows())) return false;
+  if (!pack_blocks(*stored, first, rows, backend(), to, index, to_row))
+    refuse(checkpoint_.file_of(name), name);
   return true;
-}
-
-void CheckpointPanels::refuse(const std::string& name) const {
-  fail("{}: {}: expected finite values that 8 or 4 bits can hold", checkpoint_.file_of(name), name);
 }
 
 void CheckpointPanels::made(const QuantisedPlace& place, const QuantisedPiece& piece) {

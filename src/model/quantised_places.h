@@ -8,6 +8,7 @@
 
 #include "base/threads.h"
 #include "checkpoint/tensor_source.h"
+#include "model/background_layout.h"
 #include "model/importance.h"
 #include "model/quantised.h"
 #include "model/transformer.h"
@@ -80,6 +81,11 @@ class QuantisedPanels {
   ThreadPool pool_;
 };
 
+// What lays a place's matrices out from the blocks that they are stored in; null where these have no exact
+// form in the place's type, or another shape.
+std::unique_ptr<MatricesInFile> matrices_in_blocks(const QuantisedPlace& place, const TensorSource& source,
+                                                   Backend& backend);
+
 // Of a checkpoint's codes where it has them in a place's form, else of its values. Error naming the matrix
 // when one is not finite.
 class CheckpointPanels final : public QuantisedPanels {
@@ -94,8 +100,6 @@ class CheckpointPanels final : public QuantisedPanels {
   // Rows [first, first + rows) of a matrix; false when it has no such codes.
   bool take_codes(const QuantisedPlace& place, const std::string& name, int64_t first, int64_t rows,
                   const View& to, int64_t index, int64_t to_row);
-  [[noreturn]] void refuse(const std::string& name) const;
-
   const TensorSource& checkpoint_;
   const Importance* importance_;  // or null
 };

@@ -4,6 +4,7 @@
 #include <map>
 
 #include "base/memory.h"
+#include "model/background_layout.h"
 #include "model/converted.h"
 #include "model/experts_on_demand.h"
 #include "model/fp8_weights.h"
@@ -112,8 +113,9 @@ std::vector<ExpertStack> stacks_in(Transformer& model, const TensorSource& check
   return stacks;
 }
 
+// later: or null.
 void load_floating(Transformer& model, const TensorSource& checkpoint, const RunWeights& weights,
-                   Backend& backend) {
+                   Backend& backend, BackgroundLayout* later) {
   LoadOptions how;
   how.map_where_possible = true;
   how.device = &backend;
@@ -125,6 +127,12 @@ void load_floating(Transformer& model, const TensorSource& checkpoint, const Run
       all > memory && backend.is_host() ? stacks_in(model, checkpoint) : std::vector<ExpertStack>();
   if (stacks.empty()) {
     check_whole(weights, all);
+    if (later && packed_bytes(model, backend) <= most_to_pack()) {
+      how.without_experts = !stacks_in(model, checkpoint).empty();
+      load_parameters(model, checkpoint, how);
+      pack_weights(model, backend, checkpoint, *later);
+      return later->start();
+    }
     load_parameters(model, checkpoint, how);
     pack_weights(model, backend, most_to_pack());
     return;
@@ -149,6 +157,7 @@ std::unique_ptr<Transformer> load_for_running(const ModelSource& source, const R
     decoded.type = "bf16";
     return load_for_running(source, decoded, backend);
   }
+  const auto later = weights.copied || !backend.is_host() ? nullptr : std::make_shared<BackgroundLayout>();
   const bool narrow = quantised_type(source, weights).has_value();
   const DType type = narrow && !backend.is_host() ? DType::bf16 : base_type(source, weights);
   auto model = std::make_unique<Transformer>(source.config, type);
@@ -162,7 +171,8 @@ std::unique_ptr<Transformer> load_for_running(const ModelSource& source, const R
   }
   if (runs_as_stored(source, weights)) {
     if (weights.memory > 0) check_whole(weights, stored_places(*model, backend, *source.tensors).bytes());
-    load_as_stored(*model, *source.tensors, backend, most_to_pack());
+    load_as_stored(*model, *source.tensors, backend, most_to_pack(), later.get());
+    if (later) later->start();
     return model;
   }
   if (const auto codes = quantised_type(source, weights)) {
@@ -191,14 +201,15 @@ std::unique_ptr<Transformer> load_for_running(const ModelSource& source, const R
   }
   if (source.tensors && (fp8 || as_stored) && runs_fp8(*source.tensors, backend)) {
     if (weights.memory > 0) check_whole(weights, fp8_bytes(*model, *source.tensors, backend));
-    load_fp8(*model, *source.tensors, backend);
+    load_fp8(*model, *source.tensors, backend, later.get());
+    if (later) later->start();
     return model;
   }
   if (fp8)
     fail("weights: {} runs FP8 with a scale for each 128 rows and columns as it is stored, and here is none",
          backend.name());
   if (source.tensors) {
-    load_floating(*model, *source.tensors, weights, backend);
+    load_floating(*model, *source.tensors, weights, backend, later.get());
     return model;
   }
   allocate_parameters(*model);

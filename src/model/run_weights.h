@@ -23,8 +23,8 @@ struct RunWeights {
   // margin for the cache, activations and others; then weights that cannot be held to it are loaded all the
   // same.
   int64_t memory = 0;
-  // A converted model is in large pages when load_for_running returns, instead of being there at once and
-  // moving into them while it runs (ConvertedOptions): for much work, and to measure.
+  // Weights are where they will stay when load_for_running returns, instead of being there at once and moving
+  // there while the model runs (ConvertedOptions, model/background_layout.h): for much work, and to measure.
   bool copied = false;
 };
 

@@ -181,33 +181,114 @@ void load_parameters(Transformer& model, const TensorSource& checkpoint, const L
   }
 }
 
-int64_t pack_weights(Transformer& model, Backend& backend, int64_t most_bytes) {
-  struct Place {
-    Tensor tensor;
-    View view;
-    int64_t offset;
-  };
-  std::vector<Place> places;
+namespace {
+
+struct PackedPlace {
+  std::string path;
+  Tensor tensor;
+  View view;  // without data
+  int64_t offset;
+};
+
+struct PackedPlaces {
+  std::vector<PackedPlace> places;
   int64_t bytes = 0;
+};
+
+PackedPlaces places_to_pack(Transformer& model, Backend& backend) {
+  PackedPlaces plan;
   model.for_each([&](const std::string& path, Tensor& tensor) {
     // Embeddings are looked up; the latent's up-projection is also read head by head, transposed (absorbed
     // attention).
     if (path.ends_with("embed_tokens.weight") || path.ends_with("kv_b_proj.weight")) return;
     if (tensor.view().residency) return;
     if (const auto packed = backend.packed(tensor.view())) {
-      places.push_back({tensor, packed->view, bytes});
-      bytes += (packed->bytes + 63) / 64 * 64;
+      plan.places.push_back({path, tensor, packed->view, plan.bytes});
+      plan.bytes += (packed->bytes + 63) / 64 * 64;
     }
   });
-  if (places.empty() || bytes > most_bytes) return 0;
-  // One piece of memory, so that it may lie in large pages: decoding reads all of it for each token.
-  const std::shared_ptr<void> memory = backend.allocate(bytes);
-  for (Place& place : places) {
-    place.view.data = static_cast<char*>(memory.get()) + place.offset;
-    backend.pack(place.tensor.view(), place.view);
-    bind_view(place.tensor, place.view, memory);
+  return plan;
+}
+
+// Rows of floats.
+class MatricesInRows final : public MatricesInFile {
+ public:
+  MatricesInRows(const View& view, std::vector<MappedBytes> matrices, Backend& backend)
+      : MatricesInFile(std::move(matrices), (view[-2] + view.stride(-1) - 1) / view.stride(-1),
+                       view.stride(-2) * view.stride(-1) * size_of(view.dtype)),
+        view_(view),
+        backend_(backend) {}
+
+  const void* rows(int64_t i) const override { return stored(i).bytes.data(); }
+  // A panel at a time: the backend's threads are at work elsewhere.
+  void make(int64_t i, int64_t first, int64_t count, std::byte* to) const override {
+    const int64_t width = view_.stride(-1), k = view_[-1];
+    auto* data = const_cast<std::byte*>(stored(i).bytes.data());
+    for (int64_t row = first * width; count > 0; --count, row += width, to += panel_bytes()) {
+      const View from(data + row * k * size_of(view_.dtype), {std::min(width, view_[-2] - row), k},
+                      view_.dtype);
+      View panel = backend_.packed(from)->view;
+      panel.data = to;
+      backend_.pack(from, panel);
+    }
   }
-  return bytes;
+
+ private:
+  View view_;
+  Backend& backend_;
+};
+
+// The matrices of a parameter where they lie; nothing where some do not.
+std::vector<MappedBytes> matrices_in_file(const std::string& path, const Tensor& tensor,
+                                          const TensorSource& checkpoint) {
+  std::vector<MappedBytes> matrices;
+  const Shape shape = tensor.shape(), matrix{shape[-2], shape[-1]};
+  for (int64_t i = 0; i < matrices_of(tensor); ++i) {
+    const std::string name = matrix_path(path, i);
+    if (!checkpoint.contains(name)) return {};
+    const std::optional<MappedTensor> mapped = checkpoint.map(name);
+    if (!mapped || mapped->view.dtype != tensor.dtype() || mapped->view.shape != matrix) return {};
+    matrices.push_back(
+        {{static_cast<const std::byte*>(mapped->view.data), static_cast<size_t>(mapped->view.bytes())},
+         mapped->owner,
+         mapped->file});
+  }
+  return matrices;
+}
+
+int64_t pack(const PackedPlaces& plan, Backend& backend, const TensorSource* checkpoint,
+             BackgroundLayout* later) {
+  if (plan.places.empty()) return 0;
+  // One piece of memory, so that it may lie in large pages: decoding reads all of it for each token.
+  const std::shared_ptr<void> memory = backend.allocate(plan.bytes);
+  for (const PackedPlace& place : plan.places) {
+    View view = place.view;
+    view.data = static_cast<char*>(memory.get()) + place.offset;
+    std::vector<MappedBytes> matrices;
+    if (later) matrices = matrices_in_file(place.path, place.tensor, *checkpoint);
+    if (!matrices.empty()) {
+      later->add(place.tensor, view, std::make_unique<MatricesInRows>(view, std::move(matrices), backend),
+                 memory);
+    } else {
+      backend.pack(place.tensor.view(), view);
+      bind_view(place.tensor, view, memory);
+    }
+  }
+  return plan.bytes;
+}
+
+}  // namespace
+
+int64_t packed_bytes(Transformer& model, Backend& backend) { return places_to_pack(model, backend).bytes; }
+
+int64_t pack_weights(Transformer& model, Backend& backend, int64_t most_bytes) {
+  const PackedPlaces plan = places_to_pack(model, backend);
+  return plan.bytes > most_bytes ? 0 : pack(plan, backend, nullptr, nullptr);
+}
+
+int64_t pack_weights(Transformer& model, Backend& backend, const TensorSource& checkpoint,
+                     BackgroundLayout& later) {
+  return pack(places_to_pack(model, backend), backend, &checkpoint, &later);
 }
 
 Config load_config(const Checkpoint& checkpoint) {

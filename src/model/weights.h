@@ -7,6 +7,7 @@
 #include "base/random.h"
 #include "base/threads.h"
 #include "checkpoint/checkpoint.h"
+#include "model/background_layout.h"
 #include "model/transformer.h"
 
 namespace latente {
@@ -50,6 +51,12 @@ void load_parameter(const std::string& path, const Tensor& tensor, const TensorS
 // take more than `most_bytes`: then they stay as they are.
 int64_t pack_weights(Transformer& model, Backend& backend,
                      int64_t most_bytes = std::numeric_limits<int64_t>::max());
+// The bytes that it would take.
+int64_t packed_bytes(Transformer& model, Backend& backend);
+// The same, but `later` is left what lies in the checkpoint's files in the type that it has here: stacks of
+// experts need no memory of their own for it.
+int64_t pack_weights(Transformer& model, Backend& backend, const TensorSource& checkpoint,
+                     BackgroundLayout& later);
 
 // The config beside a checkpoint, with num_mtp_layers reduced to the modules the checkpoint really holds
 // (many conversions drop them).

@@ -15,6 +15,7 @@
 // T = tokens (rows), H = heads, E = experts, K = experts a token, V = vocabulary.
 #pragma once
 
+#include <cstddef>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -229,7 +230,8 @@ class Backend {
   // packed() of weights in f8e4m3 has room for their scales, one for each 128 rows and 128 columns: they are
   // packed from codes [N, K] and scales [N / 128, K / 128] (rounded up), as the `index`-th of a stack.
   // Products are those with float32 weights that hold the products of codes and scales, but for rounding: the
-  // activations are scaled instead. False when a code is NaN or a scale is not within 0 to 128.
+  // activations are scaled instead. False when a code is NaN or a scale is not within 0 to 128. Null scales:
+  // they are elsewhere, and what stands behind the codes stays as it is.
   virtual bool pack_fp8(View, const float*, View, int64_t) { return false; }
   // The form of a weight of this shape in 8 or 4 bits (DType::q8, q4, q4m) with a scale for each `group`
   // elements of a row (tensor/quantise.h), or in FP8 (f8e4m3, with squares of 128: tensor/panels.h), if this
@@ -240,6 +242,10 @@ class Backend {
   // scales [rows, groups], of q4m followed by offsets [rows, groups]; row is a multiple of 16.
   virtual void pack_quantised(const int8_t* codes, const float* scales, View to, int64_t index, int64_t row,
                               int64_t rows) = 0;
+  // The same from rows of GGML's blocks: Q8_0 for q8, Q4_0 for q4, Q4_K for q4m. False where a code is -128
+  // or a scale or an offset is not finite, and where the backend has no such way; what `to` then holds is
+  // undefined. For different rows from several threads at once.
+  virtual bool pack_blocks(const std::byte*, View, int64_t, int64_t, int64_t) { return false; }
   // The same from values [rows, K], quantised as quantise_rows does (not to q4m); importance [K] or null.
   // False when a value or a scale is not finite. Both may be called for different rows from several threads
   // at once.

@@ -15,6 +15,7 @@ View Tensor::view() const {
   view.group = value_->group;
   view.first_piece = value_->first_piece;
   view.residency = value_->residency;
+  view.pending = value_->pending;
   view.data = root.data ? static_cast<char*>(root.data) + value_->offset * size_of(value_->dtype) : nullptr;
   return view;
 }
@@ -24,7 +25,7 @@ bool Tensor::has_storage() const {
 }
 
 Tensor Tensor::alias(Shape shape, std::array<int64_t, max_rank> strides, int64_t offset) const {
-  LATENTE_ASSERT(!value_->residency);
+  LATENTE_ASSERT(!value_->residency && !value_->pending);
   auto value = std::make_shared<Value>();
   value->shape = shape;
   value->strides = strides;
@@ -110,6 +111,7 @@ void bind_view(const Tensor& tensor, const View& view, std::shared_ptr<void> own
   value.group = view.group;
   value.first_piece = view.first_piece;
   value.residency = view.residency;
+  value.pending = view.pending;
 }
 
 Tensor buffer(Shape shape, DType dtype, std::string name) {

@@ -20,6 +20,7 @@ struct Value {
   Layout layout = Layout::rows;
   int32_t group = 0, first_piece = 0;  // see View
   Residency* residency = nullptr;
+  const PendingPanels* pending = nullptr;
   std::string name;      // a parameter's checkpoint path; otherwise free text for messages
   Plan* plan = nullptr;  // the plan an intermediate or input belongs to
   bool requires_grad = false;

@@ -39,6 +39,7 @@ class Shape {
 // products can.
 enum class Layout : uint8_t { rows, panels };
 
+class PendingPanels;
 class Residency;
 
 struct View {
@@ -52,6 +53,8 @@ struct View {
   // reads one awaits it (base/residency.h).
   int32_t first_piece = 0;
   Residency* residency = nullptr;
+  // Of panels that may not be laid out yet; `data` is then where they will be (tensor/pending_panels.h).
+  const PendingPanels* pending = nullptr;
 
   View() = default;
   View(void* data, Shape shape, DType dtype);  // contiguous
@@ -72,7 +75,7 @@ struct View {
   }
   template <class T>
   const T* panels_as() const {
-    LATENTE_ASSERT(dtype == dtype_of<T> && layout == Layout::panels && !residency);
+    LATENTE_ASSERT(dtype == dtype_of<T> && layout == Layout::panels && !residency && !pending);
     return static_cast<const T*>(data);
   }
   template <class T>

@@ -121,6 +121,46 @@ TEST(Fp8Models, RunAsStored) {
   EXPECT_THROW(load_for_running(open_model(place.at("original")), weights, backend()), Error);
 }
 
+// Of FP8 and of bfloat16: with none of the matrices laid out, some, and all.
+TEST(Fp8Models, NothingDependsOnHowMuchIsLaidOut) {
+  TemporaryDirectory place;
+  Transformer original = made(Tiny{}, 3);
+  save_model(original, place.at("bf16"), {.weights = DType::bf16, .files = {}});
+  store(place.at("bf16"), place.at("fp8"));
+  Random random(4);
+  const std::vector<int32_t> ids = random_tokens(random, 30, original.config().vocab_size);
+  for (const char* type : {"fp8", "bf16"}) {
+    const ModelSource source = open_model(place.at(type));
+    for (int threads : {1, 3}) {
+      CpuBackend on(threads);
+      const auto logits = [&](const Transformer& model) {
+        SequenceRunner runner(on, model, {.context = 64, .page_size = 16, .chunk = 32});
+        std::vector<std::vector<float>> rows;
+        for (const auto& [first, count] : {std::pair<size_t, size_t>{0, 20}, {20, 1}, {21, 3}, {24, 1}})
+          rows.push_back(
+              copy_of(runner.forward(std::span(ids).subspan(first, count), static_cast<int64_t>(first), 1)));
+        return rows;
+      };
+      const auto want = logits(*load_for_running(source, {.copied = true}, on));
+      const auto later = std::make_shared<BackgroundLayout>();
+      Transformer model(source.config, DType::bf16);
+      if (type == std::string("fp8")) {
+        load_fp8(model, *source.tensors, on, later.get());
+      } else {
+        LoadOptions how;
+        how.map_where_possible = how.without_experts = true;
+        load_parameters(model, *source.tensors, how);
+        pack_weights(model, on, *source.tensors, *later);
+      }
+      int64_t steps = 0;
+      do EXPECT_EQ(logits(model), want) << type << ", " << steps << " laid out";
+      while (later->step() && ++steps);
+      EXPECT_GT(steps, 10) << type;
+      EXPECT_EQ(logits(*load_for_running(source, {}, on)), want) << type;
+    }
+  }
+}
+
 TEST(Fp8Models, AreMadeUpToMeasure) {
   RunWeights weights;
   weights.type = "fp8";

@@ -2,11 +2,17 @@
 // layout.
 #include <gtest/gtest.h>
 
+#include <fstream>
+#include <limits>
+#include <map>
+#include <set>
+
 #include "checkpoint/support.h"
 #include "cpu/quantised.h"
 #include "infer/support.h"
 #include "model/gguf.h"
 #include "model/gguf_writer.h"
+#include "model/quantised.h"
 #include "model/run_weights.h"
 
 namespace latente {
@@ -103,7 +109,15 @@ class Stored : public testing::Test {
   std::unique_ptr<Transformer> load(const std::string& type = "auto", CpuBackend& on = backend()) const {
     RunWeights weights;
     weights.type = type;
+    weights.copied = true;
     return load_for_running(open_model(path()), weights, on);
+  }
+  // Of which `later` has yet to lay out what it can.
+  std::unique_ptr<Transformer> load(BackgroundLayout& later, CpuBackend& on = backend()) const {
+    const ModelSource source = open_model(path());
+    auto model = std::make_unique<Transformer>(source.config, DType::f32);
+    load_as_stored(*model, *source.tensors, on, std::numeric_limits<int64_t>::max(), &later);
+    return model;
   }
   std::string path() const { return place_.at("model.gguf"); }
 
@@ -175,6 +189,31 @@ double largest_difference(const std::vector<float>& a, const std::vector<float>&
   for (size_t i = 0; i < a.size(); ++i)
     largest = std::max(largest, std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i])));
   return largest;
+}
+
+// Straight into panels, and by way of codes and scales.
+TEST(StoredBlocks, ArePanelsEitherWay) {
+  constexpr int64_t n = 37, k = 512;
+  Random random(8);
+  for (const auto& [type, held] :
+       {std::pair{GgmlType::q8_0, DType::q8}, {GgmlType::q4_0, DType::q4}, {GgmlType::q4_k, DType::q4m}}) {
+    std::string blocks;
+    for (int64_t i = 0; i < n * k; i += block_of(type).values) blocks += random_block(type, random);
+    const auto* bytes = reinterpret_cast<const std::byte*>(blocks.data());
+    std::vector<int8_t> codes(n * k);
+    std::vector<float> scales(n * k / 16);
+    decode_codes(type, bytes, n * k, codes.data(), scales.data());
+    const auto form = *backend().quantised({n, k}, held, 32);
+    View expected = form.view, found = form.view;
+    const auto a = backend().allocate(form.bytes), b = backend().allocate(form.bytes);
+    expected.data = a.get(), found.data = b.get();
+    backend().pack_quantised(codes.data(), scales.data(), expected, 0, 0, n);
+    if (!backend().pack_blocks(bytes, found, 0, 0, n)) GTEST_SKIP() << "no vectors";
+    EXPECT_EQ(std::memcmp(a.get(), b.get(), static_cast<size_t>(form.bytes)), 0) << name_of(type);
+    // A scale that is no number, in the last block.
+    blocks.replace(blocks.size() - static_cast<size_t>(block_of(type).bytes), 2, half_bytes(INFINITY));
+    EXPECT_FALSE(backend().pack_blocks(reinterpret_cast<const std::byte*>(blocks.data()), found, 0, 0, n));
+  }
 }
 
 const GgufLayout layouts[] = {
@@ -285,6 +324,63 @@ TEST_F(Stored, ALeastCodeIsRoundedAgain) {
   EXPECT_GT(differ, 0);
 }
 
+// All types that have an exact form, and some that have none.
+GgmlType any_type(const std::string& name) {
+  const GgmlType types[] = {GgmlType::q8_0, GgmlType::q4_0,   GgmlType::q4_k, GgmlType::q4_1,
+                            GgmlType::q5_0, GgmlType::iq4_nl, GgmlType::q6_k, GgmlType::bf16};
+  return types[std::hash<std::string>()(name) % std::size(types)];
+}
+
+// What a model computes: logits of a prompt read at once and token by token, and a text with drafts.
+struct Computed {
+  std::vector<std::vector<float>> logits;
+  Text text;
+  bool operator==(const Computed&) const = default;
+};
+
+Computed computed(const Transformer& model, CpuBackend& on) {
+  Random random(13);
+  const auto prompt = random_tokens(random, 21, 64);
+  RunnerOptions how;
+  how.context = 64;
+  Computed all;
+  for (int64_t at_once : {int64_t{21}, int64_t{3}, int64_t{1}}) {
+    SequenceRunner runner(on, model, how);
+    for (int64_t t = 0; t < 21; t += at_once) {
+      const std::span tokens(&prompt[static_cast<size_t>(t)], static_cast<size_t>(at_once));
+      all.logits.push_back(copy_of(runner.forward(tokens, t, at_once)));
+    }
+  }
+  GenerationOptions options;
+  options.max_tokens = 20;
+  Engine engine(on, model, how);
+  all.text = generated(engine, prompt, options);
+  return all;
+}
+
+void expect_laid_out(Transformer& model, Transformer& expected) {
+  std::map<std::string, View> views;
+  expected.for_each([&](const std::string& path, Tensor& tensor) { views[path] = tensor.view(); });
+  model.for_each([&](const std::string& path, Tensor& tensor) {
+    const View view = tensor.view(), &same = views[path];
+    ASSERT_EQ(view.layout, same.layout) << path;
+    if (!view.pending) return;
+    const int64_t matrices = view.shape.rank() == 3 ? view[0] : 1;
+    EXPECT_EQ(view.pending->at(matrices - 1),
+              static_cast<std::byte*>(view.data) + (matrices - 1) * view.stride(0));
+    EXPECT_EQ(std::memcmp(view.data, same.data, static_cast<size_t>(quantised::bytes_of(view))), 0) << path;
+  });
+}
+
+int64_t pending_matrices(Transformer& model) {
+  int64_t count = 0;
+  model.for_each([&](const std::string&, Tensor& tensor) {
+    const PendingPanels* pending = tensor.view().pending;
+    for (int64_t i = 0; pending && i < pending->matrices(); ++i) count += pending->at(i) == nullptr;
+  });
+  return count;
+}
+
 TEST_F(Stored, ScalesThatAreNotFiniteAreErrors) {
   for (GgmlType type : {GgmlType::q8_0, GgmlType::q6_k}) {
     write([&](const std::string&) { return type; });
@@ -295,6 +391,16 @@ TEST_F(Stored, ScalesThatAreNotFiniteAreErrors) {
     bytes.replace(at + (type == GgmlType::q8_0 ? 0 : 208), 2, half_bytes(INFINITY));
     place_.put("model.gguf", bytes);
     expect_has(message_of([&] { load(); }), "model.gguf: lm_head.weight: expected finite values");
+    // Where it is not laid out before, who needs it finds out, also after the thread has been there.
+    if (type != GgmlType::q8_0) continue;
+    for (bool started : {false, true}) {
+      const auto later = std::make_shared<BackgroundLayout>();
+      const auto model = load(*later);
+      if (started) later->start(), later->wait();
+      EXPECT_EQ(pending_matrices(*model) == 1, started);
+      expect_has(message_of([&] { computed(*model, backend()); }),
+                 "model.gguf: lm_head.weight: expected finite values");
+    }
   }
 }
 
@@ -346,6 +452,76 @@ TEST_F(Stored, TextDoesNotDependOnThreads) {
     EXPECT_EQ(text, *first) << threads;
   }
   EXPECT_GT(std::set<int32_t>(first->tokens.begin(), first->tokens.end()).size(), 1u);
+}
+
+TEST_F(Stored, NothingDependsOnHowMuchIsLaidOut) {
+  for (const GgufLayout& layout : layouts) {
+    write(any_type, layout, {.mtp = 1});
+    const auto expected = load();
+    const Computed want = computed(*expected, backend());
+    for (int threads : {1, 3}) {
+      CpuBackend on(threads);
+      const auto later = std::make_shared<BackgroundLayout>();
+      const auto model = load(*later, on);
+      const int64_t all = pending_matrices(*model);
+      EXPECT_GT(all, 20);
+      for (int64_t left = all; left > 0; --left) {
+        EXPECT_EQ(pending_matrices(*model), left);
+        if (left == all || left % 7 == 3) {
+          EXPECT_EQ(computed(*model, on), want) << left << " of " << all;
+        }
+        EXPECT_TRUE(later->step());
+      }
+      EXPECT_EQ(pending_matrices(*model), 0);
+      EXPECT_FALSE(later->step());
+      EXPECT_EQ(computed(*model, on), want);
+      expect_laid_out(*model, *expected);
+    }
+  }
+}
+
+TEST_F(Stored, IsLaidOutWhileItRuns) {
+  write(any_type, {}, {.mtp = 1});
+  const auto expected = load();
+  const Computed want = computed(*expected, backend());
+  CpuBackend on(2);
+  for (int round = 0; round < 3; ++round) {
+    const auto later = std::make_shared<BackgroundLayout>();
+    const auto model = load(*later, on);
+    later->start();
+    EXPECT_EQ(computed(*model, on), want);
+    if (round == 2) break;  // ended in the middle, or not
+    later->wait();
+    EXPECT_EQ(pending_matrices(*model), 0);
+    EXPECT_EQ(computed(*model, on), want);
+    expect_laid_out(*model, *expected);
+  }
+  // And as programs load it.
+  const auto model = load_for_running(open_model(path()), {}, on);
+  EXPECT_EQ(computed(*model, on), want);
+}
+
+// Of this process's memory, what is the file's.
+int64_t resident_of(const std::string& path) {
+  std::ifstream maps("/proc/self/smaps");
+  int64_t bytes = 0;
+  bool inside = false;
+  for (std::string line; std::getline(maps, line);) {
+    if (line.find('-') < line.find(' ')) inside = line.ends_with(path);
+    if (inside && line.starts_with("Rss:")) bytes += 1024 * std::stoll(line.substr(4));
+  }
+  return bytes;
+}
+
+TEST_F(Stored, TheFileLeavesMemory) {
+  write([](const std::string&) { return GgmlType::q8_0; });
+  const auto later = std::make_shared<BackgroundLayout>();
+  const auto model = load(*later);
+  computed(*model, backend());
+  const int64_t before = resident_of(path());
+  later->start();
+  later->wait();
+  EXPECT_LT(resident_of(path()), before / 2);
 }
 
 TEST_F(Stored, OtherTypesAreWhatTheySay) {
