@@ -10,7 +10,6 @@ import json
 import pathlib
 
 import numpy as np
-import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, RopeScalingType, quants
 from safetensors import safe_open
 
@@ -50,6 +49,8 @@ WHOLE = {
 
 
 def load(folder):
+    import torch  # here alone: bench/logits_vs_llama_cpp.py writes files without it
+
     tensors = {}
     for path in sorted(folder.glob("model*.safetensors")):
         with safe_open(path, "pt") as file:
