@@ -8,7 +8,7 @@ the same most likely successor.
 
     logits_vs_llama_cpp.py build/bench/bench/bench_logits [--types F32,Q8_0] [--cases v3,lite]
 
-Needs the packages gguf, numpy, torch and llama-cpp-python."""
+Needs the packages gguf, numpy, safetensors and llama-cpp-python."""
 
 import argparse
 import pathlib
