@@ -70,8 +70,8 @@ void dense(Bench& b) {
 }
 
 void grouped(Bench& b) {
-  std::printf("\n%-32s %21s %21s %21s %21s %21s\n", "experts, rows, N x K", "forward us TFLOP/s", "input",
-              "weight", "gathered: forward", "weight");
+  std::printf("\n%-32s %21s %21s %21s %21s %21s %21s %21s\n", "experts, rows, N x K", "forward us TFLOP/s",
+              "input", "weight", "gathered: forward", "weight", "weight, bfloat16", "gathered, bfloat16");
   struct Case {
     int64_t experts, rows, n, k;
   };
@@ -80,6 +80,7 @@ void grouped(Bench& b) {
                        {32, 65536, 768, 768},
                        {64, 49152, 2816, 2048},
                        {64, 49152, 2048, 1408},
+                       {128, 65536, 1408, 2048},
                        {256, 65536, 1024, 2048}}) {
     for (const bool skewed : {false, true}) {
       std::vector<int32_t> offsets{0};
@@ -106,18 +107,21 @@ void grouped(Bench& b) {
       std::printf("%-32s", (std::to_string(c.experts) + ", " + std::to_string(c.rows) + ", " +
                             std::to_string(c.n) + " x " + std::to_string(c.k) + (skewed ? " skewed" : ""))
                                .c_str());
-      for (int kind = 0; kind < 5; ++kind) {
+      for (int kind = 0; kind < 7; ++kind) {
+        const bool narrow = kind >= 5;  // gradients of weights, as PyTorch writes them
         const double us = b.time(3, [&](int call) {
           b.begin_call(call, elements);
           const View x = b.take({c.rows, c.k}), y = b.take({c.rows, c.n});
           View chosen = x;
           chosen.shape = {tokens, c.k};
-          const View w = b.take({c.experts, c.n, c.k}), d_w = b.take({c.experts, c.n, c.k}, DType::f32);
+          const View w = b.take({c.experts, c.n, c.k});
+          const View d_w = b.take({c.experts, c.n, c.k}, narrow ? DType::bf16 : DType::f32);
           if (kind == 0) grouped_linear(x, {}, on_device, w, y, b.context);
           if (kind == 1) grouped_linear_backward_input(y, on_device, w, {x, false}, b.context);
-          if (kind == 2) grouped_linear_backward_weight(y, x, {}, on_device, {d_w, false}, b.context);
+          if (kind == 2 || kind == 5)
+            grouped_linear_backward_weight(y, x, {}, on_device, {d_w, false}, b.context);
           if (kind == 3) grouped_linear(chosen, gathered, on_device, w, y, b.context);
-          if (kind == 4) {
+          if (kind == 4 || kind == 6) {
             grouped_linear_backward_weight(y, chosen, gathered, on_device, {d_w, false}, b.context);
           }
         });
@@ -251,17 +255,18 @@ void fp8(Bench& b) {
       const double gather_us = b.time(2, [&](int) { quantise_fp8(x, rows, off, xq, c); });
       const double rows_us = b.time(2, [&](int) { quantise_fp8(d_gated, {}, off, gq, c); });
       const double swiglu_us =
-          b.time(2, [&](int) { swiglu_backward_fp8(d_gated, d_gated, d_risen, off, gq, rq, c); });
+          b.time(2, [&](int) { swiglu_backward_fp8(d_gated, d_gated, d_risen, {}, {}, off, gq, rq, {}, c); });
       quantise_fp8(d_gated, {}, off, gq, c), quantise_fp8(d_risen, {}, off, rq, c);
       const double one = 2e-6 * static_cast<double>(r * f * k);
       std::printf("%-32s", (std::to_string(e) + ", " + std::to_string(r) + ", " + std::to_string(f) + " x " +
                             std::to_string(k) + (skewed ? " skewed" : ""))
                                .c_str());
-      print_pair(
-          b.time(2, [&](int) { gated_linear(x, rows, off, gate, up, gated, risen, inner, c); }),
-          b.time(2,
-                 [&](int) { gated_linear_fp8(xq.along, gw.along, uw.along, off, gated, risen, inner, c); }),
-          2 * one);
+      print_pair(b.time(2, [&](int) { gated_linear(x, rows, off, gate, up, gated, risen, inner, c); }),
+                 b.time(2,
+                        [&](int) {
+                          gated_linear_fp8(xq.along, gw.along, uw.along, off, {}, gated, risen, inner, c);
+                        }),
+                 2 * one);
       print_pair(b.time(2,
                         [&](int) {
                           gated_linear_backward_input(d_gated, d_risen, off, gate, up, {d_x, false}, c);

@@ -441,8 +441,8 @@ void CudaBackend::linear_fp8_backward_weight(const Fp8Matrix& d_out_across, cons
 }
 
 void CudaBackend::gated_linear_fp8(const Fp8Matrix& x, const Fp8Matrix& gate, const Fp8Matrix& up,
-                                   View offsets, View gated, View risen, View out) {
-  cuda::gated_linear_fp8(x, gate, up, offsets, gated, risen, out, context_);
+                                   View offsets, View factors, View gated, View risen, View out) {
+  cuda::gated_linear_fp8(x, gate, up, offsets, factors, gated, risen, out, context_);
 }
 
 void CudaBackend::gated_linear_fp8_backward_input(const Fp8Matrix& d_gated, const Fp8Matrix& d_risen,
@@ -451,14 +451,15 @@ void CudaBackend::gated_linear_fp8_backward_input(const Fp8Matrix& d_gated, cons
   cuda::gated_linear_fp8_backward_input(d_gated, d_risen, gate_across, up_across, offsets, d_x, context_);
 }
 
-void CudaBackend::swiglu_backward_fp8(View d_out, View gated, View risen, View offsets,
-                                      const Fp8Operand& d_gated, const Fp8Operand& d_risen) {
-  cuda::swiglu_backward_fp8(d_out, gated, risen, offsets, d_gated, d_risen, context_);
+void CudaBackend::sort_weights(View weights, View slots, View factors) {
+  cuda::sort_weights(weights, slots, factors, context_);
 }
 
-void CudaBackend::combine_backward_fp8(View d_out, View weights, View slots, View rows, View offsets,
-                                       const Fp8Operand& d_y) {
-  cuda::combine_backward_fp8(d_out, weights, slots, rows, offsets, d_y, context_);
+void CudaBackend::swiglu_backward_fp8(View d_out, View gated, View risen, View factors, View slots,
+                                      View offsets, const Fp8Operand& d_gated, const Fp8Operand& d_risen,
+                                      Grad d_weights) {
+  cuda::swiglu_backward_fp8(d_out, gated, risen, factors, slots, offsets, d_gated, d_risen, d_weights,
+                            context_);
 }
 
 void CudaBackend::latent_entries(const LatentEntries& entries) {

@@ -104,14 +104,13 @@ class CudaBackend final : public Backend {
   void linear_fp8_backward_weight(const Fp8Matrix& d_out_across, const Fp8Matrix& x_across, View offsets,
                                   Grad d_w) override;
   void gated_linear_fp8(const Fp8Matrix& x, const Fp8Matrix& gate, const Fp8Matrix& up, View offsets,
-                        View gated, View risen, View out) override;
+                        View factors, View gated, View risen, View out) override;
   void gated_linear_fp8_backward_input(const Fp8Matrix& d_gated, const Fp8Matrix& d_risen,
                                        const Fp8Matrix& gate_across, const Fp8Matrix& up_across, View offsets,
                                        Grad d_x) override;
-  void swiglu_backward_fp8(View d_out, View gated, View risen, View offsets, const Fp8Operand& d_gated,
-                           const Fp8Operand& d_risen) override;
-  void combine_backward_fp8(View d_out, View weights, View slots, View rows, View offsets,
-                            const Fp8Operand& d_y) override;
+  void sort_weights(View weights, View slots, View factors) override;
+  void swiglu_backward_fp8(View d_out, View gated, View risen, View factors, View slots, View offsets,
+                           const Fp8Operand& d_gated, const Fp8Operand& d_risen, Grad d_weights) override;
   void latent_entries(const LatentEntries& entries) override;
   void absorb_beside_entries(const LatentEntries& entries, View q, View w, bool transpose, View out) override;
   void absorb_rotated(View q, View w, bool transpose, View positions, View table, bool interleaved,

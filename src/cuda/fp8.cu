@@ -51,76 +51,47 @@ __device__ inline uint32_t larger(uint32_t a, uint32_t b) {
   return most;
 }
 
-// Which row is read, and what it is multiplied by; tabled: found once for all threads of a block.
-struct From {
-  int row;
-  float weight;
-};
-
 // Rows of x, or those that `rows` names; or of matrices of a stack.
 struct RowsOf {
   static constexpr int results = 1;
-  static constexpr bool tabled = false;
+  static constexpr bool weighted = false;
   const bf16* x;
   int line;
   int64_t matrix;
   const int32_t* rows;
 
-  __device__ From find(int row) const { return {rows ? rows[row] : row, 1}; }
-  __device__ void read(const From& from, int column, Eight (&to)[1]) const {
-    to[0] = eight_at(x + blockIdx.z * matrix + column + int64_t{from.row} * line);
+  __device__ float read(int row, int column, Eight (&to)[1]) const {
+    to[0] = eight_at(x + blockIdx.z * matrix + column + int64_t{rows ? rows[row] : row} * line);
+    return 0;
   }
 };
 
-// combine_backward's d_y: each sorted row is its token's row of d_out times the weight of its choice.
-struct CombinedRows {
-  static constexpr int results = 1;
-  static constexpr bool tabled = true;  // a search
-  const bf16* d_out;
-  int line;
-  const float* weights;
-  const int32_t* slots;
-  const int32_t* rows;
-  int top_k;
-
-  __device__ From find(int row) const {
-    const int token = rows[row];
-    const int64_t first = int64_t{token} * top_k;
-    int choice = 0;
-#pragma unroll 8
-    for (int i = 1; i < top_k; ++i) choice = slots[first + i] == row ? i : choice;
-    return {token, weights[first + choice]};
-  }
-  __device__ void read(const From& from, int column, Eight (&to)[1]) const {
-    const Eight d = eight_at(d_out + column + int64_t{from.row} * line);
-    float x[8];
-#pragma unroll
-    for (int i = 0; i < 8; ++i) x[i] = d[i] * from.weight;
-    to[0] = eight_of(x);
-  }
-};
-
-// swiglu_backward's two results.
+// swiglu_backward's two results, of rows times factors where those are. Then read() returns what its columns
+// add to the gradient of the row's factor.
+template <bool Weighted>
 struct GatedRows {
   static constexpr int results = 2;
-  static constexpr bool tabled = false;
+  static constexpr bool weighted = Weighted;
   const bf16* d_out;
   const bf16* gated;
   const bf16* risen;
   int d_out_line, gated_line, risen_line;
+  const float* factors;
 
-  __device__ From find(int row) const { return {row, 1}; }
-  __device__ void read(const From& from, int column, Eight (&to)[2]) const {
-    const Eight d = eight_at(d_out + column + int64_t{from.row} * d_out_line);
-    const Eight gate = eight_at(gated + column + int64_t{from.row} * gated_line);
-    const Eight up = eight_at(risen + column + int64_t{from.row} * risen_line);
-    float g[8], u[8];
+  __device__ float read(int row, int column, Eight (&to)[2]) const {
+    const Eight d = eight_at(d_out + column + int64_t{row} * d_out_line);
+    const Eight gate = eight_at(gated + column + int64_t{row} * gated_line);
+    const Eight up = eight_at(risen + column + int64_t{row} * risen_line);
+    const float factor = Weighted ? factors[row] : 1;
+    float g[8], u[8], product = 0;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       g[i] = gate[i], u[i] = up[i];
-      swiglu_backward_of(d[i], g[i], u[i]);
+      if (Weighted) product = fmaf(d[i], swiglu_of(g[i], u[i]), product);
+      swiglu_backward_of(Weighted ? d[i] * factor : d[i], g[i], u[i]);
     }
     to[0] = eight_of(g), to[1] = eight_of(u);
+    return product;
   }
 };
 
@@ -143,6 +114,7 @@ struct Tiles {
   // Rows are read by several experts: of some columns they all fit in the L2 cache, so tiles of the same
   // columns follow one another.
   bool columns_together;
+  float* products;  // [blocks of columns, rows]: sums of what read() returned
 };
 
 struct TileMemory {
@@ -157,6 +129,22 @@ struct Place {
   int column = lane % 16 * 8, four = warp * 2 + lane / 16;
   __device__ int row(int i) const { return i / 4 * 64 + four * 4 + i % 4; }
 };
+
+// Sixteen lanes have eight columns each of eight rows: they trade halves of their rows' values until lanes 2i
+// and 2i + 1 have row i's, of all columns.
+template <class Join>
+__device__ float of_own_row(float (&of_rows)[8], const Place& at, const Join& join) {
+#pragma unroll
+  for (int half = 4; half > 0; half /= 2) {
+    const bool high = at.lane & half * 2;
+#pragma unroll
+    for (int i = 0; i < half; ++i) {
+      const float other = __shfl_xor_sync(whole_warp, high ? of_rows[i] : of_rows[i + half], half * 2);
+      of_rows[i] = join(high ? of_rows[i + half] : of_rows[i], other);
+    }
+  }
+  return join(of_rows[0], __shfl_xor_sync(whole_warp, of_rows[0], 1));
+}
 
 // Of a tile's rows and columns, first_row .. and first_column .., those below `rows` and `columns` exist.
 template <class Source, bool squares>
@@ -216,20 +204,9 @@ __device__ void quantise_tile(const Tiles<Source>& p, const Eight (&values)[8], 
       to.across_scales[int64_t{tile} * p.columns + first_column + thread] = scale.scale;
   }
 
-  // Sixteen lanes have a row: they trade halves of their eight rows until lanes 2i and 2i + 1 have row i's
-  // largest magnitude, and its scale is computed once.
   float row_inverses[8];
-  if (!squares) {
-#pragma unroll
-    for (int half = 4; half > 0; half /= 2) {
-      const bool high = at.lane & half * 2;
-#pragma unroll
-      for (int i = 0; i < half; ++i) {
-        const float other = __shfl_xor_sync(whole_warp, high ? row_most[i] : row_most[i + half], half * 2);
-        row_most[i] = fmaxf(high ? row_most[i + half] : row_most[i], other);
-      }
-    }
-    const Scale scale(fmaxf(row_most[0], __shfl_xor_sync(whole_warp, row_most[0], 1)));
+  if (!squares) {  // a row's scale is computed once
+    const Scale scale(of_own_row(row_most, at, [](float a, float b) { return fmaxf(a, b); }));
     const int row = at.row(at.lane % 16 / 2);
     if (at.lane % 2 == 0 && row < rows)
       to.scales[int64_t{column_block} * p.rows + first_row + row] = scale.scale;
@@ -284,7 +261,6 @@ __device__ void quantise_tile(const Tiles<Source>& p, const Eight (&values)[8], 
 template <class Source, bool squares>
 __global__ __launch_bounds__(threads, Source::results == 1 ? 3 : 2) void quantise_kernel(Tiles<Source> p) {
   __shared__ __align__(16) TileMemory memory;
-  __shared__ From from[Source::tabled ? block : 1];
   const int tile = static_cast<int>(p.columns_together ? blockIdx.x : blockIdx.y);
   const int column_block = static_cast<int>(p.columns_together ? blockIdx.y : blockIdx.x);
   int first = tile * block, end = min(first + block, p.rows);
@@ -293,31 +269,30 @@ __global__ __launch_bounds__(threads, Source::results == 1 ? 3 : 2) void quantis
     first = found.begin, end = found.end;
     if (first == end) return;
   }
-  const int rows = end - first, thread = static_cast<int>(threadIdx.x);
-  if constexpr (Source::tabled) {
-    if (thread < rows) from[thread] = p.source.find(first + thread);
-    __syncthreads();
-  }
+  const int rows = end - first;
   const Place at;
   const int column = column_block * block + at.column;
   // Read wherever the nearest one is, so that no branch stands between the reads.
   const int nearest = min(column, p.columns - 8);
   Eight values[Source::results][8];
+  float products[8];
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     const int row = min(at.row(i), rows - 1);
     Eight read[Source::results];
-    if constexpr (Source::tabled) {
-      p.source.read(from[row], nearest, read);
-    } else {
-      p.source.read(p.source.find(first + row), nearest, read);
-    }
+    const float product = p.source.read(first + row, nearest, read);
     const bool inside = at.row(i) < rows && column < p.columns;
+    products[i] = inside ? product : 0;
 #pragma unroll
     for (int r = 0; r < Source::results; ++r) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) values[r][i].at[j] = inside ? read[r].at[j] : 0;
     }
+  }
+  if constexpr (Source::weighted) {
+    const float product = of_own_row(products, at, [](float a, float b) { return a + b; });
+    const int row = at.row(at.lane % 16 / 2);
+    if (at.lane % 2 == 0 && row < rows) p.products[int64_t{column_block} * p.rows + first + row] = product;
   }
   const int64_t matrix = blockIdx.z;
 #pragma unroll
@@ -332,6 +307,22 @@ __global__ __launch_bounds__(threads, Source::results == 1 ? 3 : 2) void quantis
     }
     quantise_tile<Source, squares>(p, values[r], to, tile, first, rows, column_block, memory);
   }
+}
+
+__global__ void sort_weights_kernel(const float* weights, const int32_t* slots, int choices, float* factors) {
+  const int choice = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (choice < choices) factors[slots[choice]] = weights[choice];
+}
+
+// d_weights [T, K] (+)= the sums of the parts [parts, T·K] of the rows where choices stand.
+__global__ void choose_sums_kernel(const float* parts, int count, const int32_t* slots, int choices,
+                                   int top_k, float* d_weights, int64_t line, bool accumulate) {
+  const int choice = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (choice >= choices) return;
+  float& to = d_weights[choice / top_k * line + choice % top_k];
+  float sum = accumulate ? to : 0;
+  for (int i = 0; i < count; ++i) sum += parts[int64_t{i} * choices + slots[choice]];
+  to = sum;
 }
 
 int whole(int64_t size) {
@@ -412,36 +403,54 @@ void quantise_fp8(View x, View rows, View offsets, const Fp8Operand& out, const 
   LATENTE_ASSERT(in_packs(8, {x}) && x[1] == out.along.codes[1]);
   LATENTE_ASSERT((rows ? rows.count() : x[0]) == out.along.codes[0]);
   const RowsOf source{x.as<bf16>(), whole(x.stride(0)), 0, rows.as_or_null<int32_t>()};
-  launch<false>(Tiles<RowsOf>{source, {target_of(out)}, 0, 0, 0, nullptr, 0, static_cast<bool>(rows)},
-                offsets, 1, out, "quantise_fp8", context);
+  launch<false>(
+      Tiles<RowsOf>{source, {target_of(out)}, 0, 0, 0, nullptr, 0, static_cast<bool>(rows), nullptr}, offsets,
+      1, out, "quantise_fp8", context);
 }
 
 void quantise_fp8_weight(View w, const Fp8Operand& out, const Context& context) {
   LATENTE_ASSERT(in_packs(8, {w}) && w.shape == out.along.codes.shape);
   const bool stack = w.shape.rank() == 3;
   const RowsOf source{w.as<bf16>(), whole(w.stride(-2)), stack ? w.stride(0) : 0, nullptr};
-  launch<true>(Tiles<RowsOf>{source, {target_of(out)}, 0, 0, 0, nullptr, 0, false}, {}, stack ? w[0] : 1, out,
-               "quantise_fp8_weight", context);
+  launch<true>(Tiles<RowsOf>{source, {target_of(out)}, 0, 0, 0, nullptr, 0, false, nullptr}, {},
+               stack ? w[0] : 1, out, "quantise_fp8_weight", context);
 }
 
-void swiglu_backward_fp8(View d_out, View gated, View risen, View offsets, const Fp8Operand& d_gated,
-                         const Fp8Operand& d_risen, const Context& context) {
+void sort_weights(View weights, View slots, View factors, const Context& context) {
+  LATENTE_ASSERT(weights.contiguous() && slots.contiguous() && factors.contiguous());
+  LATENTE_ASSERT(weights.shape == slots.shape && factors.count() == slots.count());
+  if (slots.count() == 0) return;
+  sort_weights_kernel<<<blocks_for(slots.count(), threads), threads, 0, context.stream>>>(
+      weights.as<float>(), slots.as<int32_t>(), whole(slots.count()), factors.as<float>());
+  check_launch("sort_weights");
+}
+
+void swiglu_backward_fp8(View d_out, View gated, View risen, View factors, View slots, View offsets,
+                         const Fp8Operand& d_gated, const Fp8Operand& d_risen, Grad d_weights,
+                         const Context& context) {
+  const char* name = "swiglu_backward_fp8";
   LATENTE_ASSERT(in_packs(8, {d_out, gated, risen}) && d_out.shape == d_gated.along.codes.shape);
-  const GatedRows source{d_out.as<bf16>(),       gated.as<bf16>(),       risen.as<bf16>(),
-                         whole(d_out.stride(0)), whole(gated.stride(0)), whole(risen.stride(0))};
-  launch<false>(
-      Tiles<GatedRows>{source, {target_of(d_gated), target_of(d_risen)}, 0, 0, 0, nullptr, 0, false}, offsets,
-      1, d_gated, "swiglu_backward_fp8", context);
-}
-
-void combine_backward_fp8(View d_out, View weights, View slots, View rows, View offsets,
-                          const Fp8Operand& d_y, const Context& context) {
-  LATENTE_ASSERT(in_packs(8, {d_out}) && weights.contiguous() && slots.contiguous());
-  LATENTE_ASSERT(rows.count() == d_y.along.codes[0] && slots.count() == rows.count());
-  const CombinedRows source{d_out.as<bf16>(),    whole(d_out.stride(0)), weights.as<float>(),
-                            slots.as<int32_t>(), rows.as<int32_t>(),     static_cast<int>(slots[1])};
-  launch<false>(Tiles<CombinedRows>{source, {target_of(d_y)}, 0, 0, 0, nullptr, 0, true}, offsets, 1, d_y,
-                "combine_backward_fp8", context);
+  const auto launch_rows = [&](auto source, float* products) {
+    source.d_out = d_out.as<bf16>(), source.gated = gated.as<bf16>(), source.risen = risen.as<bf16>();
+    source.d_out_line = whole(d_out.stride(0)), source.gated_line = whole(gated.stride(0));
+    source.risen_line = whole(risen.stride(0)), source.factors = factors.as_or_null<float>();
+    launch<false>(
+        Tiles<decltype(source)>{
+            source, {target_of(d_gated), target_of(d_risen)}, 0, 0, 0, nullptr, 0, false, products},
+        offsets, 1, d_gated, name, context);
+  };
+  if (!factors) return launch_rows(GatedRows<false>{}, nullptr);
+  LATENTE_ASSERT(factors.contiguous() && slots.contiguous() && factors.count() == d_out[0]);
+  LATENTE_ASSERT(slots.count() == d_out[0]);
+  const int64_t parts = fp8_blocks(d_out[1]);
+  LATENTE_ASSERT(parts * d_out[0] * int64_t{sizeof(float)} <= context.workspace_bytes);
+  auto* products = static_cast<float*>(context.workspace);
+  launch_rows(GatedRows<true>{}, products);
+  if (!d_weights || d_out[0] == 0) return;
+  choose_sums_kernel<<<blocks_for(slots.count(), threads), threads, 0, context.stream>>>(
+      products, static_cast<int>(parts), slots.as<int32_t>(), whole(slots.count()),
+      static_cast<int>(slots[1]), d_weights.view.as<float>(), d_weights.view.stride(0), d_weights.accumulate);
+  check_launch(name);
 }
 
 void linear_fp8(const Fp8Matrix& x, const Fp8Matrix& w, View offsets, View bias, Grad out,
@@ -453,13 +462,14 @@ void linear_fp8(const Fp8Matrix& x, const Fp8Matrix& w, View offsets, View bias,
 }
 
 void gated_linear_fp8(const Fp8Matrix& x, const Fp8Matrix& gate, const Fp8Matrix& up, View offsets,
-                      View gated, View risen, View out, const Context& context) {
+                      View factors, View gated, View risen, View out, const Context& context) {
   LATENTE_ASSERT(gate.codes.shape == up.codes.shape && gated.strides == risen.strides &&
                  gated.strides == out.strides);
   HopperProduct p = rows_product(x, gate, offsets, {gated, false});
   p.pair = Pair::gated;
   p.other_b = up.codes.data, p.other_b_scales = up.scales.as<float>();
-  p.other_c = risen.data, p.inner = out.data;
+  p.other_c = risen.data, p.inner = out.data, p.factors = factors.as_or_null<float>();
+  LATENTE_ASSERT(!factors || (factors.contiguous() && factors.count() == p.rows));
   launch(p, "gated_linear", context);
 }
 

@@ -81,14 +81,14 @@ bool gated_linear_backward_weight(View d_gated, View d_risen, View x, View rows,
 // fp8.cu, for Hopper
 void quantise_fp8(View x, View rows, View offsets, const Fp8Operand& out, const Context& context);
 void quantise_fp8_weight(View w, const Fp8Operand& out, const Context& context);
-void swiglu_backward_fp8(View d_out, View gated, View risen, View offsets, const Fp8Operand& d_gated,
-                         const Fp8Operand& d_risen, const Context& context);
-void combine_backward_fp8(View d_out, View weights, View slots, View rows, View offsets,
-                          const Fp8Operand& d_y, const Context& context);
+void sort_weights(View weights, View slots, View factors, const Context& context);
+void swiglu_backward_fp8(View d_out, View gated, View risen, View factors, View slots, View offsets,
+                         const Fp8Operand& d_gated, const Fp8Operand& d_risen, Grad d_weights,
+                         const Context& context);
 void linear_fp8(const Fp8Matrix& x, const Fp8Matrix& w, View offsets, View bias, Grad out,
                 const Context& context);
 void gated_linear_fp8(const Fp8Matrix& x, const Fp8Matrix& gate, const Fp8Matrix& up, View offsets,
-                      View gated, View risen, View out, const Context& context);
+                      View factors, View gated, View risen, View out, const Context& context);
 void gated_linear_fp8_backward_input(const Fp8Matrix& d_gated, const Fp8Matrix& d_risen,
                                      const Fp8Matrix& gate_across, const Fp8Matrix& up_across, View offsets,
                                      Grad d_x, const Context& context);

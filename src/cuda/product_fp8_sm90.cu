@@ -15,18 +15,20 @@ using namespace sm90;
 
 // Squares: b has one scale for 128 columns, which threads read ahead; else one a column, which arrives beside
 // the stage's tiles, and results are gradients of weights in float32. Gated: the first half of the columns is
-// the gate's.
+// the gate's. Of squares a tile's second half of results need not wait for its first to leave; gates' results
+// do, beside one stage more.
 template <int Columns, bool Squares, bool Gated = false>
 struct Fp8Config {
   static constexpr int columns = Columns, own_columns = Gated ? Columns / 2 : Columns;
   static constexpr int halves = Columns == 128 ? 1 : 2, half_columns = Columns / halves;
   static constexpr bool squares = Squares, gated = Gated;
-  static constexpr int stages = Columns == 128 ? (Squares ? 5 : 4) : Squares ? 4 : 3;
+  static constexpr int out_turns = Squares && Columns == 256 && !Gated ? 2 : 1;
+  static constexpr int stages = Columns == 128 ? (Squares ? 5 : 4) : Squares && out_turns == 1 ? 4 : 3;
   static constexpr int out_tiles = Squares ? 2 : Columns == 256 ? 4 : Columns / 32;
   static constexpr int a_bytes = tile_rows * 128, half_bytes = half_columns * 128;
   static constexpr int stage_bytes = a_bytes + halves * half_bytes;
   static constexpr int scale_bytes = Squares ? 0 : Columns * 4;
-  static constexpr int scales = stages * stage_bytes + 2 * out_tiles * square_bytes;
+  static constexpr int scales = stages * stage_bytes + 2 * out_turns * out_tiles * square_bytes;
   static constexpr int out = stages * stage_bytes, shared = scales + stages * scale_bytes;
   static_assert(!Squares || half_columns == 128);
 };
@@ -192,7 +194,8 @@ __device__ void add_scaled(const HopperProduct& p, const Tiles& t, float (&sum)[
 template <class K>
 __device__ void compute_fp8(const HopperProduct& p, const Maps& maps, char* memory, Shared& s) {
   const int group = static_cast<int>(threadIdx.x) / 128, thread = static_cast<int>(threadIdx.x) % 128;
-  const Output<K> output{p, memory + K::out + group * K::out_tiles * square_bytes, group, thread};
+  const Output<K> output{p, memory + K::out + group * K::out_turns * K::out_tiles * square_bytes, group,
+                         thread};
   Tiles t(p, s, K::own_columns);
   Stage<K::stages> stage;
   for (Turn turn(p, s); turn.tile < t.count; turn.hear()) {

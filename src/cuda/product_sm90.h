@@ -49,6 +49,7 @@ struct HopperProduct {
   const float* other_b_scales = nullptr;
   void* other_c = nullptr;
   void* inner = nullptr;
+  const float* factors = nullptr;  // of the rows of inner, or null
   // Two numbers, zeros between products: blocks then take the tiles as they get done, instead of in turn.
   int* taken = nullptr;
 };

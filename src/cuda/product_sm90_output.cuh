@@ -23,6 +23,12 @@ __device__ inline void store_matrices(uint32_t to, const uint32_t (&x)[4]) {
                : "memory");
 }
 
+// Until the thread's stores, but for the last groups of them, have read shared memory.
+template <int groups>
+__device__ void stores_wait_but() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(groups) : "memory");
+}
+
 // The maps of what a product writes.
 inline void map_results(const HopperProduct& p, Maps& maps) {
   const bool grouped_rows = p.offsets && !p.by_depth;
@@ -51,6 +57,7 @@ struct Output {
   char* out;
   int group, thread, lane = thread % warp_size, q = lane % 4;
   int warp_row = thread / warp_size * 16;  // of the warpgroup's 64
+  mutable int turn = 0;                    // which set of tiles in shared memory is written next
 
   // What stands at a thread's places of columns first .. first + 16, two neighbours of bfloat16 a word.
   __device__ void read_before(const Tiles& t, const void* c, int first, uint32_t (&before)[4]) const {
@@ -107,6 +114,7 @@ struct Output {
     const int rows = min(64, t.end_row - t.row - group * 64), outer = static_cast<int>(t.batch);
 #pragma unroll
     for (int first = 0; first < columns; first += K::out_tiles * tile_width) {
+      char* const own = out + turn * K::out_tiles * square_bytes;
       // All that is added to is read at once, not a piece before each piece's store.
       uint32_t before[plain || tile_width != 64 ? 1 : K::out_tiles * 4][4] = {};
       if (!plain && tile_width == 64 && p.accumulate) {
@@ -114,11 +122,11 @@ struct Output {
         for (int i = 0; i < K::out_tiles * tile_width && first + i < columns; i += 16)
           read_before(t, to.c, first + i, before[i / 16]);
       }
-      if (thread < warp_size) stores_wait();
+      if (thread < warp_size) stores_wait_but<K::out_turns - 1>();
       sync_threads(2 + group, 128);
 #pragma unroll
       for (int i = 0; i < K::out_tiles * tile_width && first + i < columns; i += 16) {
-        char* tile = out + i / tile_width * square_bytes;
+        char* tile = own + i / tile_width * square_bytes;
         if constexpr (tile_width == 64) {
           narrow<plain>(t, sum + (begin + first + i) / 2, before[plain ? 0 : i / 16], first + i, tile,
                         i % tile_width);
@@ -133,7 +141,7 @@ struct Output {
       for (int i = lane; thread < warp_size && i < K::out_tiles * boxes; i += warp_size) {
         const int tile = i / boxes, box = i % boxes, column = first + tile * tile_width;
         if (column >= columns || t.column + column >= p.columns || rows <= 0) continue;
-        const char* from = out + tile * square_bytes + box * 1024;
+        const char* from = own + tile * square_bytes + box * 1024;
         const int row = t.row + group * 64 + box * 8;
         if (p.accumulate && tile_width == 32) {
           add_tile(to.map, from, t.column + column, row, grouped_rows ? 0 : outer);
@@ -142,12 +150,13 @@ struct Output {
         }
       }
       stores_commit();
+      if (K::out_turns > 1) turn ^= 1;
       if (grouped_rows && rows > 0) {
         for (int i = thread; i < rows % 8 * 8 * K::out_tiles; i += 128) {
           const int tile = i / (rows % 8 * 8), row = rows / 8 * 8 + i / 8 % (rows % 8), piece = i % 8;
           const int column = first + tile * tile_width + piece * tile_width / 8;
           if (column >= columns || t.column + column >= p.columns) continue;
-          const int4 x = *reinterpret_cast<const int4*>(out + tile * square_bytes + row * 128 +
+          const int4 x = *reinterpret_cast<const int4*>(own + tile * square_bytes + row * 128 +
                                                         ((piece ^ row % 8) << 4));
           const int64_t at = (t.row + group * 64 + row) * p.c_row + t.column + column;
           if (tile_width == 64) {
@@ -185,9 +194,15 @@ __device__ void put_gated(const Output<K>& output, const Tiles& t, const HopperP
   constexpr int half = K::own_columns, count = half / 2;
   output.template put<64, true, 0, half>(t, {&maps.c, p.c}, sum);
   output.template put<64, true, half, half>(t, {&maps.other_c, p.other_c}, sum);
+  float factor[2] = {1, 1};  // of the thread's rows
+  if (p.factors) {
+    const int row = t.row + output.group * 64 + output.warp_row + output.lane / 4;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) factor[i] = row + i * 8 < t.end_row ? p.factors[row + i * 8] : 0;
+  }
 #pragma unroll
   for (int i = 0; i < count; ++i) {
-    sum[i] = swiglu_of(widen(narrow<bf16>(sum[i])), widen(narrow<bf16>(sum[count + i])));
+    sum[i] = factor[i / 2 % 2] * swiglu_of(widen(narrow<bf16>(sum[i])), widen(narrow<bf16>(sum[count + i])));
   }
   output.template put<64, true, 0, half>(t, {&maps.inner, p.inner}, sum);
 }

@@ -11,14 +11,15 @@ constexpr int tile_rows = 128, step = 64, threads = 384, row_tiles_together = 16
 constexpr int square_bytes = 64 * 128;  // a tile of 64 rows
 constexpr int most_stages = 8, most_experts = 512;
 
-// Columns of a tile, stages, and tiles of 64 rows that each warpgroup's results leave through. Gated: half of
-// the columns are the gate's, and the other half what stands at the same place beside it. Shallow: results
-// take longer to write than to multiply, so more of them wait for it beside fewer stages.
+// Columns of a tile, stages, and tiles of 64 rows that each warpgroup's results leave through, in out_turns
+// sets. Gated: half of the columns are the gate's, and the other half what stands at the same place beside
+// it. Shallow: results take longer to write than to multiply, so more of them wait for it beside fewer
+// stages.
 template <int Columns, bool AByDepth, bool BByDepth, bool Gated = false, bool Shallow = false>
 struct Config {
   static constexpr int columns = Columns, own_columns = Gated ? Columns / 2 : Columns;
   static constexpr int stages = Shallow ? 3 : Columns >= 192 ? 4 : Columns == 128 ? 6 : 8;
-  static constexpr int out_tiles = Shallow ? 4 : Columns == 256 ? 2 : Columns / 64;
+  static constexpr int out_tiles = Shallow ? 4 : Columns == 256 ? 2 : Columns / 64, out_turns = 1;
   static constexpr bool a_by_depth = AByDepth, b_by_depth = BByDepth, gated = Gated;
   static constexpr int a_bytes = tile_rows * 128, b_bytes = Columns * 128, stage_bytes = a_bytes + b_bytes;
   static constexpr int out = stages * stage_bytes, shared = out + 2 * out_tiles * square_bytes;

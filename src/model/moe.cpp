@@ -1,5 +1,7 @@
 #include "model/moe.h"
 
+#include "ops/fp8.h"
+
 namespace latente {
 
 Moe::Moe(const Config& config, DType type) : routing(config.routing()) {
@@ -44,10 +46,14 @@ Tensor Moe::operator()(Stream& stream, const Norm& norm, Step& at) const {
   const auto from_shared = [&] { return shared_experts.gate_proj ? shared_experts(x, at) : Tensor(); };
   // Computed first where there is something to wait for.
   const bool reading = expert_read(order, experts.gate_proj, experts.up_proj, experts.down_proj);
-  Tensor shared = reading ? from_shared() : Tensor();                                // [T, hidden]
-  Tensor inner = expert_gated_linear(x, order, experts.gate_proj, experts.up_proj);  // [T·K, inner]
+  Tensor shared = reading ? from_shared() : Tensor();  // [T, hidden]
+  // In FP8 the router's weights are applied to what goes into the second product, so that the results need
+  // not be kept for the weights' gradient.
+  const bool early = in_fp8(*x.plan(), experts.gate_proj);
+  Tensor inner = expert_gated_linear(x, order, experts.gate_proj, experts.up_proj,
+                                     early ? routed.weights : Tensor());  // [T·K, inner]
   if (!reading) shared = from_shared();
-  return combined_expert_linear(inner, order, experts.down_proj, routed.weights, shared);
+  return combined_expert_linear(inner, order, experts.down_proj, early ? Tensor() : routed.weights, shared);
 }
 
 bool is_expert_stack(const std::string& path) {

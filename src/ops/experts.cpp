@@ -76,9 +76,8 @@ Tensor expert_linear(const Tensor& x, const ExpertOrder& order, const Tensor& we
 
 namespace {
 
-// As below, in FP8: the gradient of y is quantised where it is made.
 Tensor combined_expert_linear_fp8(const Tensor& x, const ExpertOrder& order, const Tensor& weight,
-                                  const Tensor& weights, const Tensor& base) {
+                                  const Tensor& base) {
   Plan& plan = *x.plan();
   const auto [offsets, rows, slots] = order;
   const Fp8Tensors from = fp8_expert_rows(x, {}, offsets), w = fp8_weight(plan, weight);
@@ -91,29 +90,17 @@ Tensor combined_expert_linear_fp8(const Tensor& x, const ExpertOrder& order, con
       },
       [](Gradients&) {});
   const bool onto = static_cast<bool>(base);
-  const Tensor out = onto ? plan.updated(base) : plan.intermediate({weights[0], y[1]}, y.dtype());
+  const Tensor out = onto ? plan.updated(base) : plan.intermediate({slots[0], y[1]}, y.dtype());
   plan.record(
-      "combine", {y, weights, slots, base}, {out},
+      "combine", {y, slots, base}, {out},
       [=, slots = slots](Backend& b) {
-        b.combine(y.view(), weights.view(), slots.view(), {out.view(), onto});
+        b.combine(y.view(), {}, slots.view(), {out.view(), onto});
       },
-      [=, offsets = offsets, rows = rows, slots = slots](Gradients& g) {
+      [=, offsets = offsets, rows = rows](Gradients& g) {
         const Tensor d_out = g.of(out);
-        if (const auto d_weights = g.slot(weights)) {
-          g.plan().record("combine_backward", {d_out, y, weights, slots}, {d_weights.tensor},
-                          [=](Backend& b) {
-                            b.combine_backward(d_out.view(), y.view(), weights.view(), slots.view(), {},
-                                               d_weights.view());
-                          });
-        }
         const auto d_x = g.slot(x), d_w = g.slot(weight);
         if (!d_x && !d_w) return;
-        const Fp8Tensors d = fp8_room(g.plan(), y[0], y[1], offsets.count() - 1);
-        g.plan().record("combine_backward_fp8", {d_out, weights, slots, rows, offsets},
-                        {d.codes, d.scales, d.across_codes, d.across_scales}, [=](Backend& b) {
-                          b.combine_backward_fp8(d_out.view(), weights.view(), slots.view(), rows.view(),
-                                                 offsets.view(), d.view());
-                        });
+        const Fp8Tensors d = fp8_expert_rows(d_out, rows, offsets);
         if (d_w) record_fp8_backward_weight(g.plan(), d, from, offsets, d_w);
         if (d_x) record_fp8_backward_input(g.plan(), d, weight, offsets, d_x);
       });
@@ -124,7 +111,10 @@ Tensor combined_expert_linear_fp8(const Tensor& x, const ExpertOrder& order, con
 
 Tensor combined_expert_linear(const Tensor& x, const ExpertOrder& order, const Tensor& weight,
                               const Tensor& weights, const Tensor& base) {
-  if (in_fp8(*x.plan(), weight)) return combined_expert_linear_fp8(x, order, weight, weights, base);
+  if (in_fp8(*x.plan(), weight)) {
+    LATENTE_ASSERT(!weights);
+    return combined_expert_linear_fp8(x, order, weight, base);
+  }
   return combine(expert_linear(x, order, weight), weights, order, base);
 }
 

@@ -21,32 +21,36 @@ struct Gate {
         });
     return {d_gated.tensor, d_risen.tensor};
   }
-  // The same, quantised.
-  std::pair<Fp8Tensors, Fp8Tensors> gradients_fp8(Gradients& g, const Tensor& offsets) const {
+  // The same, quantised; and of the weights that are the factors of out's rows, if there are any.
+  std::pair<Fp8Tensors, Fp8Tensors> gradients_fp8(Gradients& g, const Tensor& offsets, const Tensor& factors,
+                                                  const Tensor& slots,
+                                                  const Gradients::Slot& d_weights) const {
     const Tensor d_out = g.of(out);
     Plan& plan = g.plan();
     const int64_t experts = offsets ? offsets.count() - 1 : 0;
     const Fp8Tensors d_gated = fp8_room(plan, out[0], out[1], experts);
     const Fp8Tensors d_risen = fp8_room(plan, out[0], out[1], experts);
-    plan.record("swiglu_backward_fp8", {d_out, gated, risen, offsets},
+    plan.record("swiglu_backward_fp8", {d_out, gated, risen, factors, slots, offsets},
                 {d_gated.codes, d_gated.scales, d_gated.across_codes, d_gated.across_scales, d_risen.codes,
-                 d_risen.scales, d_risen.across_codes, d_risen.across_scales},
+                 d_risen.scales, d_risen.across_codes, d_risen.across_scales, d_weights.tensor},
                 [=, *this](Backend& b) {
-                  b.swiglu_backward_fp8(d_out.view(), gated.view(), risen.view(), offsets.view(),
-                                        d_gated.view(), d_risen.view());
+                  b.swiglu_backward_fp8(d_out.view(), gated.view(), risen.view(), factors.view(),
+                                        slots.view(), offsets.view(), d_gated.view(), d_risen.view(),
+                                        d_weights.view());
                 });
     return {d_gated, d_risen};
   }
   // Their products with x quantised, of all rows or with offsets of experts'; forward as gated_linear is.
   void record_fp8(Plan& plan, const Fp8Tensors& x, const Tensor& gate, const Tensor& up,
-                  const Tensor& offsets, Plan::Gradient gradient) const {
+                  const Tensor& offsets, const Tensor& factors, Plan::Gradient gradient) const {
     const Fp8Tensors g = fp8_weight(plan, gate), u = fp8_weight(plan, up);
     plan.record(
-        "gated_linear_fp8", {x.codes, x.scales, gate, up, g.codes, g.scales, u.codes, u.scales, offsets},
+        "gated_linear_fp8",
+        {x.codes, x.scales, gate, up, g.codes, g.scales, u.codes, u.scales, offsets, factors},
         {gated, risen, out},
         [=, *this](Backend& b) {
-          b.gated_linear_fp8(x.along(), g.along(), u.along(), offsets.view(), gated.view(), risen.view(),
-                             out.view());
+          b.gated_linear_fp8(x.along(), g.along(), u.along(), offsets.view(), factors.view(), gated.view(),
+                             risen.view(), out.view());
         },
         std::move(gradient));
   }
@@ -79,8 +83,8 @@ Tensor gated_linear(const Tensor& x, const Tensor& gate, const Tensor& up) {
   Plan& plan = *x.plan();
   const Gate to(plan, x[0], gate[0], x.dtype());
   if (in_fp8(plan, gate)) {
-    to.record_fp8(plan, fp8_rows(x), gate, up, {}, [=](Gradients& g) {
-      const auto [d_gated, d_risen] = to.gradients_fp8(g, {});
+    to.record_fp8(plan, fp8_rows(x), gate, up, {}, {}, [=](Gradients& g) {
+      const auto [d_gated, d_risen] = to.gradients_fp8(g, {}, {}, {}, {});
       if (const auto d_x = g.slot(x))
         Gate::record_fp8_backward_input(g.plan(), d_gated, d_risen, gate, up, {}, d_x);
       if (const auto d_gate = g.slot(gate))
@@ -129,7 +133,8 @@ Tensor gated_linear(const Tensor& x, const Tensor& gate, const Tensor& up) {
   return to.out;
 }
 
-Tensor expert_gated_linear(const Tensor& x, const ExpertOrder& order, const Tensor& gate, const Tensor& up) {
+Tensor expert_gated_linear(const Tensor& x, const ExpertOrder& order, const Tensor& gate, const Tensor& up,
+                           const Tensor& weights) {
   LATENTE_ASSERT(gate.shape() == up.shape() && gate[2] == x[1]);
   Plan& plan = *x.plan();
   const int64_t choices = order.rows.count();
@@ -137,20 +142,32 @@ Tensor expert_gated_linear(const Tensor& x, const ExpertOrder& order, const Tens
   const auto [offsets, rows, slots] = order;
   if (in_fp8(plan, gate)) {
     const Fp8Tensors from = fp8_expert_rows(x, rows, offsets);
-    to.record_fp8(plan, from, gate, up, offsets, [=, offsets = offsets, slots = slots](Gradients& g) {
-      const auto [d_gated, d_risen] = to.gradients_fp8(g, offsets);
-      if (const auto d_gate = g.slot(gate))
-        record_fp8_backward_weight(g.plan(), d_gated, from, offsets, d_gate);
-      if (const auto d_up = g.slot(up)) record_fp8_backward_weight(g.plan(), d_risen, from, offsets, d_up);
-      const auto d_x = g.slot(x);
-      if (!d_x) return;
-      const Tensor sorted = g.plan().intermediate({choices, x[1]}, x.dtype());
-      Gate::record_fp8_backward_input(g.plan(), d_gated, d_risen, gate, up, offsets, {sorted, false});
-      g.plan().record("combine", {sorted, slots}, {d_x.tensor},
-                      [=](Backend& b) { b.combine(sorted.view(), {}, slots.view(), d_x.view()); });
-    });
+    Tensor factors;
+    if (weights) {
+      factors = plan.intermediate({choices}, weights.dtype());
+      plan.record(
+          "sort_weights", {weights, slots}, {factors},
+          [=, slots = slots](Backend& b) { b.sort_weights(weights.view(), slots.view(), factors.view()); },
+          in_swiglus);
+    }
+    to.record_fp8(
+        plan, from, gate, up, offsets, factors, [=, offsets = offsets, slots = slots](Gradients& g) {
+          const auto d_weights = weights ? g.slot(weights) : Gradients::Slot();
+          const auto [d_gated, d_risen] = to.gradients_fp8(g, offsets, factors, slots, d_weights);
+          if (const auto d_gate = g.slot(gate))
+            record_fp8_backward_weight(g.plan(), d_gated, from, offsets, d_gate);
+          if (const auto d_up = g.slot(up))
+            record_fp8_backward_weight(g.plan(), d_risen, from, offsets, d_up);
+          const auto d_x = g.slot(x);
+          if (!d_x) return;
+          const Tensor sorted = g.plan().intermediate({choices, x[1]}, x.dtype());
+          Gate::record_fp8_backward_input(g.plan(), d_gated, d_risen, gate, up, offsets, {sorted, false});
+          g.plan().record("combine", {sorted, slots}, {d_x.tensor},
+                          [=](Backend& b) { b.combine(sorted.view(), {}, slots.view(), d_x.view()); });
+        });
     return to.out;
   }
+  LATENTE_ASSERT(!weights);
   const Plan::Gradient gradient = [=, offsets = offsets, rows = rows, slots = slots](Gradients& g) {
     const auto [d_gated, d_risen] = to.gradients(g);
     const auto d_gate = g.slot(gate), d_up = g.slot(up);

@@ -53,10 +53,12 @@ ExpertOrder expert_order(const Tensor& experts, int64_t expert_count);
 // Where the experts' weights are in memory on demand, asks for those that were chosen, and returns true.
 // Without gradient.
 bool expert_read(const ExpertOrder& order, const Tensor& gate, const Tensor& up, const Tensor& down);
-// x [T, D] gathered by expert: swiglu of its products with two stacked weights, [T·K, F].
-Tensor expert_gated_linear(const Tensor& x, const ExpertOrder& order, const Tensor& gate, const Tensor& up);
+// x [T, D] gathered by expert: swiglu of its products with two stacked weights, [T·K, F]; times the weights
+// [T, K] of its rows' choices, if there are any, which is for FP8 alone.
+Tensor expert_gated_linear(const Tensor& x, const ExpertOrder& order, const Tensor& gate, const Tensor& up,
+                           const Tensor& weights = {});
 Tensor expert_linear(const Tensor& x, const ExpertOrder& order, const Tensor& weight);
-// combine() of expert_linear()
+// combine() of expert_linear(). In FP8 weights are null: they are in x already.
 Tensor combined_expert_linear(const Tensor& x, const ExpertOrder& order, const Tensor& weight,
                               const Tensor& weights, const Tensor& base = {});
 // sum_k weights[t, k] · y[slots[t, k]], added onto `base` [T, D] (in its memory) when there is one.

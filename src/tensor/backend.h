@@ -409,18 +409,19 @@ class Backend {
   virtual void linear_fp8(const Fp8Matrix& x, const Fp8Matrix& w, View offsets, View bias, Grad out);
   virtual void linear_fp8_backward_weight(const Fp8Matrix& d_out_across, const Fp8Matrix& x_across,
                                           View offsets, Grad d_w);
-  // As gated_linear
+  // As gated_linear; rows of out times `factors` [R], or null
   virtual void gated_linear_fp8(const Fp8Matrix& x, const Fp8Matrix& gate, const Fp8Matrix& up, View offsets,
-                                View gated, View risen, View out);
+                                View factors, View gated, View risen, View out);
   // d_x (+)= d_gated · gate + d_risen · up
   virtual void gated_linear_fp8_backward_input(const Fp8Matrix& d_gated, const Fp8Matrix& d_risen,
                                                const Fp8Matrix& gate_across, const Fp8Matrix& up_across,
                                                View offsets, Grad d_x);
-  // swiglu_backward, and combine_backward's d_y (rows as in expert_order), quantised in the same pass
-  virtual void swiglu_backward_fp8(View d_out, View gated, View risen, View offsets,
-                                   const Fp8Operand& d_gated, const Fp8Operand& d_risen);
-  virtual void combine_backward_fp8(View d_out, View weights, View slots, View rows, View offsets,
-                                    const Fp8Operand& d_y);
+  // factors [T·K] of rows as expert_order sorted them, from weights [T, K]
+  virtual void sort_weights(View weights, View slots, View factors);
+  // swiglu_backward, of rows times `factors` (or null), quantised in the same pass. With factors also
+  // d_weights [T, K] (or null) of the weights that they are, through slots.
+  virtual void swiglu_backward_fp8(View d_out, View gated, View risen, View factors, View slots, View offsets,
+                                   const Fp8Operand& d_gated, const Fp8Operand& d_risen, Grad d_weights);
   // linear() of x in bf16 by an exact w, in training alone: a row's result may depend on how many share the
   // call.
   virtual void linear_of_many(View x, View w, View out);

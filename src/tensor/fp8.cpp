@@ -12,16 +12,18 @@ void Backend::quantise_fp8(View, View, View, const Fp8Operand&) { none(*this); }
 void Backend::quantise_fp8_weight(View, const Fp8Operand&) { none(*this); }
 void Backend::linear_fp8(const Fp8Matrix&, const Fp8Matrix&, View, View, Grad) { none(*this); }
 void Backend::linear_fp8_backward_weight(const Fp8Matrix&, const Fp8Matrix&, View, Grad) { none(*this); }
-void Backend::gated_linear_fp8(const Fp8Matrix&, const Fp8Matrix&, const Fp8Matrix&, View, View, View, View) {
+void Backend::gated_linear_fp8(const Fp8Matrix&, const Fp8Matrix&, const Fp8Matrix&, View, View, View, View,
+                               View) {
   none(*this);
 }
 void Backend::gated_linear_fp8_backward_input(const Fp8Matrix&, const Fp8Matrix&, const Fp8Matrix&,
                                               const Fp8Matrix&, View, Grad) {
   none(*this);
 }
-void Backend::swiglu_backward_fp8(View, View, View, View, const Fp8Operand&, const Fp8Operand&) {
+void Backend::sort_weights(View, View, View) { none(*this); }
+void Backend::swiglu_backward_fp8(View, View, View, View, View, View, const Fp8Operand&, const Fp8Operand&,
+                                  Grad) {
   none(*this);
 }
-void Backend::combine_backward_fp8(View, View, View, View, View, const Fp8Operand&) { none(*this); }
 
 }  // namespace latente

@@ -364,13 +364,16 @@ TEST_F(Fp8, Gates) {
       const Values u = grouped(sorted, xv, uq.read(uq.of.along, true), f, k);
       DeviceTensor gated(device_, {r, f}, DType::bf16, 8, 0), risen(device_, {r, f}, DType::bf16, 8, 0),
           out(device_, {r, f}, DType::bf16, 8, 0);
-      cuda::gated_linear_fp8(xq.of.along, gq.of.along, uq.of.along, offsets, gated.view, risen.view, out.view,
-                             device_.context);
+      const DeviceTensor factors = values({r}, DType::f32);
+      cuda::gated_linear_fp8(xq.of.along, gq.of.along, uq.of.along, offsets, dense ? View() : factors.view,
+                             gated.view, risen.view, out.view, device_.context);
       EXPECT_LT(distance(gated.read(), g), 4e-3);
       EXPECT_LT(distance(risen.read(), u), 4e-3);
       Values inner(g.size());
-      for (size_t i = 0; i < inner.size(); ++i)
+      for (size_t i = 0; i < inner.size(); ++i) {
         inner[i] = gated.values[i] / (1 + std::exp(-gated.values[i])) * risen.values[i];
+        if (!dense) inner[i] *= factors.values[i / static_cast<size_t>(f)];
+      }
       EXPECT_LT(distance(out.read(), inner), 4e-3);
       EXPECT_EQ(gated.written_outside + risen.written_outside + out.written_outside, 0);
 
@@ -409,15 +412,6 @@ TEST_F(Fp8, FusedQuantisation) {
     EXPECT_EQ(got.scales(got.of.across), want.scales(want.of.across));
   };
   const int64_t r = sorted.rows;
-  const DeviceTensor d_out = values({tokens, columns}), weights = values({tokens, top_k}, DType::f32);
-  DeviceTensor y = values({r, columns}), d_y(device_, {r, columns}, DType::bf16);
-  cuda::combine_backward(d_out.view, y.view, weights.view, slots_on_device.view, {d_y.view, false}, {},
-                         device_.context);
-  const Quantised fused(device_, r, columns, experts);
-  cuda::combine_backward_fp8(d_out.view, weights.view, slots_on_device.view, rows_on_device.view, offsets,
-                             fused.of, device_.context);
-  expect_same(fused, rows(d_y, sorted));
-
   for (const View& at : {View(), offsets}) {
     const DeviceTensor d = values({r, columns}), gated = values({r, columns}), risen = values({r, columns});
     DeviceTensor d_gated(device_, {r, columns}, DType::bf16), d_risen(device_, {r, columns}, DType::bf16);
@@ -425,9 +419,41 @@ TEST_F(Fp8, FusedQuantisation) {
                           device_.context);
     const int64_t count = at ? experts : 0;
     const Quantised first(device_, r, columns, count), second(device_, r, columns, count);
-    cuda::swiglu_backward_fp8(d.view, gated.view, risen.view, at, first.of, second.of, device_.context);
+    cuda::swiglu_backward_fp8(d.view, gated.view, risen.view, {}, {}, at, first.of, second.of, {},
+                              device_.context);
     expect_same(first, at ? rows(d_gated, sorted) : rows(d_gated));
     expect_same(second, at ? rows(d_risen, sorted) : rows(d_risen));
+    if (!at) continue;
+    // Of rows times weights: powers of two, so that the gradients of their products are exact.
+    DeviceTensor weights(device_, {tokens, top_k}, DType::f32), factors(device_, {r}, DType::f32);
+    weights.set([&] { return std::exp2(static_cast<double>(random_.below(5)) - 4); });
+    cuda::sort_weights(weights.view, slots_on_device.view, factors.view, device_.context);
+    factors.read();
+    DeviceTensor scaled = values({r, columns});
+    for (size_t i = 0; i < scaled.values.size(); ++i)
+      scaled.values[i] = d.values[i] * factors.values[i / static_cast<size_t>(columns)];
+    scaled.upload();
+    cuda::swiglu_backward(scaled.view, gated.view, risen.view, {d_gated.view, false}, {d_risen.view, false},
+                          device_.context);
+    Values want(static_cast<size_t>(tokens * top_k));
+    for (size_t c = 0; c < want.size(); ++c) {
+      EXPECT_EQ(factors.values[static_cast<size_t>(slots[c])], weights.values[c]);
+      for (int64_t j = 0; j < columns; ++j) {
+        const auto i = static_cast<size_t>(slots[c] * columns + j);
+        want[c] += d.values[i] * gated.values[i] / (1 + std::exp(-gated.values[i])) * risen.values[i];
+      }
+    }
+    DeviceTensor d_weights(device_, {tokens, top_k}, DType::f32, 2, 1);
+    for (const double times : {1.0, 2.0}) {  // written over NaN, then added to
+      cuda::swiglu_backward_fp8(d.view, gated.view, risen.view, factors.view, slots_on_device.view, at,
+                                first.of, second.of, {d_weights.view, times > 1}, device_.context);
+      Values sum = want;
+      for (double& x : sum) x *= times;
+      EXPECT_LT(distance(d_weights.read(), sum), 1e-5);
+      EXPECT_EQ(d_weights.written_outside, 0);
+    }
+    expect_same(first, rows(d_gated, sorted));
+    expect_same(second, rows(d_risen, sorted));
   }
 }
 
@@ -569,8 +595,10 @@ TEST_F(Fp8Ops, Experts) {
     allocate(backend_, ids);
     backend_.upload(chosen.data(), ids.view());
     const ExpertOrder order = expert_order(ids, experts);
-    const Tensor inner = expert_gated_linear(leaf(plan, x), order, gate, up);
-    return combined_expert_linear(inner, order, down, leaf(plan, weights));
+    const Tensor at = leaf(plan, weights), none;
+    const bool early = plan.multiplies_fp8();
+    const Tensor inner = expert_gated_linear(leaf(plan, x), order, gate, up, early ? at : none);
+    return combined_expert_linear(inner, order, down, early ? none : at);
   });
 }
 

@@ -154,6 +154,12 @@ TEST_P(Products, Grouped) {
         check(d_w, dw, [&](Grad to) {
           cuda::grouped_linear_backward_weight(d_out.view, x.view, row_view, on_device.view, to, context);
         });
+        if (type == DType::bf16) {
+          DeviceTensor narrow(device_, {experts, columns, depth}, type);
+          check(narrow, dw, [&](Grad to) {
+            cuda::grouped_linear_backward_weight(d_out.view, x.view, row_view, on_device.view, to, context);
+          });
+        }
       }
     }
   }
