@@ -63,7 +63,7 @@ __global__ __launch_bounds__(most_warps* warp_size) void few_rows_kernel(
   const bool inside = warp < warps && column < product.columns;
 
   Stream stream;
-  stream.ring = mma::shared_address(memory) + static_cast<unsigned>(warp * Stream::bytes);
+  stream.ring = mma::shared_address(memory) + static_cast<unsigned>(warp * p.ring);
   stream.depth = p.depth;
   auto begin = [&](int64_t batch) {
     if (!inside) return;
@@ -104,7 +104,7 @@ __global__ __launch_bounds__(most_warps* warp_size) void few_rows_kernel(
     }
   }
   const int rows = min(end - first, tile_rows);
-  char* x = memory + warps * Stream::bytes;
+  char* x = memory + warps * p.ring;
   bool normed = false;
   if constexpr (!gated) {
     normed = p.norm.lanes > 0;
@@ -228,7 +228,8 @@ bool run(RowsLaunch p, const char* name, const Context& context) {
   const int64_t enough = (p.code ? 1 : 2) * int64_t{context.multiprocessors};
   while (warps > sharing && in_all < (p.code ? warps - 1 : warps) * enough) warps /= 2;
   const size_t x_bytes = static_cast<size_t>(most_rows * row_pitch(p.depth, Stream::step_depth));
-  constexpr size_t ring = Stream::bytes;
+  p.ring = Stream::ring_bytes(p.depth);
+  const auto ring = static_cast<size_t>(p.ring);
   constexpr size_t own = 1024;  // at most, what the kernel has beside: what gates hand over, or sums of norms
   const size_t limit = static_cast<size_t>(context.shared_bytes) - own;
   while (warps > sharing && static_cast<size_t>(warps) * ring + x_bytes > limit) warps /= 2;
