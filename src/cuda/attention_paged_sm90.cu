@@ -652,6 +652,7 @@ bool attention_paged_sm90(const Paged<__nv_bfloat16>& a, const View& q, const Vi
       reinterpret_cast<uintptr_t>(a.out.data) % 4 != 0) {
     return false;
   }
+  if (attention_paged_short_sm90(a, keys, pages, context)) return true;
   Work w;
   w.a = a;
   w.token_rows = static_cast<int>(std::min<int64_t>(8 * ceil_div(a.heads, 8), tile_rows));

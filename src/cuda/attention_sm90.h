@@ -33,5 +33,8 @@ bool attention_paged_expanded_sm90(const View& q, const View& cache, const View&
 // Absorbed MLA over a bfloat16 cache: widths 576/512 and 224/192.
 bool attention_paged_sm90(const Paged<__nv_bfloat16>& a, const View& q, const View& keys, const View& values,
                           const Pages& pages, const Context& context);
+// The same for few tokens where block tables name no more than one piece's entries; false otherwise.
+bool attention_paged_short_sm90(const Paged<__nv_bfloat16>& a, const View& keys, const Pages& pages,
+                                const Context& context);
 
 }  // namespace latente::cuda

@@ -28,6 +28,7 @@ struct CodedStream {
     float now = 0, next = 0, after = 0;
   } squares[strips];
 
+  static int ring_bytes(int) { return bytes; }
   __device__ int pieces() const { return (depth + strip_depth<code> - 1) / strip_depth<code>; }
   __device__ int steps() const { return (pieces() + step_pieces - 1) / step_pieces; }
 

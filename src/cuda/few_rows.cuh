@@ -38,6 +38,10 @@ struct WeightStream {
   int depth = 0;
 
   __device__ int steps() const { return (depth + mma::step - 1) / mma::step; }
+  // Of a warp: no more stages than there are steps.
+  static int ring_bytes(int depth) {
+    return std::min((depth + mma::step - 1) / mma::step, stages) * stage_bytes;
+  }
 
   // `which` half of the warp's columns are `column` and the next 7.
   __device__ void point(int which, const RowsWeights& w, int64_t batch, int column) {
@@ -203,6 +207,7 @@ struct RowsLaunch {
   LatentRows latents;  // beside, where there is a rotary part
   // The launch's.
   int warps = 0;  // of a block that multiply; others help with norms
+  int ring = 0;   // bytes of a warp's
   int latent_blocks = 0;
 };
 

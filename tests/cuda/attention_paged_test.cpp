@@ -303,6 +303,37 @@ TEST_F(CudaPagedAttention, RowsDoNotDependOnTheirCompany) {
   }
 }
 
+// Block tables that name few entries, and few tokens: latents have a kernel of their own.
+TEST_F(CudaPagedAttention, ShortTablesGiveTheSameBits) {
+  Device device;
+  for (const PagedCase& c : {PagedCase{16, 1, 576, 512, 64, true}, PagedCase{20, 1, 576, 512, 16, true},
+                             PagedCase{12, 1, 224, 192, 64, true}, PagedCase{33, 1, 224, 192, 32, true}}) {
+    SCOPED_TRACE(text(c));
+    for (const int64_t length : {1, 9, 63, 64, 65, 80, 113, 128}) {
+      const std::vector<int64_t> lengths = {length, 40};
+      Random random(29), again(29);
+      const Cache cache(device, c, DType::bf16, lengths, random, 0),
+          wide(device, c, DType::bf16, lengths, again, 1 + 128 / c.page);
+      std::vector<Query> rows;
+      for (int64_t i = std::max<int64_t>(length - 3, 0); i < length; ++i)
+        rows.push_back({0, static_cast<int32_t>(i)});
+      rows.push_back({1, -1});
+      rows.push_back({1, 39});
+      DeviceTensor q(device, {static_cast<int64_t>(rows.size()), c.heads, c.key}, DType::bf16, 8, 8);
+      q.randomise(random);
+      for (const double scale : {0.05, 1.0}) {
+        const std::vector<double> few = attend(device, cache, q, rows, scale);
+        EXPECT_EQ(attend(device, wide, q, rows, scale), few) << length << " entries, scale " << scale;
+        EXPECT_LT(distance(few, oracle(cache, q, rows, scale)), scale < 1 ? 6e-3 : 3e-2);
+      }
+      DeviceTensor single(device, {1, c.heads, c.key}, DType::bf16);
+      single.randomise(random);
+      const std::vector<Query> row = {{0, static_cast<int32_t>(length - 1)}};
+      EXPECT_EQ(attend(device, wide, single, row, 0.05), attend(device, cache, single, row, 0.05));
+    }
+  }
+}
+
 // A recorded call follows positions and tables that change between replays.
 TEST_F(CudaPagedAttention, IsRecordedOnce) {
   Device device;
