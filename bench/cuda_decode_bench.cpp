@@ -53,11 +53,12 @@ class Bench {
 
   void run(int64_t batch, int64_t context, int64_t passes, const Choice& choice, bool profile) {
     RunnerOptions options;
-    options.context = context + 64;
+    options.context = std::max<int64_t>(context + 64, 4096);  // of block tables
     options.sequences = batch;
     options.cache_type = DType::bf16;
+    const int64_t pages = (context + 64 + options.page_size - 1) / options.page_size;
+    options.pages = batch * pages;
     Runner runner(device_, *model_, options);
-    const int64_t pages = (options.context + options.page_size - 1) / options.page_size;
     for (int64_t s = 0; s < batch; ++s) {
       for (int64_t i = 0; i < pages; ++i) runner.set_page(s, i, static_cast<int32_t>(s * pages + i));
     }

@@ -81,12 +81,13 @@ __global__ void __launch_bounds__(warps * 32, 1) short_kernel(const __grid_const
 #pragma unroll
     for (int i = 0; i < steps; ++i) mma::load_matrices<false>(k[i], from + static_cast<unsigned>(i * 32));
   };
+  const bool late = min(first_key + warp_keys, end) > early;
   mma::wait<1>();
   __syncthreads();
-  read_keys();
+  if (!late) read_keys();
   mma::wait<0>();
   __syncthreads();
-  if (min(first_key + warp_keys, end) > early) read_keys();
+  if (late) read_keys();
   unsigned v[tiles / 4][4];
 #pragma unroll
   for (int i = 0; i < tiles / 4; ++i) {

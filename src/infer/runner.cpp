@@ -147,8 +147,14 @@ Runner::Form Runner::form_for(int64_t first, int64_t count) const {
 }
 
 void Runner::prepare(int64_t drafts, Asked asked, bool chained) {
-  const auto main = [](int64_t rows, bool follows) {
-    return Shape{-1, 0, rows, rows, Form::absorbed, follows};
+  for (const bool few : {false, true}) {
+    if (!few || may_be_few(1, Form::absorbed)) prepare(drafts, asked, chained, few);
+  }
+}
+
+void Runner::prepare(int64_t drafts, Asked asked, bool chained, bool few) {
+  const auto main = [&](int64_t rows, bool follows) {
+    return Shape{-1, 0, rows, rows, Form::absorbed, follows, few};
   };
   const auto size = [&](int64_t rows) { return bucket_of(rows, chained); };
   const int64_t own = std::min(drafts, modules());  // drafts that a module has to itself
@@ -156,7 +162,7 @@ void Runner::prepare(int64_t drafts, Asked asked, bool chained) {
   for (int64_t rows = 1; rows <= drafts + 1; ++rows) {
     std::vector<Shape> chain;
     for (int64_t k = 0; k < own; ++k) {
-      chain.push_back({k, k, size(rows), 1, Form::absorbed, chained && k > 0});
+      chain.push_back({k, k, size(rows), 1, Form::absorbed, chained && k > 0, few});
       if (!chained) recorded({{chain.back()}, asked});
     }
     if (!chained) recorded({{main(rows, false)}, asked});
@@ -218,7 +224,9 @@ void Runner::record(const Shape& shape, Asked asked, bool chained, const Tensor&
   at.rope_table = rope_table_;
   at.slots = field(Field::slots);
   at.caches = caches_;
-  at.pages = {shape.module < 0 ? block_table_ : module_table_, field(Field::places), field(Field::last)};
+  Tensor table = shape.module < 0 ? block_table_ : module_table_;
+  if (shape.few) table = table.columns(0, few_entries / options_.page_size);
+  at.pages = {table, field(Field::places), field(Field::last)};
   at.expand_cache = shape.form == Form::expanded;
   at.count_load = options_.count_experts;
   Tensor& mask = record.masks.emplace_back();
@@ -292,13 +300,28 @@ int32_t Runner::slot_of(const Row& row) const {
                               row.position % options_.page_size);
 }
 
-Runner::Shape Runner::shape_of(const Pass& pass, bool chained) {
+int32_t Runner::last_entry(const Pass& pass, const Row& row) const {
+  if (pass.module < 0) return row.position;
+  const int32_t first = first_module_page_[static_cast<size_t>(row.place)];
+  return row.position - first * static_cast<int32_t>(options_.page_size);
+}
+
+bool Runner::may_be_few(int64_t rows, Form form) const {
+  return !backend_->is_host() && model_->config().is_mla() && caches_.front().keys.dtype() == DType::bf16 &&
+         form == Form::absorbed && rows <= few_rows && few_entries % options_.page_size == 0 &&
+         pages_a_sequence_ * options_.page_size > few_entries;
+}
+
+Runner::Shape Runner::shape_of(const Pass& pass, bool chained) const {
   const auto& rows = pass.rows;
   LATENTE_ASSERT(!rows.empty());
   const int64_t wanted = std::count_if(rows.begin(), rows.end(), [](const Row& row) { return row.wanted; });
   const bool follows = std::any_of(rows.begin(), rows.end(), [](const Row& row) { return row.follows >= 0; });
-  return {pass.module, pass.level, bucket_of(std::ssize(rows), chained), bucket_of(wanted, chained),
-          pass.form,   follows};
+  const int64_t tokens = bucket_of(std::ssize(rows), chained);
+  const bool few = may_be_few(tokens, pass.form) &&
+                   std::all_of(rows.begin(), rows.end(),
+                               [&](const Row& row) { return last_entry(pass, row) < few_entries; });
+  return {pass.module, pass.level, tokens, bucket_of(wanted, chained), pass.form, follows, few};
 }
 
 void Runner::fill(const Pass& pass, const Shape& shape, std::span<const int32_t> chosen_at,
@@ -314,13 +337,7 @@ void Runner::fill(const Pass& pass, const Shape& shape, std::span<const int32_t>
   fill(
       Field::positions, [](const Row& row) { return row.position; }, 0);
   fill(
-      Field::last,
-      [&](const Row& row) {
-        if (pass.module < 0) return row.position;
-        const int32_t first = first_module_page_[static_cast<size_t>(row.place)];
-        return row.position - first * static_cast<int32_t>(options_.page_size);
-      },
-      -1);
+      Field::last, [&](const Row& row) { return last_entry(pass, row); }, -1);
   fill(
       Field::slots, [this](const Row& row) { return slot_of(row); }, -1);
   fill(

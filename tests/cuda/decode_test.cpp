@@ -16,7 +16,7 @@ class CudaDecode : public testing::TestWithParam<bool> {
     Random random(7);
     for (int s = 0; s < 11; ++s) {
       std::vector<int32_t>& prompt = prompts_.emplace_back();
-      for (int i = 0; i < 3 + 13 * (s % 4); ++i) prompt.push_back(static_cast<int32_t>(random.below(520)));
+      for (int i = 0; i < 3 + 30 * (s % 4); ++i) prompt.push_back(static_cast<int32_t>(random.below(520)));
     }
   }
 
