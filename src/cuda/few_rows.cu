@@ -156,49 +156,41 @@ __global__ __launch_bounds__(most_warps* warp_size) void few_rows_kernel(
   }
 }
 
-// A block has 16 columns (or 8, coded) of a token, a warp one of its experts; the last warp the shared one,
-// which may be deeper than the others, and then has a longer ring: so they end together.
-template <class Stream, class SharedStream>
+// A block has 16 columns (or 8, coded) of a token, a warp one of its experts; the last warp the shared one.
+template <class Stream>
 __global__ __launch_bounds__(most_down_warps* warp_size) void experts_down_kernel(
     const __grid_constant__ ExpertsDown p) {
   extern __shared__ __align__(128) char memory[];
   __shared__ float results[most_down_warps][warp_columns], weights[most_down_warps];
   const int lane = static_cast<int>(threadIdx.x) % warp_size,
-            warp = static_cast<int>(threadIdx.x) / warp_size;
+            warp = static_cast<int>(threadIdx.x) / warp_size,
+            warps = static_cast<int>(blockDim.x) / warp_size;
   const int column = static_cast<int>(blockIdx.x) * Stream::columns, token = static_cast<int>(blockIdx.y);
   const int choice = token * p.top_k + warp;
+  const bool shared = warp == p.top_k;
 
-  auto product = [&]<class Own>(Own stream, bool shared) {
-    stream.ring = mma::shared_address(memory) + static_cast<unsigned>(warp * Stream::bytes);
-    stream.depth = shared ? p.shared_depth : p.depth;
-    // The experts were chosen before the kernel in front began; only the first level of caches may not know.
-    const RowsWeights& w = shared ? p.shared_w : p.w;
-    const int expert = shared ? 0 : __ldcg(p.experts + choice);
-    stream.point(0, w, expert, column);
-    if (Own::columns == warp_columns && column + 8 < p.columns) stream.point(1, w, expert, column + 8);
-    stream.begin();
-    if (lane == 0 && !shared) weights[warp] = __ldcg(p.weights + choice);
-    wait_for_earlier_kernels();
+  Stream stream;
+  stream.ring = mma::shared_address(memory) + static_cast<unsigned>(warp * Stream::bytes);
+  stream.depth = shared ? p.shared_depth : p.depth;
+  // The experts were chosen before the kernel in front began; only the first level of caches may not know.
+  const RowsWeights& w = shared ? p.shared_w : p.w;
+  const int expert = shared ? 0 : __ldcg(p.experts + choice);
+  stream.point(0, w, expert, column);
+  if (Stream::columns == warp_columns && column + 8 < p.columns) stream.point(1, w, expert, column + 8);
+  stream.begin();
+  if (lane == 0 && !shared) weights[warp] = __ldcg(p.weights + choice);
+  wait_for_earlier_kernels();
 
-    char* x = memory + p.top_k * Stream::bytes + (p.shared_w.at ? SharedStream::bytes : 0) +
-              warp * row_pitch(p.depth, Stream::step_depth);
-    load_rows(x, 1, stream.depth, Stream::step_depth, 0, 1, [&](int) {
-      return shared ? p.shared_inner + token * p.shared_row : p.inner + choice * p.inner_row;
-    });
-    __syncwarp();
-    float sums[4] = {};
-    stream.multiply(mma::shared_address(x), 0, 1, sums);
-    if (lane % 4 == 0) {
-      results[warp][lane / 4] = widen(narrow<bf16>(sums[0]));
-      results[warp][lane / 4 + 8] = widen(narrow<bf16>(sums[2]));
-    }
-  };
-  if constexpr (std::is_same_v<Stream, SharedStream>) {
-    product(Stream{}, warp == p.top_k);
-  } else if (warp == p.top_k) {
-    product(SharedStream{}, true);
-  } else {
-    product(Stream{}, false);
+  char* x = memory + warps * Stream::bytes + warp * row_pitch(p.depth, Stream::step_depth);
+  load_rows(x, 1, stream.depth, Stream::step_depth, 0, 1, [&](int) {
+    return shared ? p.shared_inner + token * p.shared_row : p.inner + choice * p.inner_row;
+  });
+  __syncwarp();
+  float sums[4] = {};
+  stream.multiply(mma::shared_address(x), 0, 1, sums);
+  if (lane % 4 == 0) {
+    results[warp][lane / 4] = widen(narrow<bf16>(sums[0]));
+    results[warp][lane / 4 + 8] = widen(narrow<bf16>(sums[2]));
   }
   __syncthreads();
   const int i = static_cast<int>(threadIdx.x);
@@ -281,26 +273,18 @@ bool run_coded(RowsLaunch p, bool exact_out, const char* name, const Context& co
              : run_along_depth<CodedStream<code, coded_stages, 1>>(p, exact_out, name, context);
 }
 
-template <class Stream, class SharedStream>
+template <class Stream>
 bool run_down(const ExpertsDown& p, const Context& context) {
   const bool shared = p.shared_w.at;
   const int warps = p.top_k + (shared ? 1 : 0);
   const size_t bytes =
-      static_cast<size_t>(p.top_k * (Stream::bytes + row_pitch(p.depth, Stream::step_depth)) +
-                          (shared ? SharedStream::bytes + row_pitch(p.shared_depth, Stream::step_depth) : 0));
+      static_cast<size_t>(warps * Stream::bytes + p.top_k * row_pitch(p.depth, Stream::step_depth) +
+                          (shared ? row_pitch(p.shared_depth, Stream::step_depth) : 0));
   if (warps > most_down_warps || bytes > static_cast<size_t>(context.shared_bytes)) return false;
-  launch_early(experts_down_kernel<Stream, SharedStream>,
+  launch_early(experts_down_kernel<Stream>,
                dim3(blocks_for(p.columns, Stream::columns), static_cast<unsigned>(p.tokens)),
                warps * warp_size, bytes, "experts_down", context, p);
   return true;
-}
-
-template <Code code>
-bool run_coded_down(const ExpertsDown& p, const Context& context) {
-  using Stream = CodedStream<code, coded_stages, 1>;
-  using Longer = CodedStream<code, 2 * coded_stages, 1>;
-  return (p.shared_depth > p.depth && run_down<Stream, Longer>(p, context)) ||
-         run_down<Stream, Stream>(p, context);
 }
 
 }  // namespace
@@ -330,17 +314,14 @@ bool few_rows(const RowsLaunch& p, bool by_columns, bool exact_out, const char* 
 }
 
 bool experts_down(const ExpertsDown& p, const Context& context) {
-  if (!p.code) {
-    using Stream = WeightStream<false, down_stages>;
-    return run_down<Stream, Stream>(p, context);
-  }
+  if (!p.code) return run_down<WeightStream<false, down_stages>>(p, context);
   switch (*p.code) {
     case Code::q8:
-      return run_coded_down<Code::q8>(p, context);
+      return run_down<CodedStream<Code::q8, coded_stages, 1>>(p, context);
     case Code::q4:
-      return run_coded_down<Code::q4>(p, context);
+      return run_down<CodedStream<Code::q4, coded_stages, 1>>(p, context);
     case Code::f8:
-      return run_coded_down<Code::f8>(p, context);
+      return run_down<CodedStream<Code::f8, coded_stages, 1>>(p, context);
   }
   return false;
 }
