@@ -7,6 +7,7 @@
 #include "model/background_layout.h"
 #include "model/converted.h"
 #include "model/experts_on_demand.h"
+#include "model/figures.h"
 #include "model/fp8_weights.h"
 #include "model/gguf.h"
 #include "model/quantised.h"
@@ -92,6 +93,13 @@ void check_whole(const RunWeights& weights, int64_t bytes) {
       bytes_text(static_cast<double>(bytes)), bytes_text(static_cast<double>(weights.memory)));
 }
 
+// Smaller models are laid out within some tenths of a second, and products that make panels themselves would
+// lose more than that.
+bool worth_laying_out_later(const Config& config, const Backend& backend) {
+  constexpr int64_t parameters = int64_t{1} << 28;
+  return backend.is_host() && count_parameters(config).total >= parameters;
+}
+
 // The stacks of a model's routed experts where they can be read as they lie; nothing where they cannot.
 std::vector<ExpertStack> stacks_in(Transformer& model, const TensorSource& checkpoint) {
   std::vector<ExpertStack> stacks;
@@ -157,7 +165,9 @@ std::unique_ptr<Transformer> load_for_running(const ModelSource& source, const R
     decoded.type = "bf16";
     return load_for_running(source, decoded, backend);
   }
-  const auto later = weights.copied || !backend.is_host() ? nullptr : std::make_shared<BackgroundLayout>();
+  std::shared_ptr<BackgroundLayout> later;
+  if (!weights.copied && worth_laying_out_later(source.config, backend))
+    later = std::make_shared<BackgroundLayout>();
   const bool narrow = quantised_type(source, weights).has_value();
   const DType type = narrow && !backend.is_host() ? DType::bf16 : base_type(source, weights);
   auto model = std::make_unique<Transformer>(source.config, type);
