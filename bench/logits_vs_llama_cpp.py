@@ -3,8 +3,9 @@
 type of weights: the largest difference relative to the largest logit, of the worst token and of the median one, with the
 prompt read at once and with tokens written one by one. Beside that, how far each is from the file's values in float32
 with nothing rounded: products with quantised weights round activations to 8 bits in both. Then the difference of all
-logits of a token in the L2 norm, relative to that of llama.cpp's (worst token, median one), and how many tokens have
-the same most likely successor.
+logits of a token in the L2 norm, relative to that of llama.cpp's (worst token, median one), how many tokens have the
+same most likely successor, and the same two for llama.cpp as it runs by default (weights laid out anew, flash attention,
+a float16 cache) beside llama.cpp with neither: how far apart rounding alone sets one program from itself.
 
     logits_vs_llama_cpp.py build/bench/bench/bench_logits [--types F32,Q8_0] [--cases v3,lite]
 
@@ -133,7 +134,7 @@ def write(path, config, kind, old, seed):
 
 
 class Theirs:
-    def __init__(self, path, vocabulary, threads):
+    def __init__(self, path, vocabulary, threads, by_default=False):
         import llama_cpp as ll
 
         self.ll, self.vocabulary = ll, vocabulary
@@ -141,15 +142,16 @@ class Theirs:
         self.log = ll.llama_log_callback(lambda *a: None)
         ll.llama_log_set(self.log, None)
         params = ll.llama_model_default_params()
-        params.use_extra_bufts = False  # repacked weights: some shapes have no kernel
+        params.use_extra_bufts = by_default  # repacked weights: some shapes have no kernel
         self.model = ll.llama_model_load_from_file(str(path).encode(), params)
         if not self.model:
             raise SystemExit(f"llama.cpp does not load {path}")
         params = ll.llama_context_default_params()
         params.n_ctx = params.n_batch = params.n_ubatch = 512
         params.n_threads = params.n_threads_batch = threads
-        params.flash_attn_type = 0
-        params.type_k = params.type_v = 0  # float32
+        if not by_default:
+            params.flash_attn_type = 0
+            params.type_k = params.type_v = 0  # float32
         self.context = ll.llama_init_from_model(self.model, params)
 
     def logits(self, ids, written):
@@ -174,6 +176,13 @@ class Theirs:
         self.ll.llama_model_free(self.model)
 
 
+def theirs(path, vocabulary, threads, ids, written, by_default):
+    model = Theirs(path, vocabulary, threads, by_default)
+    logits = model.logits(ids, written)
+    model.close()
+    return logits
+
+
 def ours(program, path, kind, ids, written, vocabulary, threads):
     done = subprocess.run([program, path, kind, str(threads), str(written)], input=" ".join(map(str, ids)).encode(),
                           capture_output=True)
@@ -194,7 +203,7 @@ def main():
     args = parser.parse_args()
     heads = ("read", "written", "ours-f32", "theirs-f32")
     columns = "".join(f"{head:>11}{'median':>9}" for head in (*heads, "L2"))
-    print(f"{'':<12}{'type':<6}{columns}{'same top':>10}  held as")
+    print(f"{'':<12}{'type':<6}{columns}{'same top':>10}{'theirs L2':>11}{'median':>9}{'same top':>10}  held as")
     for case in args.cases.split(","):
         config = SHAPE | CASES[case]
         old, vocabulary = config.pop("old", False), config["vocab_size"]
@@ -204,9 +213,7 @@ def main():
             with tempfile.TemporaryDirectory() as directory:
                 path = pathlib.Path(directory) / "model.gguf"
                 write(path, config, Type[kind], old, args.seed)
-                theirs = Theirs(path, vocabulary, args.threads)
-                expected = theirs.logits(ids, args.written)
-                theirs.close()
+                by_default, expected = (theirs(path, vocabulary, args.threads, ids, args.written, way) for way in (True, False))
                 found, held = ours(args.program, path, "auto", ids, args.written, vocabulary, args.threads)
                 decoded, _ = ours(args.program, path, "f32", ids, args.written, vocabulary, args.threads)
             scale = np.abs(expected).max()
@@ -216,10 +223,11 @@ def main():
             everything = slice(None)
             columns = (off(found, expected, slice(read)), off(found, expected, slice(read, None)),
                        off(found, decoded, everything), off(expected, decoded, everything))
-            norms = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
-            same = f"{(found.argmax(axis=1) == expected.argmax(axis=1)).sum()}/{args.tokens}"
-            print(f"{case:<12}{kind:<6}{''.join(columns)}{norms.max():>11.1e}{np.median(norms):>9.1e}{same:>10}  {held}",
-                  flush=True)
+            def as_a_whole(a):
+                norms = np.linalg.norm(a - expected, axis=1) / np.linalg.norm(expected, axis=1)
+                same = f"{(a.argmax(axis=1) == expected.argmax(axis=1)).sum()}/{args.tokens}"
+                return f"{norms.max():>11.1e}{np.median(norms):>9.1e}{same:>10}"
+            print(f"{case:<12}{kind:<6}{''.join(columns)}{as_a_whole(found)}{as_a_whole(by_default)}  {held}", flush=True)
 
 
 main()
