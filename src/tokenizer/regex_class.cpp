@@ -36,13 +36,20 @@ CodeSet RegexClassParser::char_class(const Flags& flags, int depth) {
   if (depth > max_depth) fail("{}: expected at most {} nested classes", where_, max_depth);
   const bool negative = take("^");
   CodeSet out;
+  std::optional<CodeSet> left;  // of an intersection
   bool first = true;
   while (true) {
     if (done()) broken("no ']'");
     if (!first && take("]")) break;
-    if (first && looking_at("]")) unsupported("']' at the start of a class");
+    if (first && looking_at("]")) unsupported("']' at the start of a class or of a part of an intersection");
+    if (first && looking_at("&&")) unsupported("an intersection with nothing");
     first = false;
-    if (looking_at("&&")) unsupported("the intersection '&&'");
+    if (take("&&")) {
+      left = left ? unicode::intersect(*left, out) : out;
+      out = {};
+      first = true;
+      continue;
+    }
     if (take("[:")) {
       out = unicode::unite(out, bracket_name());
       continue;
@@ -76,6 +83,7 @@ CodeSet RegexClassParser::char_class(const Flags& flags, int depth) {
     }
     out = unicode::unite(out, fold(flags, low, high));
   }
+  if (left) out = unicode::intersect(*left, out);
   return negative ? unicode::complement(out) : out;
 }
 

@@ -74,6 +74,10 @@ CodeSet complement(const CodeSet& a) {
   return out;
 }
 
+CodeSet intersect(const CodeSet& a, const CodeSet& b) {
+  return complement(unite(complement(a), complement(b)));
+}
+
 CodeSet symmetric_difference(const CodeSet& a, const CodeSet& b) {
   std::vector<char32_t> edges;  // where membership of a or of b flips
   for (const CodeSet* set : {&a, &b}) {

@@ -24,6 +24,7 @@ std::size_t invalid_part(std::string_view text);
 
 // Set algebra.
 CodeSet unite(const CodeSet& a, const CodeSet& b);
+CodeSet intersect(const CodeSet& a, const CodeSet& b);
 CodeSet complement(const CodeSet& a);
 CodeSet symmetric_difference(const CodeSet& a, const CodeSet& b);
 bool contains(const CodeSet& set, char32_t c);

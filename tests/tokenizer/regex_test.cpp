@@ -67,6 +67,12 @@ TEST(Regex, Classes) {
   EXPECT_EQ(found("\\P{L}", "a1"), (Strings{"1"}));
   EXPECT_EQ(found("\\x{4e2d}|\\u6587", "中文字"), (Strings{"中", "文"}));
   EXPECT_EQ(found("[[:^space:]]", " a"), (Strings{"a"}));
+  const char* const letters = "abcde fghi^b e&xyzu";  // intersections as Oniguruma takes them
+  EXPECT_EQ(found("[a-z&&[^aeiou]]+", letters), (Strings{"bcd", "fgh", "b", "xyz"}));
+  EXPECT_EQ(found("[^a-z&&aeiou]+", letters), (Strings{"bcd", " fgh", "^b ", "&xyz"}));
+  EXPECT_EQ(found("[a-d&&b-z&&c-e]+", letters), (Strings{"cd"}));
+  EXPECT_EQ(found("[a-z&&^b]", letters), (Strings{"b", "b"}));
+  EXPECT_EQ(found("[a&&b]", letters), (Strings{}));
   // Only outside of brackets is ½ of \w.
   EXPECT_EQ(found("\\w", "½"), (Strings{"½"}));
   EXPECT_EQ(found("[\\w]", "½"), (Strings{}));
@@ -98,7 +104,10 @@ TEST(Regex, ErrorsNameThePattern) {
                               "[b-a]",
                               "(?<=ab)c",
                               "\\",
-                              "[a&&b]",
+                              "[a&&]",
+                              "[&&a]",
+                              "[a&&&&b]",
+                              "[a&&b",
                               "\\x{110000}",
                               "\\u00",
                               "(?:a*)*",
