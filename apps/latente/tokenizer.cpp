@@ -288,7 +288,7 @@ CLI::App* add_command(CLI::App& group, const char* name, const char* description
 }
 
 constexpr const char* separator_help = "Line of plain text that ends a document; '' = a file is a document";
-constexpr const char* tokenizer_help = "tokenizer.json, a directory that has one, or a GGUF file";
+constexpr const char* tokenizer_help = "tokenizer.json, tiktoken.model, a directory that has one, or a GGUF file";
 
 void add_train_command(CLI::App& group) {
   auto options = std::make_shared<TrainFiles>();

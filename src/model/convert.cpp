@@ -29,6 +29,7 @@ constexpr int64_t max_small_file = 256 << 20;
 // Files beside the weights that belong to a model.
 constexpr std::array companions = {"tokenizer.json",
                                    "tokenizer_config.json",
+                                   "tiktoken.model",
                                    "tokenizer.model",
                                    "vocab.json",
                                    "merges.txt",

@@ -99,8 +99,7 @@ std::int32_t TokenTable::find(std::string_view key) const {
   return none;
 }
 
-Bpe::Bpe(std::vector<std::pair<std::string, std::int32_t>>&& vocabulary,
-         const std::vector<std::pair<std::string, std::string>>& merges, BpeOptions options,
+Bpe::Bpe(std::vector<std::pair<std::string, std::int32_t>>&& vocabulary, BpeOptions options,
          const std::string& where)
     : options_(std::move(options)), where_(where) {
   std::int32_t largest = -1;
@@ -126,14 +125,65 @@ Bpe::Bpe(std::vector<std::pair<std::string, std::int32_t>>&& vocabulary,
     fallback_[byte] = tokens_.find(fmt::format("<0x{:02X}>", byte));
     all_fallbacks_ = all_fallbacks_ && fallback_[byte] != TokenTable::none;
   }
+  if (byte_level()) build_byte_ids();
+}
+
+Bpe::Bpe(std::vector<std::pair<std::string, std::int32_t>>&& vocabulary,
+         const std::vector<std::pair<std::string, std::string>>& merges, BpeOptions options,
+         const std::string& where)
+    : Bpe(std::move(vocabulary), std::move(options), where) {
   build_merges(merges, where);
-  if (byte_level()) build_bytes();
+  if (byte_level()) build_whole_words();
+}
+
+Bpe Bpe::of_ranks(const std::vector<std::string>& tokens,
+                  const std::vector<std::pair<std::string, std::int32_t>>& others, const std::string& where) {
+  std::vector<std::pair<std::string, std::int32_t>> vocabulary = others, whole;
+  for (const std::string& token : tokens) {
+    const auto id = static_cast<std::int32_t>(whole.size());
+    if (token.empty()) fail("{}: token {} is empty", where, id);
+    vocabulary.emplace_back(spell_bytes(token), id);
+    whole.emplace_back(token, id);
+  }
+  BpeOptions options;
+  options.ignore_merges = true;
+  Bpe out(std::move(vocabulary), std::move(options), where);
+  if (!out.all_bytes_) fail("{}: expected a token for each of the 256 bytes", where);
+  out.whole_.build(whole);
+  const auto each_merge = [&](const auto& use) {
+    for (const auto& [token, id] : whole) {
+      if (out.whole_.find(token) != id) fail("{}: token {} repeats another", where, id);
+      for (std::size_t i = 1; i < token.size(); ++i) {
+        const std::int32_t left = out.whole_.find(std::string_view(token).substr(0, i));
+        const std::int32_t right = out.whole_.find(std::string_view(token).substr(i));
+        if (left != TokenTable::none && right != TokenTable::none) use(left, right, id);
+      }
+    }
+  };
+  std::size_t merges = 0;
+  each_merge([&](std::int32_t, std::int32_t, std::int32_t) { ++merges; });
+  out.reserve_merges(merges);
+  each_merge([&](std::int32_t left, std::int32_t right, std::int32_t id) {
+    out.add_merge(left, right, static_cast<std::uint32_t>(id), id);
+  });
+  return out;
+}
+
+void Bpe::reserve_merges(std::size_t count) {
+  pairs_.assign(std::bit_ceil(count * 2 + 2), {no_pair, no_rank, 0});
+  pair_mask_ = pairs_.size() - 1;
+}
+
+void Bpe::add_merge(std::int32_t left, std::int32_t right, std::uint32_t rank, std::int32_t merged) {
+  const std::uint64_t key = pair_key(left, right);
+  std::size_t at = mix(key) & pair_mask_;
+  while (pairs_[at].pair != no_pair && pairs_[at].pair != key) at = (at + 1) & pair_mask_;
+  pairs_[at] = {key, rank, merged};
 }
 
 void Bpe::build_merges(const std::vector<std::pair<std::string, std::string>>& merges,
                        const std::string& where) {
-  pairs_.assign(std::bit_ceil(merges.size() * 2 + 2), {no_pair, no_rank, 0});
-  pair_mask_ = pairs_.size() - 1;
+  reserve_merges(merges.size());
   const std::size_t prefix = options_.continuing_subword_prefix.size();
   for (std::size_t i = 0; i < merges.size(); ++i) {
     const std::string& a = merges[i].first;
@@ -149,21 +199,21 @@ void Bpe::build_merges(const std::vector<std::pair<std::string, std::string>>& m
     if (b.size() < prefix) {
       fail("{}.merges[{}]: expected '{}' to begin with continuing_subword_prefix", where, i, b);
     }
-    const std::uint64_t key = pair_key(known(a), known(b));
-    const std::int32_t merged = known(a + b.substr(prefix));
-    std::size_t at = mix(key) & pair_mask_;
-    while (pairs_[at].pair != no_pair && pairs_[at].pair != key) at = (at + 1) & pair_mask_;
-    pairs_[at] = {key, static_cast<std::uint32_t>(i), merged};
+    const std::int32_t left = known(a), right = known(b);
+    add_merge(left, right, static_cast<std::uint32_t>(i), known(a + b.substr(prefix)));
   }
 }
 
-void Bpe::build_bytes() {
+void Bpe::build_byte_ids() {
   all_bytes_ = true;
   for (int byte = 0; byte < 256; ++byte) {
     const char raw = static_cast<char>(byte);
     byte_ids_[byte] = tokens_.find(spell_bytes({&raw, 1}));
     all_bytes_ = all_bytes_ && byte_ids_[byte] != TokenTable::none;
   }
+}
+
+void Bpe::build_whole_words() {
   std::vector<std::pair<std::string, std::int32_t>> whole;
   Scratch scratch;
   std::vector<std::int32_t> ids;

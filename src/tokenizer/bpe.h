@@ -63,6 +63,14 @@ class Bpe {
       const std::vector<std::pair<std::string, std::string>>& merges, BpeOptions options,
       const std::string& where);
 
+  // As tiktoken encodes: two neighbours merge wherever their bytes together are a token, the one of the least
+  // id first, and a word that is a token stays whole. `tokens` in bytes, by id; `others` are found by their
+  // text and id alone. Throws Error, starting with `where`, on tokens that are empty or repeat, and where one
+  // of the 256 bytes has none.
+  static Bpe of_ranks(const std::vector<std::string>& tokens,
+                      const std::vector<std::pair<std::string, std::int32_t>>& others,
+                      const std::string& where);
+
   // Appends the ids of a word, valid UTF-8.
   void encode_text(std::string_view word, std::vector<std::int32_t>& out, Scratch& scratch) const;
 
@@ -88,8 +96,13 @@ class Bpe {
   };
   static constexpr std::uint32_t no_rank = 0xFFFFFFFF;
 
+  Bpe(std::vector<std::pair<std::string, std::int32_t>>&& vocabulary, BpeOptions options,
+      const std::string& where);
+  void reserve_merges(std::size_t count);
+  void add_merge(std::int32_t left, std::int32_t right, std::uint32_t rank, std::int32_t merged);
   void build_merges(const std::vector<std::pair<std::string, std::string>>& merges, const std::string& where);
-  void build_bytes();
+  void build_byte_ids();
+  void build_whole_words();
   const PairEntry* find_pair(std::int32_t left, std::int32_t right) const;
   std::uint32_t rank(std::int32_t left, std::int32_t right) const;
   struct Unknown;

@@ -293,15 +293,8 @@ std::vector<AddedToken> read_added_tokens(const JsonReader& json) {
   std::vector<AddedToken> out;
   if (json.is_null()) return out;
   for (std::size_t i = 0; i < json.array_size(); ++i) {
-    const JsonReader token = json.at(i);
-    read_id(token.get("id"));
-    AddedToken added{.content = token.get("content").string()};
-    added.single_word = token.get("single_word").boolean();
-    added.lstrip = token.get("lstrip").boolean();
-    added.rstrip = token.get("rstrip").boolean();
-    added.normalized = token.get("normalized").boolean();
-    added.special = token.get("special").boolean();
-    out.push_back(std::move(added));
+    read_id(json.at(i).get("id"));
+    out.push_back(read_added_token(json.at(i)));
   }
   return out;
 }
@@ -314,6 +307,16 @@ nlohmann::json parse_json(std::string_view text, const std::string& name) {
   } catch (const nlohmann::json::exception& error) {
     fail("{}: expected JSON: {}", name, error.what());
   }
+}
+
+AddedToken read_added_token(const JsonReader& json) {
+  AddedToken out{.content = json.get("content").string()};
+  out.single_word = json.get("single_word").boolean();
+  out.lstrip = json.get("lstrip").boolean();
+  out.rstrip = json.get("rstrip").boolean();
+  out.normalized = json.get("normalized").boolean();
+  out.special = json.get("special").boolean();
+  return out;
 }
 
 TokenizerParts read_tokenizer(const nlohmann::json& value, const std::string& name) {

@@ -12,7 +12,11 @@
 
 namespace latente {
 
+namespace fs = std::filesystem;
+
 namespace {
+
+fs::path beside(const fs::path& file, const char* name) { return file.parent_path() / name; }
 
 std::string read_file(const std::filesystem::path& path) {
   std::ifstream file(path, std::ios::binary);
@@ -41,41 +45,60 @@ Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
 Tokenizer& Tokenizer::operator=(Tokenizer&&) noexcept = default;
 Tokenizer::~Tokenizer() = default;
 
-Tokenizer Tokenizer::load(const std::string& path) {
-  namespace fs = std::filesystem;
+Tokenizer::Impl::Impl(TokenizerParts read_parts, TokenizerConfig read_config)
+    : parts(std::move(read_parts)), config(std::move(read_config)), around(parts.post_processor) {
+  const auto id_of = [&](const std::string& token) -> std::optional<std::int32_t> {
+    if (token.empty()) return std::nullopt;
+    std::int32_t id = parts.added.id_of(token);
+    if (id == TokenTable::none) id = parts.model->find(token);
+    return id == TokenTable::none ? std::nullopt : std::optional(id);
+  };
+  bos = id_of(config.bos_token);
+  eos = id_of(config.eos_token);
+  pad = id_of(config.pad_token);
+  unk = id_of(config.unk_token);
+  add_around(around, config, bos, eos);
+}
+
+std::string Tokenizer::file_of(const std::string& path) {
   std::error_code ignored;
-  const fs::path file = fs::is_directory(path, ignored) ? fs::path(path) / "tokenizer.json" : fs::path(path);
-  const fs::path config = file.parent_path() / "tokenizer_config.json";
-  const fs::path chat_template = file.parent_path() / "chat_template.jinja";
+  if (!fs::is_directory(path, ignored)) return path;
+  const fs::path json = fs::path(path) / "tokenizer.json", tiktoken = fs::path(path) / "tiktoken.model";
+  return (!fs::exists(json, ignored) && fs::exists(tiktoken, ignored) ? tiktoken : json).string();
+}
+
+Tokenizer Tokenizer::load(const std::string& path) {
+  std::error_code ignored;
+  const fs::path file = file_of(path);
+  const fs::path config = beside(file, "tokenizer_config.json");
+  const fs::path chat_template = beside(file, "chat_template.jinja");
   const std::string text = read_file(file);
-  Tokenizer out =
-      from_json(text, fs::exists(config, ignored) ? read_file(config) : std::string(), file.string());
+  std::string config_json;
+  if (fs::exists(config, ignored)) config_json = read_file(config);
+  Tokenizer out = file.extension() == ".model" ? from_tiktoken(text, config_json, file.string())
+                                               : from_json(text, config_json, file.string());
   if (fs::exists(chat_template, ignored)) out.impl_->config.chat_template = read_file(chat_template);
   return out;
 }
 
 Tokenizer Tokenizer::from_json(std::string_view tokenizer_json, std::string_view config_json,
                                const std::string& name) {
-  auto impl = std::make_unique<Impl>();
-  impl->parts = read_tokenizer(parse_json(tokenizer_json, name), name);
+  TokenizerParts parts = read_tokenizer(parse_json(tokenizer_json, name), name);
+  TokenizerConfig config;
   if (!config_json.empty()) {
-    const std::string config_name =
-        (std::filesystem::path(name).parent_path() / "tokenizer_config.json").string();
-    impl->config = read_tokenizer_config(parse_json(config_json, config_name), config_name);
+    const std::string config_name = beside(name, "tokenizer_config.json").string();
+    config = read_tokenizer_config(parse_json(config_json, config_name), config_name);
   }
-  const auto id_of = [&](const std::string& token) -> std::optional<std::int32_t> {
-    if (token.empty()) return std::nullopt;
-    std::int32_t id = impl->parts.added.id_of(token);
-    if (id == TokenTable::none) id = impl->parts.model->find(token);
-    return id == TokenTable::none ? std::nullopt : std::optional(id);
-  };
-  impl->bos = id_of(impl->config.bos_token);
-  impl->eos = id_of(impl->config.eos_token);
-  impl->pad = id_of(impl->config.pad_token);
-  impl->unk = id_of(impl->config.unk_token);
-  impl->around = impl->parts.post_processor;
-  add_around(impl->around, impl->config, impl->bos, impl->eos);
-  return Tokenizer(std::move(impl));
+  return Tokenizer(std::make_unique<Impl>(std::move(parts), std::move(config)));
+}
+
+Tokenizer Tokenizer::from_tiktoken(std::string_view tiktoken_model, std::string_view config_json,
+                                   const std::string& name) {
+  const std::string config_name = beside(name, "tokenizer_config.json").string();
+  if (config_json.empty()) fail("{}: expected {} beside it, with the added tokens", name, config_name);
+  const nlohmann::json config = parse_json(config_json, config_name);
+  TokenizerParts parts = read_tiktoken(tiktoken_model, name, config, config_name);
+  return Tokenizer(std::make_unique<Impl>(std::move(parts), read_tokenizer_config(config, config_name)));
 }
 
 std::vector<std::int32_t> Tokenizer::encode(std::string_view text, EncodeOptions options) const {

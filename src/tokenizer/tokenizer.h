@@ -35,14 +35,25 @@ struct EncodeOptions {
 
 class Tokenizer {
  public:
-  // `path`: a tokenizer.json, or a directory that has one. tokenizer_config.json and chat_template.jinja are
-  // read from the same directory, where they exist. Throws Error naming the file and what is wrong in it.
+  // `path`: a tokenizer.json, a tiktoken.model, or a directory that has one. tokenizer_config.json and
+  // chat_template.jinja are read from the same directory, where they exist. Throws Error naming the file and
+  // what is wrong in it.
   static Tokenizer load(const std::string& path);
+
+  // The file that says what the tokens are: `path` itself, or of a directory tokenizer.json, and only where
+  // there is none tiktoken.model.
+  static std::string file_of(const std::string& path);
 
   // From the texts of tokenizer.json and (if not empty) tokenizer_config.json; `name` stands for a file's in
   // errors.
   static Tokenizer from_json(std::string_view tokenizer_json, std::string_view config_json = {},
                              const std::string& name = "tokenizer.json");
+
+  // From the texts of tiktoken.model (Moonlight's and Kimi's: tokens in base64 with their ranks) and
+  // tokenizer_config.json, which has the added tokens: encodes as the package tiktoken does with those
+  // models' pattern. An Error where the configuration names another class of tokenizer.
+  static Tokenizer from_tiktoken(std::string_view tiktoken_model, std::string_view config_json,
+                                 const std::string& name = "tiktoken.model");
 
   Tokenizer(Tokenizer&&) noexcept;
   Tokenizer& operator=(Tokenizer&&) noexcept;

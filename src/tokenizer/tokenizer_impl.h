@@ -1,7 +1,6 @@
 // The parts of a Tokenizer and how they are read.
 #pragma once
 
-#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <vector>
@@ -9,6 +8,7 @@
 #include "tokenizer/added_tokens.h"
 #include "tokenizer/bpe.h"
 #include "tokenizer/decoder.h"
+#include "tokenizer/json_reader.h"
 #include "tokenizer/normalizer.h"
 #include "tokenizer/pre_tokenizer.h"
 #include "tokenizer/tokenizer.h"
@@ -35,6 +35,8 @@ struct TokenizerConfig {
 };
 
 struct Tokenizer::Impl {
+  Impl(TokenizerParts parts, TokenizerConfig config);
+
   TokenizerParts parts;
   TokenizerConfig config;
   std::optional<std::int32_t> bos, eos, pad, unk;
@@ -48,5 +50,10 @@ struct Tokenizer::Impl {
 nlohmann::json parse_json(std::string_view text, const std::string& name);
 TokenizerParts read_tokenizer(const nlohmann::json& json, const std::string& name);
 TokenizerConfig read_tokenizer_config(const nlohmann::json& json, const std::string& name);
+AddedToken read_added_token(const JsonReader& json);
+
+// From tiktoken.model and tokenizer_config.json, which has the added tokens (tiktoken.cpp).
+TokenizerParts read_tiktoken(std::string_view model, const std::string& name, const nlohmann::json& config,
+                             const std::string& config_name);
 
 }  // namespace latente

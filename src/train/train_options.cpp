@@ -15,7 +15,7 @@ void check_train_options(const TrainOptions& options) {
     fail("model: expected either config (a config.json) or from (a model directory)");
   }
   if (model.tokenizer.empty() && model.from.empty())
-    fail("model.tokenizer: expected a directory or a tokenizer.json");
+    fail("model.tokenizer: expected a directory, a tokenizer.json or a tiktoken.model");
   if (model.dtype != "f32" && model.dtype != "bf16")
     fail("model.dtype: expected f32 or bf16, found {}", model.dtype);
   if (model.fp8 && model.dtype != "bf16")

@@ -12,7 +12,7 @@ namespace latente {
 struct ModelOptions {
   std::string config;         // config.json of a new model, or
   std::string from;           // a Hugging Face directory whose weights are trained on
-  std::string tokenizer;      // a directory or a tokenizer.json; default: that of `from`
+  std::string tokenizer;      // a directory, tokenizer.json or tiktoken.model; default: that of `from`
   std::string dtype = "f32";  // of the weights: f32, or bf16 with float32 masters in the optimizer
   bool fp8 = false;           // linear layers and experts multiply in FP8 (e4m3): needs bf16 and a Hopper GPU
   int64_t seed = 1;           // of the initial weights

@@ -124,8 +124,7 @@ Batches Trainer::make_batches(const Corpus& corpus, bool validation) const {
 void Trainer::read_corpus() {
   CorpusOptions data = options_.data;
   if (data.threads == 0) data.threads = options_.threads;
-  std::string file = options_.model.tokenizer;
-  if (!file.ends_with(".json")) file += "/tokenizer.json";
+  const std::string file = Tokenizer::file_of(options_.model.tokenizer);
   TextEncoder encoder = encoder_of(*tokenizer_, model_->config().vocab_size, read_file(file));
   token_bytes_ = lengths_of_tokens(*tokenizer_);
   CorpusSplit split =

@@ -15,10 +15,10 @@ namespace fs = std::filesystem;
 
 // The files of a tokenizer's directory that a model directory carries on.
 std::vector<std::pair<std::string, std::string>> tokenizer_files(const std::string& path) {
-  fs::path directory = path.ends_with(".json") ? fs::path(path).parent_path() : fs::path(path);
+  const fs::path directory = fs::path(Tokenizer::file_of(path)).parent_path();
   std::vector<std::pair<std::string, std::string>> files;
-  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-                           "chat_template.jinja", "generation_config.json"}) {
+  for (const char* name : {"tokenizer.json", "tiktoken.model", "tokenizer_config.json",
+                           "special_tokens_map.json", "chat_template.jinja", "generation_config.json"}) {
     if (fs::exists(directory / name)) files.emplace_back(name, read_file((directory / name).string()));
   }
   return files;
