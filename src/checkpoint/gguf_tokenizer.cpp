@@ -79,6 +79,17 @@ Json cl100k(std::string_view digits) {
 
 Json llama3() { return cl100k("\\p{N}{1,3}"); }
 Json qwen2() { return cl100k("\\p{N}"); }
+// Moonlight and Kimi: Chinese characters are words of their own, capitals begin words.
+Json kimi_k2() {
+  constexpr std::string_view contraction = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?";
+  constexpr std::string_view upper = "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}&&[^\\p{Han}]]",
+                             lower = "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}&&[^\\p{Han}]]",
+                             before = "[^\\r\\n\\p{L}\\p{N}]?";
+  return sequence(
+      {split(fmt::format("[\\p{{Han}}]+|{3}{0}*{1}+{2}|{3}{0}+{1}*{2}|\\p{{N}}{{1,3}}|"
+                         " ?[^\\s\\p{{L}}\\p{{N}}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
+                         upper, lower, contraction, before))});
+}
 Json gpt2() { return byte_level(true); }
 
 struct PreTokenizer {
@@ -96,6 +107,7 @@ constexpr PreTokenizer pre_tokenizers[] = {
     {"llama-v3", llama3, true, true},
     {"glm4", llama3, false, true},
     {"chatglm-bpe", llama3},
+    {"kimi-k2", kimi_k2},
     {"qwen2", qwen2, false, false, true},
     {"deepseek-r1-qwen", qwen2, false, false, true},
     {"gpt-2", gpt2},

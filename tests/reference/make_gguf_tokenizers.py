@@ -17,7 +17,7 @@ import xllamacpp
 from gguf import GGUFWriter
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-PRE = ["deepseek-llm", "deepseek-coder", "deepseek-v3", "llama-bpe", "glm4", "chatglm-bpe", "qwen2", "gpt-2"]
+PRE = ["deepseek-llm", "deepseek-coder", "deepseek-v3", "llama-bpe", "glm4", "chatglm-bpe", "qwen2", "gpt-2", "kimi-k2"]
 # llama.cpp keeps digits together where DeepSeek's first tokenizers take them one by one; their vocabularies have no
 # token of several digits, this one does.
 SINGLE_DIGITS = {"deepseek-llm", "deepseek-coder"}
