@@ -83,12 +83,15 @@ class Reader {
 void read_rope(const Reader& top, const std::string& source, Config& config) {
   RopeConfig& rope = config.rope;
   top.read("rope_theta", rope.theta);
+  double turned = 1;  // the part of the rotary dimensions that turns
+  top.read("partial_rotary_factor", turned);
   if (config.is_mla()) top.read("rope_interleave", rope.interleaved);
   const Json* scaling = top.find("rope_parameters");
   if (!scaling) scaling = top.find("rope_scaling");
   if (scaling) {
     Reader reader(*scaling, source + ": rope_scaling");
     reader.read("rope_theta", rope.theta);
+    reader.read("partial_rotary_factor", turned);
     reader.read("type", rope.type);
     reader.read("rope_type", rope.type);
     reader.read("factor", rope.factor);
@@ -105,13 +108,32 @@ void read_rope(const Reader& top, const std::string& source, Config& config) {
     fail("{}: rope_scaling: unknown type {} (known: default, linear, yarn, llama3)", source,
          printable(rope.type));
   }
+  if (turned != 1) fail("{}: partial_rotary_factor {} is not supported (1)", source, turned);
   if (rope.theta <= 0 || rope.factor < 1)
     fail("{}: rope_theta must be positive and rope_scaling.factor at least 1", source);
   if (rope.original_max_position_embeddings <= 0)
     rope.original_max_position_embeddings = config.max_position_embeddings;
 }
 
-void read_experts(const Reader& reader, Config& config) {
+// transformers' other spelling of first_k_dense_replace: a word a layer.
+void read_layer_types(const Reader& reader, const std::string& source, Config& config) {
+  const Json* types = reader.find("mlp_layer_types");
+  if (!types) return;
+  int64_t dense = 0;
+  bool good = types->is_array() && static_cast<int64_t>(types->size()) == config.num_hidden_layers;
+  for (size_t layer = 0; good && layer < types->size(); ++layer) {
+    const Json& type = (*types)[layer];
+    if (type == "dense" && dense == static_cast<int64_t>(layer)) {
+      ++dense;
+    } else {
+      good = type == "sparse";
+    }
+  }
+  if (!good) fail("{}: mlp_layer_types: expected a word a layer, dense ones before sparse ones", source);
+  config.first_k_dense_replace = dense;
+}
+
+void read_experts(const Reader& reader, const std::string& source, Config& config) {
   if (config.model_type == "deepseek_v2") {
     config.topk_method = "greedy";
     config.scoring_func = "softmax";
@@ -123,6 +145,7 @@ void read_experts(const Reader& reader, Config& config) {
   reader.read("num_experts_per_tok", config.num_experts_per_tok);
   reader.read("moe_intermediate_size", config.moe_intermediate_size);
   reader.read("first_k_dense_replace", config.first_k_dense_replace);
+  read_layer_types(reader, source, config);
   reader.read("moe_layer_freq", config.moe_layer_freq);
   reader.read("n_group", config.n_group);
   reader.read("topk_group", config.topk_group);
@@ -160,10 +183,13 @@ Config Config::from_json(const Json& json, const std::string& source) {
   Config config;
   if (!reader.find("model_type")) fail("{}: missing key model_type", source);
   reader.read("model_type", config.model_type);
+  // The same equations and names under other ones: Kimi K2 and GLM-4.7-Flash.
+  if (config.model_type == "kimi_k2" || config.model_type == "glm4_moe_lite")
+    config.model_type = "deepseek_v3";
   bool mla = config.model_type == "deepseek_v3" || config.model_type == "deepseek_v2";
   if (!mla && config.model_type != "llama") {
-    fail("{}: model_type {} is not supported (deepseek_v3, deepseek_v2, llama)", source,
-         printable(config.model_type));
+    fail("{}: model_type {} is not supported (deepseek_v3, deepseek_v2, kimi_k2, glm4_moe_lite, llama)",
+         source, printable(config.model_type));
   }
   reader.require("vocab_size", config.vocab_size);
   reader.require("hidden_size", config.hidden_size);
@@ -180,7 +206,7 @@ Config Config::from_json(const Json& json, const std::string& source) {
     reader.require("v_head_dim", config.v_head_dim);
     config.q_lora_rank = std::max<int64_t>(config.q_lora_rank, 0);
     config.num_key_value_heads = config.num_attention_heads;
-    read_experts(reader, config);
+    read_experts(reader, source, config);
   } else {
     config.head_dim = config.hidden_size / config.num_attention_heads;
     if (!reader.find("head_dim") && config.hidden_size % config.num_attention_heads != 0) {

@@ -136,6 +136,22 @@ TEST(Config, DefaultsAreThoseOfTheFamily) {
   EXPECT_EQ(from(with(gqa, {{"head_dim", 10}, {"hidden_size", 23}})).head_dim, 10);
 }
 
+TEST(Config, TakesTheSameModelUnderOtherNames) {
+  for (const char* name : {"kimi_k2", "glm4_moe_lite"}) {
+    EXPECT_EQ(text_of(from(with(v3(), {{"model_type", name}}))), text_of(from(v3()))) << name;
+  }
+  const Json types = {"dense", "dense", "sparse"};
+  Json words = with(v3(), {{"mlp_layer_types", types}});
+  words.erase("first_k_dense_replace");
+  EXPECT_EQ(text_of(from(words)), text_of(from(with(v3(), {{"first_k_dense_replace", 2}}))));
+  EXPECT_EQ(message_of(with(v3(), {{"mlp_layer_types", {"dense", "sparse"}}})),
+            "here/config.json: mlp_layer_types: expected a word a layer, dense ones before sparse ones");
+  for (const Json& wrong : {Json{"sparse", "dense", "sparse"}, Json{"dense", "sparse", 1}, Json("dense")})
+    EXPECT_NE(message_of(with(v3(), {{"mlp_layer_types", wrong}})), "no error") << wrong;
+  EXPECT_EQ(message_of(with(v3(), {{"partial_rotary_factor", 0.5}})),
+            "here/config.json: partial_rotary_factor 0.5 is not supported (1)");
+}
+
 TEST(Config, ScalesTheSoftmaxAsDeployed) {
   EXPECT_DOUBLE_EQ(from(with(v3(), {{"rope_scaling", nullptr}})).softmax_scale(), 1 / std::sqrt(20.0));
   auto factor = [](const char* file) {
@@ -300,6 +316,20 @@ TEST(Figures, OfV2Lite) {
   CacheFigures cache = cache_figures(config);
   EXPECT_EQ(cache.own, 15'552);   // DeepSeek-V2, table 9: 15.6K
   EXPECT_EQ(cache.mha, 110'592);  // 110.6K
+}
+
+// Published sizes: 31B with the MTP module (GLM-4.7-Flash), 16B (Moonlight), 1T of which 32B are active (Kimi
+// K2).
+TEST(Figures, OfTheirHeirs) {
+  const auto count = [](const char* name) {
+    return count_parameters(
+        Config::from_file(fmt::format("{}/../examples/configs/{}.json", LATENTE_TEST_DATA, name)));
+  };
+  const auto billions = [](int64_t parameters) { return static_cast<double>(parameters) / 1e9; };
+  EXPECT_NEAR(billions(count("glm-4.7-flash").total), 30, 0.6);
+  EXPECT_NEAR(billions(count("moonlight-16b-a3b").total), 16, 0.1);
+  EXPECT_NEAR(billions(count("kimi-k2").total), 1026, 2);
+  EXPECT_NEAR(billions(count("kimi-k2").active), 32, 1);
 }
 
 TEST(Figures, OfTinyModelsByHand) {

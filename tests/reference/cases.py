@@ -58,6 +58,21 @@ V2 = V3 | {
 }
 del V2["num_nextn_predict_layers"]
 
+# GLM-4.7-Flash: values are wider than keys, no groups, and what the released configuration leaves out.
+GLM = V3 | {
+    "architectures": ["Glm4MoeLiteForCausalLM"],
+    "model_type": "glm4_moe_lite",
+    "n_group": 1,
+    "num_nextn_predict_layers": 1,
+    "partial_rotary_factor": 1.0,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 1000000.0,
+    "routed_scaling_factor": 1.8,
+    "topk_group": 1,
+    "v_head_dim": 22,
+}
+del GLM["moe_layer_freq"], GLM["scoring_func"]
+
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
     "attention_bias": False,
@@ -140,6 +155,7 @@ CASES = {
     # A small base, so that YaRN's ramp between kept and interpolated frequencies has several steps.
     "v3-yarn": Case(V3 | yarn(4, 16, 1.0, 1.0) | {"qk_rope_head_dim": 32, "rope_theta": 100.0}, length=28),
     "v3-noq": Case(V3 | {"q_lora_rank": None, "n_routed_experts": 6, "n_group": 1, "topk_group": 1}),
+    "glm": Case(GLM | {"num_hidden_layers": 3}, spelling="transformers"),
     "v2-group": Case(V2 | yarn(4, 16, 0.707, 0.707)),
     "v2-lite": Case(
         V2
