@@ -9,6 +9,7 @@
 #include <cmath>
 #include <csignal>
 #include <filesystem>
+#include <future>
 #include <limits>
 #include <nlohmann/json.hpp>
 
@@ -202,9 +203,10 @@ void add_parallel_options(CLI::App& command, SessionOptions& options) {
 Session::Session(const SessionOptions& options)
     : options_(options),
       device_(options.device, options.threads),
-      source_(open_model(options.model)),
-      tokenizer_(load_tokenizer(options.model)) {
-  auto start = std::chrono::steady_clock::now();
+      source_(open_model(options.model)) {
+  const auto start = std::chrono::steady_clock::now();
+  // Takes as long as a model that runs from the mapped file.
+  std::future<Tokenizer> tokenizer = std::async(std::launch::async, load_tokenizer, options.model);
   read_generation_defaults();
   read_sampling_flags();
   for (const auto& [id, bias] : generation_.sampling.logit_bias) {
@@ -230,7 +232,8 @@ Session::Session(const SessionOptions& options)
   generation_.draft = options.plain ? 0 : options.draft;
   for (int64_t id : model_->config().eos_token_ids)
     generation_.stop_tokens.push_back(static_cast<int32_t>(id));
-  if (tokenizer_.eos_id()) generation_.stop_tokens.push_back(*tokenizer_.eos_id());
+  tokenizer_.emplace(tokenizer.get());
+  if (tokenizer_->eos_id()) generation_.stop_tokens.push_back(*tokenizer_->eos_id());
   read_grammar();
   load_seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
@@ -324,7 +327,7 @@ std::shared_ptr<const grammar::Vocabulary> Session::vocabulary() const {
   std::vector<std::string> texts(size);
   for (size_t i = 0; i < size; ++i) {
     const auto id = static_cast<int32_t>(i);
-    if (tokenizer_.has(id) && !tokenizer_.is_special(id)) texts[i] = tokenizer_.token_bytes(id);
+    if (tokenizer_->has(id) && !tokenizer_->is_special(id)) texts[i] = tokenizer_->token_bytes(id);
   }
   std::vector<int32_t> stops = generation_.stop_tokens;
   std::erase_if(stops, [&](int32_t id) { return id < 0 || static_cast<size_t>(id) >= size; });
@@ -332,33 +335,33 @@ std::shared_ptr<const grammar::Vocabulary> Session::vocabulary() const {
 }
 
 std::vector<int32_t> Session::prompt_of(const std::string& text) const {
-  std::vector<int32_t> ids = tokenizer_.encode(text);
+  std::vector<int32_t> ids = tokenizer_->encode(text);
   if (!ids.empty()) return ids;
-  const std::optional<int32_t> begin = tokenizer_.bos_id() ? tokenizer_.bos_id() : tokenizer_.eos_id();
+  const std::optional<int32_t> begin = tokenizer_->bos_id() ? tokenizer_->bos_id() : tokenizer_->eos_id();
   if (!begin) fail("the prompt is empty, and the tokenizer has no token that begins a text");
   return {*begin};
 }
 
 const ChatTemplate& Session::chat_template() {
   if (template_) return *template_;
-  if (tokenizer_.chat_template().empty()) {
+  if (tokenizer_->chat_template().empty()) {
     fail(
         "{}: has no chat template ({}) and takes plain prompts only, as of generate", options_.model,
         is_gguf(options_.model) ? "tokenizer.chat_template" : "tokenizer_config.json or chat_template.jinja");
   }
-  return template_.emplace(tokenizer_.chat_template());
+  return template_.emplace(tokenizer_->chat_template());
 }
 
 std::vector<int32_t> Session::prompt_of(const std::vector<ChatMessage>& messages) {
   const std::string text =
-      chat_template().render(messages, true, tokenizer_.bos_token(), tokenizer_.eos_token());
-  return tokenizer_.encode(text, {.add_special = false});  // the template writes its own
+      chat_template().render(messages, true, tokenizer_->bos_token(), tokenizer_->eos_token());
+  return tokenizer_->encode(text, {.add_special = false});  // the template writes its own
 }
 
 std::string Session::reply(std::span<const int32_t> prompt, const std::function<void(std::string_view)>& show,
                            GenerationStats& stats) {
   const CatchInterrupts guard;
-  ReplyText text(tokenizer_, options_.stop);
+  ReplyText text(*tokenizer_, options_.stop);
   tokens_.assign(prompt.begin(), prompt.end());
   auto pass = [&](const std::string& piece) {
     if (!piece.empty()) show(piece);

@@ -94,7 +94,7 @@ class Session {
  public:
   explicit Session(const SessionOptions& options);
 
-  const Tokenizer& tokenizer() const { return tokenizer_; }
+  const Tokenizer& tokenizer() const { return *tokenizer_; }
   const Config& config() const { return model_->config(); }
   Engine& engine() { return *engine_; }
   const GenerationOptions& generation() const { return generation_; }
@@ -129,7 +129,7 @@ class Session {
   Device device_;
   ModelSource source_;
   std::unique_ptr<Transformer> model_;
-  Tokenizer tokenizer_;
+  std::optional<Tokenizer> tokenizer_;
   std::optional<ChatTemplate> template_;
   std::unique_ptr<Engine> engine_;
   std::vector<int32_t> tokens_;

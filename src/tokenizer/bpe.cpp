@@ -150,22 +150,21 @@ Bpe Bpe::of_ranks(const std::vector<std::string>& tokens,
   Bpe out(std::move(vocabulary), std::move(options), where);
   if (!out.all_bytes_) fail("{}: expected a token for each of the 256 bytes", where);
   out.whole_.build(whole);
-  const auto each_merge = [&](const auto& use) {
-    for (const auto& [token, id] : whole) {
-      if (out.whole_.find(token) != id) fail("{}: token {} repeats another", where, id);
-      for (std::size_t i = 1; i < token.size(); ++i) {
-        const std::int32_t left = out.whole_.find(std::string_view(token).substr(0, i));
-        const std::int32_t right = out.whole_.find(std::string_view(token).substr(i));
-        if (left != TokenTable::none && right != TokenTable::none) use(left, right, id);
-      }
-    }
+  struct Merge {
+    std::int32_t left, right, id;
   };
-  std::size_t merges = 0;
-  each_merge([&](std::int32_t, std::int32_t, std::int32_t) { ++merges; });
-  out.reserve_merges(merges);
-  each_merge([&](std::int32_t left, std::int32_t right, std::int32_t id) {
-    out.add_merge(left, right, static_cast<std::uint32_t>(id), id);
-  });
+  std::vector<Merge> merges;
+  for (const auto& [token, id] : whole) {
+    if (out.whole_.find(token) != id) fail("{}: token {} repeats another", where, id);
+    for (std::size_t i = 1; i < token.size(); ++i) {
+      const std::int32_t left = out.whole_.find(std::string_view(token).substr(0, i));
+      if (left == TokenTable::none) continue;
+      const std::int32_t right = out.whole_.find(std::string_view(token).substr(i));
+      if (right != TokenTable::none) merges.push_back({left, right, id});
+    }
+  }
+  out.reserve_merges(merges.size());
+  for (const auto& [left, right, id] : merges) out.add_merge(left, right, static_cast<std::uint32_t>(id), id);
   return out;
 }
 
