@@ -1,6 +1,7 @@
 // latente batch: answers many prompts at once, JSON Lines in and out.
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -117,6 +118,8 @@ class Answers {
   Answers(const std::string& path, const std::vector<Asked>& asked) : path_(path) {
     if (path == "-")
       fail("--out: expected a file, so that the same command can go on where it was interrupted");
+    struct stat before {};
+    created_ = stat(path.c_str(), &before) != 0;
     fd_ = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
     if (fd_ < 0) fail("{}: {}", path, std::strerror(errno));
     if (flock(fd_, LOCK_EX | LOCK_NB) != 0) fail("{}: another batch is writing here", path);
@@ -135,7 +138,10 @@ class Answers {
     if (ftruncate(fd_, static_cast<off_t>(whole)) != 0 || lseek(fd_, 0, SEEK_END) < 0)
       fail("{}: {}", path, std::strerror(errno));
   }
-  ~Answers() { close(fd_); }
+  ~Answers() {
+    if (created_ && done_.empty()) unlink(path_.c_str());  // nothing came of it: the model did not load, say
+    close(fd_);
+  }
   Answers(const Answers&) = delete;
   Answers& operator=(const Answers&) = delete;
 
@@ -154,6 +160,7 @@ class Answers {
  private:
   std::string path_;
   int fd_ = -1;
+  bool created_ = false;
   std::set<size_t> done_;
 };
 

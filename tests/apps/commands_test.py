@@ -233,6 +233,7 @@ class Batch(unittest.TestCase):
         self.assertIsNotNone(needed, refused.stderr)
         least = int(needed.group(1))
         latente("batch", "model", "-i", source, "-o", "none.out", "--ctx-size", 128, "--cache-memory", least - 1, status=1)
+        self.assertFalse((HOME / "none.out").exists())  # where nothing was answered, nothing is left
         tight, _ = self.answers(source, "tight.out", "--ctx-size", 128, "--cache-memory", least)
         for answer in free + tight:
             answer.pop("cached_tokens", None)
