@@ -27,7 +27,7 @@ struct LatentShape {
 
 // Keys of a piece of a context, chosen as those of split_keys: long pieces are for many sequences, which have
 // to write and read little, short ones for a sequence on its own, whose pieces should be as many as there are
-// multiprocessors.
+// multiprocessors. Up to 2048 attention_paged_pieces_sm90.cu cuts them so, too.
 __host__ __device__ constexpr int piece_keys(int length) {
   return length <= 2048 ? 128 : length <= 8192 ? 256 : length <= 32768 ? 512 : 2048;
 }
@@ -396,12 +396,6 @@ __device__ void make_weights(const Work& w, char* memory, Shared<L>& s) {
   }
 }
 
-__device__ uint32_t pack_half(float low, float high) {
-  uint32_t packed;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-  return packed;
-}
-
 // One warpgroup's share: `half` says which, values its tiles of the results' columns.
 template <class L, int values>
 __device__ void add_values(const Work& w, int half, char* memory, Shared<L>& s) {
@@ -483,10 +477,9 @@ __device__ void add_values(const Work& w, int half, char* memory, Shared<L>& s) 
         const unsigned quad = 0xfu << (lane & ~3);
         most = fmaxf(most, __shfl_xor_sync(quad, most, 1));
         most = fmaxf(most, __shfl_xor_sync(quad, most, 2)) * inverse;
-        // Powers of two: the largest becomes one between 2^14 and 2^15.
-        const uint32_t up = min(127 + 14 + 127 - (__float_as_uint(most) >> 23), 253);
-        const float factor = inverse * __uint_as_float(up << 23);
-        if (lane % 4 == 0) w.rows[place].unit[half] = __uint_as_float((254 - up) << 23);
+        const PieceUnit unit(most);
+        const float factor = inverse * unit.inverse();
+        if (lane % 4 == 0) w.rows[place].unit[half] = unit.value();
         __half* const to = w.pieces + static_cast<int64_t>(place) * w.a.value +
                            half * L::first * tile_columns + lane % 4 * 8;
 #pragma unroll
@@ -652,7 +645,10 @@ bool attention_paged_sm90(const Paged<__nv_bfloat16>& a, const View& q, const Vi
       reinterpret_cast<uintptr_t>(a.out.data) % 4 != 0) {
     return false;
   }
-  if (attention_paged_short_sm90(a, keys, pages, context)) return true;
+  if (attention_paged_short_sm90(a, keys, pages, context) ||
+      attention_paged_pieces_sm90(a, keys, pages, context)) {
+    return true;
+  }
   Work w;
   w.a = a;
   w.token_rows = static_cast<int>(std::min<int64_t>(8 * ceil_div(a.heads, 8), tile_rows));
