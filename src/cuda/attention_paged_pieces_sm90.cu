@@ -355,4 +355,15 @@ bool attention_paged_pieces_sm90(const Paged<__nv_bfloat16>& a, const View& keys
   return launch<ValueShape<576, 4, 4, 1>>(p, {blocks, tokens, tiles}, context);
 }
 
+int64_t short_table_sm90(int64_t tokens, int64_t heads, const View& keys, int64_t entries,
+                         const Context& context) {
+  constexpr int64_t most_tokens = 16;
+  if (tokens > most_tokens || (keys[3] != 576 && keys[3] != 224)) return 0;
+  for (const int64_t named : {int64_t{piece_keys}, int64_t{8 * piece_keys}, int64_t{16 * piece_keys}}) {
+    const int64_t blocks = named / piece_keys * tokens * ceil_div(heads, rows);
+    if (entries <= named && named % keys[1] == 0 && blocks <= context.multiprocessors) return named;
+  }
+  return 0;
+}
+
 }  // namespace latente::cuda

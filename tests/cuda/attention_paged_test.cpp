@@ -339,6 +339,30 @@ TEST_F(CudaPagedAttention, ShortTablesGiveTheSameBits) {
   }
 }
 
+TEST_F(CudaPagedAttention, TellsWhichShortTablesItGainsBy) {
+  Device device;
+  if (device.context.compute_capability != 90) GTEST_SKIP() << "no Hopper";
+  const View latents(nullptr, {100, 64, 1, 576}, DType::bf16);
+  const auto named = [&](int64_t tokens, int64_t heads, const View& keys, const View& values,
+                         int64_t entries) {
+    return cuda::attention_short_table(tokens, heads, keys, values, entries, device.context);
+  };
+  EXPECT_EQ(named(1, 16, latents, {}, 0), 128);
+  EXPECT_EQ(named(16, 16, latents, {}, 128), 128);
+  EXPECT_EQ(named(1, 16, latents, {}, 129), 1024);
+  EXPECT_EQ(named(1, 128, latents, {}, 1024), 1024);
+  EXPECT_EQ(named(1, 16, latents, {}, 1025), 2048);
+  EXPECT_EQ(named(1, 16, latents, {}, 2049), 0);
+  EXPECT_EQ(named(17, 16, latents, {}, 1), 0);
+  EXPECT_EQ(named(3, 128, latents, {}, 200), 0) << "more blocks than multiprocessors";
+  EXPECT_EQ(named(1, 16, View(nullptr, {100, 256, 1, 576}, DType::bf16), {}, 1), 1024) << "whole pages";
+  EXPECT_EQ(named(1, 16, View(nullptr, {100, 64, 1, 576}, DType::f32), {}, 1), 0);
+  EXPECT_EQ(named(1, 16, View(nullptr, {100, 64, 1, 128}, DType::bf16), {}, 1), 0);
+  char none = 0;
+  const View heads(&none, {100, 64, 1, 576}, DType::bf16);
+  EXPECT_EQ(named(1, 16, heads, heads, 1), 0) << "MQA";
+}
+
 // A recorded call follows positions and tables that change between replays.
 TEST_F(CudaPagedAttention, IsRecordedOnce) {
   Device device;
