@@ -303,6 +303,35 @@ TEST_F(CudaPagedAttention, RowsDoNotDependOnTheirCompany) {
   }
 }
 
+// Of many sequences a block takes several pieces of a context one after another.
+TEST_F(CudaPagedAttention, RowsOfManySequencesAreTheSameAlone) {
+  Device device;
+  Random random(30);
+  for (const PagedCase& c : {PagedCase{128, 1, 576, 512, 64, true}, PagedCase{96, 1, 224, 192, 32, true}}) {
+    SCOPED_TRACE(text(c));
+    std::vector<int64_t> lengths;
+    std::vector<Query> rows;
+    for (int32_t s = 0; s < 26; ++s) {
+      lengths.push_back(random.between(s % 5 == 0 ? 10 : 900, 1100));
+      for (int64_t i = 1; i <= 2; ++i) rows.push_back({s, static_cast<int32_t>(lengths.back() - i)});
+    }
+    const Cache cache(device, c, DType::bf16, lengths, random);
+    DeviceTensor q(device, {static_cast<int64_t>(rows.size()), c.heads, c.key}, DType::bf16);
+    q.randomise(random);
+    const std::vector<double> together = attend(device, cache, q, rows, 0.1);
+    const int64_t width = c.heads * c.key, out_width = c.heads * c.value;
+    for (size_t row = 0; row < rows.size(); row += 3) {
+      DeviceTensor single(device, {1, c.heads, c.key}, DType::bf16);
+      std::copy_n(q.values.begin() + static_cast<int64_t>(row) * width, width, single.values.begin());
+      single.upload();
+      const auto begin = together.begin() + static_cast<int64_t>(row) * out_width;
+      EXPECT_EQ(attend(device, cache, single, {rows[row]}, 0.1),
+                std::vector<double>(begin, begin + out_width))
+          << "row " << row;
+    }
+  }
+}
+
 // Block tables that name few entries, and few tokens: latents have kernels of their own.
 TEST_F(CudaPagedAttention, ShortTablesGiveTheSameBits) {
   Device device;
