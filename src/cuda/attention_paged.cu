@@ -156,6 +156,12 @@ void combine_splits(const Paged<T>& a, const Partials& partials, const Context& 
 template void combine_splits(const Paged<float>&, const Partials&, const Context&);
 template void combine_splits(const Paged<__nv_bfloat16>&, const Partials&, const Context&);
 
+int64_t attention_short_table(int64_t tokens, int64_t heads, const View& keys, const View& values,
+                              int64_t entries, const Context& context) {
+  if (values || keys.dtype != DType::bf16 || context.compute_capability != 90) return 0;
+  return short_table_sm90(tokens, heads, keys, entries, context);
+}
+
 void attention_paged(View q, View keys, View values, const Pages& pages, double scale, View out,
                      const Context& context) {
   LATENTE_ASSERT(q.shape.rank() == 3 && keys.shape.rank() == 4 && values.shape.rank() == 4);

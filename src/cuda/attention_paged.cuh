@@ -42,6 +42,18 @@ struct Partials {
   }
 };
 
+// What float16 results of a row of a piece are in units of: a power of two that makes the largest one between
+// 2^14 and 2^15.
+struct PieceUnit {
+  uint32_t up;
+
+  __device__ explicit PieceUnit(float largest) {
+    up = min(127 + 14 + 127 - (__float_as_uint(largest) >> 23), 253);
+  }
+  __device__ float value() const { return __uint_as_float((254 - up) << 23); }
+  __device__ float inverse() const { return __uint_as_float(up << 23); }
+};
+
 template <class T>
 struct Paged {
   int tokens = 0, heads = 0, groups = 0, key = 0, value = 0, page = 0;

@@ -27,7 +27,7 @@ struct LatentShape {
 
 // Keys of a piece of a context, chosen as those of split_keys: long pieces are for many sequences, which have
 // to write and read little, short ones for a sequence on its own, whose pieces should be as many as there are
-// multiprocessors.
+// multiprocessors. Up to 2048 attention_paged_pieces_sm90.cu cuts them so, too.
 __host__ __device__ constexpr int piece_keys(int length) {
   return length <= 2048 ? 128 : length <= 8192 ? 256 : length <= 32768 ? 512 : 2048;
 }
@@ -49,6 +49,7 @@ struct Unit {
 
 struct Told {
   Unit unit;
+  bool first, last;  // of a run
   int position[most_tile_tokens];
 };
 
@@ -103,6 +104,7 @@ struct Work {
   int tile_tokens;  // tokens that share a tile, if they can
   int head_blocks;  // of a token with more heads than a tile has rows
   int box_keys;     // keys that one copy brings
+  int tiles;        // of rows: a guess, as tokens of one sequence may share one
 };
 
 // The tokens that stand in one tile with `token`, if it is their first: of one sequence, cut alike. 0 if it
@@ -119,7 +121,17 @@ __device__ int tokens_from(const Work& w, int token, int& length) {
   return t - token;
 }
 
-// use(unit) for each unit of this block; called by whole warps.
+// Pieces of a context that a block takes one after another, which saves fetching the queries: a power of two,
+// at least two such runs a block if all contexts are as long. Longer runs leave less to the second-level
+// cache, where tiles of one token's heads read the same keys.
+__device__ int run_of(const Work& w, int length) {
+  constexpr int most_keys = 2048;
+  const int most =
+      min(w.tiles * piece_count(length) / (2 * static_cast<int>(gridDim.x)), most_keys / piece_keys(length));
+  return most < 2 ? 1 : 1 << (31 - __clz(most));
+}
+
+// use(unit, first, last) for each unit of this block, first and last of their runs; called by whole warps.
 template <class Use>
 __device__ void for_units(const Work& w, const Use& use) {
   const int lane = static_cast<int>(threadIdx.x) % 32, grid = static_cast<int>(gridDim.x);
@@ -130,15 +142,18 @@ __device__ void for_units(const Work& w, const Use& use) {
     const int own = round * grid + (static_cast<int>(blockIdx.x) + round) % grid;
     Unit unit{};
     bool real = false;
+    int more = 0;  // keys of the run's other pieces
     if (own < units) {
-      unit.split = own / per_split;
       unit.token = w.partials.first_token + own % per_split / w.head_blocks;
       unit.head = own % w.head_blocks * tile_rows;
       int length = 0;
       unit.count = tokens_from(w, unit.token, length);
       const int size = piece_keys(length);
+      const int run = run_of(w, length);
+      unit.split = own / per_split * run;
       unit.begin = unit.split * size;
       unit.end = min(length, unit.begin + size);
+      more = min(length - unit.end, (run - 1) * size);
       real = unit.count > 0 && (unit.split == 0 || unit.begin < length);
     }
     for (unsigned left = __ballot_sync(whole_warp, real); left; left &= left - 1) {
@@ -150,7 +165,13 @@ __device__ void for_units(const Work& w, const Use& use) {
       chosen.begin = __shfl_sync(whole_warp, unit.begin, from);
       chosen.end = __shfl_sync(whole_warp, unit.end, from);
       chosen.split = __shfl_sync(whole_warp, unit.split, from);
-      use(chosen);
+      int rest = __shfl_sync(whole_warp, more, from);
+      for (bool first = true;; first = false) {
+        use(chosen, first, rest <= 0);
+        if (rest <= 0) break;
+        const int size = chosen.end - chosen.begin;
+        chosen.begin = chosen.end, chosen.end += min(size, rest), rest -= size, ++chosen.split;
+      }
     }
   }
 }
@@ -181,21 +202,25 @@ __device__ void copy_units(const Work& w, const CUtensorMap& q_map, const CUtens
     alone = true;
   };
   // Tells a unit, or that there is no more.
-  auto tell = [&](const Unit& u) {
+  auto tell = [&](const Unit& u, bool first, bool final) {
     s.told_empty[told.slot].wait(told.phase ^ 1);
     if (lane < u.count) s.told[told.slot].position[lane] = w.a.position[u.token + lane];
-    if (lane == 0) s.told[told.slot].unit = u;
+    if (lane == 0) {
+      s.told[told.slot].unit = u;
+      s.told[told.slot].first = first;
+      s.told[told.slot].last = final;
+    }
     __syncwarp();
     if (lane == 0) s.told_full[told.slot].arrive();
     told = told.after(1);
   };
-  for_units(w, [&](const Unit& u) {
+  for_units(w, [&](const Unit& u, bool first, bool final) {
     if (u.begin >= u.end) {
       wait_for_kernel_in_front();
       clear(w, u);
       return;
     }
-    tell(u);
+    tell(u, first, final);
     const int sequence = w.a.sequence[u.token];
     for (int at = u.begin; at < u.end; at += block_keys) {
       // The pages of this block, a lane each.
@@ -225,7 +250,7 @@ __device__ void copy_units(const Work& w, const CUtensorMap& q_map, const CUtens
       __syncwarp();
       copy(L::values, memory + Layout<L>::last + last.slot * tile_bytes, s.last_full[last.slot]);
       last = last.after(1);
-      if (at == u.begin) {  // the queries, for which there is only one place
+      if (at == u.begin && first) {  // the queries, for which there is only one place
         if (lane == 0) {
           const int heads = min(w.token_rows, tile_rows);
           s.q_empty.wait(q_phase);
@@ -241,7 +266,7 @@ __device__ void copy_units(const Work& w, const CUtensorMap& q_map, const CUtens
       }
     }
   });
-  tell(Unit{});
+  tell(Unit{}, true, true);
   wait_for_kernel_in_front();
 }
 
@@ -283,8 +308,11 @@ __device__ void make_weights(const Work& w, char* memory, Shared<L>& s) {
     int* const places = s.place[told.slot];
     if (lane < 16) places[warp * 16 + lane] = place_of(w, unit, warp * 16 + lane);
     __syncwarp();
-    s.q_full.wait(q_phase);
-    q_phase ^= 1;
+    const bool final_unit = the_same(unit.last);
+    if (the_same(unit.first)) {
+      s.q_full.wait(q_phase);
+      q_phase ^= 1;
+    }
     // The last key that the thread's two rows attend to, and that all do.
     int bound[2], least = INT_MAX;
 #pragma unroll
@@ -323,7 +351,7 @@ __device__ void make_weights(const Work& w, char* memory, Shared<L>& s) {
     };
 
     float maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
-    make_scores(pair, last, begin + block_keys >= end);
+    make_scores(pair, last, final_unit && begin + block_keys >= end);
     for (int at = begin; at < end; at += block_keys) {
       if (at + block_keys - 1 > least) {
 #pragma unroll
@@ -387,19 +415,13 @@ __device__ void make_weights(const Work& w, char* memory, Shared<L>& s) {
       pair = pair.after(L::pairs);
       const Turn<lasts> next = last.after(1);
       if (lane == 0) s.ready[last.slot].arrive();
-      if (at + block_keys < end) make_scores(pair, next, at + 2 * block_keys >= end);
+      if (at + block_keys < end) make_scores(pair, next, final_unit && at + 2 * block_keys >= end);
       last = next;
     }
     __syncwarp();
     if (lane == 0) s.told_empty[told.slot].arrive();
     told = told.after(1);
   }
-}
-
-__device__ uint32_t pack_half(float low, float high) {
-  uint32_t packed;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-  return packed;
 }
 
 // One warpgroup's share: `half` says which, values its tiles of the results' columns.
@@ -483,10 +505,9 @@ __device__ void add_values(const Work& w, int half, char* memory, Shared<L>& s) 
         const unsigned quad = 0xfu << (lane & ~3);
         most = fmaxf(most, __shfl_xor_sync(quad, most, 1));
         most = fmaxf(most, __shfl_xor_sync(quad, most, 2)) * inverse;
-        // Powers of two: the largest becomes one between 2^14 and 2^15.
-        const uint32_t up = min(127 + 14 + 127 - (__float_as_uint(most) >> 23), 253);
-        const float factor = inverse * __uint_as_float(up << 23);
-        if (lane % 4 == 0) w.rows[place].unit[half] = __uint_as_float((254 - up) << 23);
+        const PieceUnit unit(most);
+        const float factor = inverse * unit.inverse();
+        if (lane % 4 == 0) w.rows[place].unit[half] = unit.value();
         __half* const to = w.pieces + static_cast<int64_t>(place) * w.a.value +
                            half * L::first * tile_columns + lane % 4 * 8;
 #pragma unroll
@@ -541,10 +562,10 @@ __global__ void __launch_bounds__(threads, 1)
   __syncthreads();
   const int group = __shfl_sync(whole_warp, static_cast<int>(threadIdx.x) / 128, 0);
   if (group == 3) {
-    fewer_registers<48>();
+    fewer_registers<64>();
     if (threadIdx.x / 32 == 12) copy_units<L>(w, q_map, kv_map, memory, s);
   } else if (group == 0) {
-    fewer_registers<112>();
+    fewer_registers<96>();
     make_weights<L>(w, memory, s);
   } else {
     more_registers<176>();
@@ -652,13 +673,18 @@ bool attention_paged_sm90(const Paged<__nv_bfloat16>& a, const View& q, const Vi
       reinterpret_cast<uintptr_t>(a.out.data) % 4 != 0) {
     return false;
   }
-  if (attention_paged_short_sm90(a, keys, pages, context)) return true;
+  if (attention_paged_short_sm90(a, keys, pages, context) ||
+      attention_paged_pieces_sm90(a, keys, pages, context)) {
+    return true;
+  }
   Work w;
   w.a = a;
   w.token_rows = static_cast<int>(std::min<int64_t>(8 * ceil_div(a.heads, 8), tile_rows));
   w.tile_tokens = tile_rows / w.token_rows;
   w.head_blocks = static_cast<int>(ceil_div(a.heads, tile_rows));
   w.box_keys = static_cast<int>(std::min<int64_t>(page, block_keys));
+  w.tiles = static_cast<int>(w.head_blocks * std::max(ceil_div(a.tokens, w.tile_tokens),
+                                                      std::min<int64_t>(a.tokens, pages.block_table[0])));
   const int64_t row_bytes = 2 * a.value + static_cast<int64_t>(sizeof(RowOfPiece));
   for_token_rounds_of(row_bytes, a.tokens, a.heads, most_pieces_of(capacity(keys, pages)), context,
                       [&](const Partials& partials, int64_t most_rows) {

@@ -36,5 +36,11 @@ bool attention_paged_sm90(const Paged<__nv_bfloat16>& a, const View& q, const Vi
 // The same for few tokens where block tables name no more than one piece's entries; false otherwise.
 bool attention_paged_short_sm90(const Paged<__nv_bfloat16>& a, const View& keys, const Pages& pages,
                                 const Context& context);
+// And where they name no more than 16 pieces' entries.
+bool attention_paged_pieces_sm90(const Paged<__nv_bfloat16>& a, const View& keys, const Pages& pages,
+                                 const Context& context);
+// Backend::short_table for these two.
+int64_t short_table_sm90(int64_t tokens, int64_t heads, const View& keys, int64_t entries,
+                         const Context& context);
 
 }  // namespace latente::cuda

@@ -346,6 +346,11 @@ void CudaBackend::attention_paged(View q, View keys, View values, const Pages& p
   cuda::attention_paged(q, keys, values, pages, scale, out, context_);
 }
 
+int64_t CudaBackend::short_table(int64_t tokens, int64_t heads, View keys, View values,
+                                 int64_t entries) const {
+  return attention_short_table(tokens, heads, keys, values, entries, context_);
+}
+
 void CudaBackend::cache_store_narrow(View latent, View rotary, View slots, View cache) {
   cuda::cache_store_narrow(latent, rotary, slots, cache, context_);
 }

@@ -77,6 +77,7 @@ class CudaBackend final : public Backend {
                                    View out, View lse, View delta, Grad d_q, Grad d_k, Grad d_k_rope,
                                    Grad d_v) override;
   void attention_paged(View q, View keys, View values, const Pages& pages, double scale, View out) override;
+  int64_t short_table(int64_t tokens, int64_t heads, View keys, View values, int64_t entries) const override;
   void cache_store_narrow(View latent, View rotary, View slots, View cache) override;
   void attention_paged_expanded(View q, View cache, View kv_b, const Pages& pages, double scale,
                                 View out) override;

@@ -106,6 +106,8 @@ void attention_expanded_backward(View d_out, View q, View k, View k_rope, View v
 // narrow; kv_b in either, as rows, or coded.
 void attention_paged(View q, View keys, View values, const Pages& pages, double scale, View out,
                      const Context& context);
+int64_t attention_short_table(int64_t tokens, int64_t heads, const View& keys, const View& values,
+                              int64_t entries, const Context& context);
 void attention_paged_expanded(View q, View cache, View kv_b, const Pages& pages, double scale, View out,
                               const Context& context);
 // cache.cu: x, latent and rotary in float32 or bfloat16.

@@ -147,14 +147,16 @@ Runner::Form Runner::form_for(int64_t first, int64_t count) const {
 }
 
 void Runner::prepare(int64_t drafts, Asked asked, bool chained) {
-  for (const bool few : {false, true}) {
-    if (!few || may_be_few(1, Form::absorbed)) prepare(drafts, asked, chained, few);
+  for (int64_t entries = 1, pages = 0; pages < pages_a_sequence_; entries = pages * options_.page_size + 1) {
+    prepare(drafts, asked, chained, entries);
+    pages = table_pages(1, Form::absorbed, entries);
   }
 }
 
-void Runner::prepare(int64_t drafts, Asked asked, bool chained, bool few) {
+void Runner::prepare(int64_t drafts, Asked asked, bool chained, int64_t entries) {
+  const auto pages = [&](int64_t rows) { return table_pages(rows, Form::absorbed, entries); };
   const auto main = [&](int64_t rows, bool follows) {
-    return Shape{-1, 0, rows, rows, Form::absorbed, follows, few};
+    return Shape{-1, 0, rows, rows, Form::absorbed, follows, pages(rows)};
   };
   const auto size = [&](int64_t rows) { return bucket_of(rows, chained); };
   const int64_t own = std::min(drafts, modules());  // drafts that a module has to itself
@@ -162,7 +164,7 @@ void Runner::prepare(int64_t drafts, Asked asked, bool chained, bool few) {
   for (int64_t rows = 1; rows <= drafts + 1; ++rows) {
     std::vector<Shape> chain;
     for (int64_t k = 0; k < own; ++k) {
-      chain.push_back({k, k, size(rows), 1, Form::absorbed, chained && k > 0, few});
+      chain.push_back({k, k, size(rows), 1, Form::absorbed, chained && k > 0, pages(size(rows))});
       if (!chained) recorded({{chain.back()}, asked});
     }
     if (!chained) recorded({{main(rows, false)}, asked});
@@ -224,9 +226,8 @@ void Runner::record(const Shape& shape, Asked asked, bool chained, const Tensor&
   at.rope_table = rope_table_;
   at.slots = field(Field::slots);
   at.caches = caches_;
-  Tensor table = shape.module < 0 ? block_table_ : module_table_;
-  if (shape.few) table = table.columns(0, few_entries / options_.page_size);
-  at.pages = {table, field(Field::places), field(Field::last)};
+  const Tensor& table = shape.module < 0 ? block_table_ : module_table_;
+  at.pages = {table.columns(0, shape.pages), field(Field::places), field(Field::last)};
   at.expand_cache = shape.form == Form::expanded;
   at.count_load = options_.count_experts;
   Tensor& mask = record.masks.emplace_back();
@@ -306,10 +307,13 @@ int32_t Runner::last_entry(const Pass& pass, const Row& row) const {
   return row.position - first * static_cast<int32_t>(options_.page_size);
 }
 
-bool Runner::may_be_few(int64_t rows, Form form) const {
-  return !backend_->is_host() && model_->config().is_mla() && caches_.front().keys.dtype() == DType::bf16 &&
-         form == Form::absorbed && rows <= few_rows && few_entries % options_.page_size == 0 &&
-         pages_a_sequence_ * options_.page_size > few_entries;
+int64_t Runner::table_pages(int64_t rows, Form form, int64_t entries) const {
+  if (form != Form::absorbed) return pages_a_sequence_;
+  const LayerCache& cache = caches_.front();
+  const int64_t named = backend_->short_table(rows, model_->config().num_attention_heads, cache.keys.view(),
+                                              cache.values ? cache.values.view() : View(), entries);
+  const int64_t pages = (named + options_.page_size - 1) / options_.page_size;
+  return named > 0 ? std::min(pages, pages_a_sequence_) : pages_a_sequence_;
 }
 
 Runner::Shape Runner::shape_of(const Pass& pass, bool chained) const {
@@ -318,10 +322,15 @@ Runner::Shape Runner::shape_of(const Pass& pass, bool chained) const {
   const int64_t wanted = std::count_if(rows.begin(), rows.end(), [](const Row& row) { return row.wanted; });
   const bool follows = std::any_of(rows.begin(), rows.end(), [](const Row& row) { return row.follows >= 0; });
   const int64_t tokens = bucket_of(std::ssize(rows), chained);
-  const bool few = may_be_few(tokens, pass.form) &&
-                   std::all_of(rows.begin(), rows.end(),
-                               [&](const Row& row) { return last_entry(pass, row) < few_entries; });
-  return {pass.module, pass.level, tokens, bucket_of(wanted, chained), pass.form, follows, few};
+  int64_t entries = 0;
+  for (const Row& row : rows) entries = std::max(entries, int64_t{last_entry(pass, row)} + 1);
+  return {pass.module,
+          pass.level,
+          tokens,
+          bucket_of(wanted, chained),
+          pass.form,
+          follows,
+          table_pages(tokens, pass.form, entries)};
 }
 
 void Runner::fill(const Pass& pass, const Shape& shape, std::span<const int32_t> chosen_at,

@@ -133,8 +133,8 @@ class Runner {
     int64_t module, level;
     int64_t tokens, wanted;
     Form form;
-    bool follows;  // some row does
-    bool few;      // entries: no row attends to more than few_entries
+    bool follows;   // some row does
+    int64_t pages;  // that block tables name
     auto operator<=>(const Shape&) const = default;
   };
   struct Key {
@@ -161,17 +161,15 @@ class Runner {
   };
   Shape shape_of(const Pass& pass, bool chained) const;
   int32_t last_entry(const Pass& pass, const Row& row) const;
-  // Whether passes of so many rows gain by block tables that name few entries
-  // (attention_paged_short_sm90.cu).
-  static constexpr int64_t few_entries = 128, few_rows = 16;
-  bool may_be_few(int64_t rows, Form form) const;
+  // Pages that block tables should name for so many rows that attend to no more than `entries` entries.
+  int64_t table_pages(int64_t rows, Form form, int64_t entries) const;
   Recorded& recorded(const Key& key);
   void record(const Shape& shape, Asked asked, bool chained, const Tensor& inputs, int64_t first_chosen,
               Recorded& record);
   // chosen_at: where in Recorded::chosen the wanted rows of the passes before are.
   void fill(const Pass& pass, const Shape& shape, std::span<const int32_t> chosen_at, int32_t* inputs) const;
   int32_t slot_of(const Row& row) const;
-  void prepare(int64_t drafts, Asked asked, bool chained, bool few);
+  void prepare(int64_t drafts, Asked asked, bool chained, int64_t entries);
   void count_experts();
 
   Backend* backend_;

@@ -308,6 +308,13 @@ class Backend {
   // narrow latent cache has entries of bytes instead, values being their first kv_lora_rank.
   virtual void attention_paged(View q, View keys, View values, const Pages& pages, double scale,
                                View out) = 0;
+  // How many entries block tables should name for attention_paged of T tokens with H heads, of which none
+  // attends to more than `entries`: one of a few numbers, not below that, if the call takes less time for
+  // naming no more, else 0. Bits are the same. Latents have no values of their own: null.
+  virtual int64_t short_table(int64_t /*tokens*/, int64_t /*heads*/, View /*keys*/, View /*values*/,
+                              int64_t /*entries*/) const {
+    return 0;
+  }
   // The same for MLA with keys and values expanded from the latents, block by block, which costs less where
   // many tokens share them. q [T, H, nope + rope]; cache [pages, page, 1, rank + rope]; kv_b [H · (nope +
   // dv), rank], of any layout; out [T, H, dv].
