@@ -10,16 +10,17 @@
 namespace latente {
 namespace {
 
-using Json = nlohmann::json;
 using Ids = std::vector<std::int32_t>;
 
-Json recorded() { return Json::parse(read_file(LATENTE_TEST_DATA "/tokenizer/recorded/tiktoken.json")); }
+nlohmann::json recorded() {
+  return nlohmann::json::parse(read_file(LATENTE_TEST_DATA "/tokenizer/recorded/tiktoken.json"));
+}
 
 TEST(Tiktoken, IdsAreThePackages) {
-  const Json json = recorded();
+  const nlohmann::json json = recorded();
   const Tokenizer tokenizer =
       Tokenizer::from_tiktoken(json["model"].get<std::string>(), json["config"].dump());
-  for (const Json& one : json["cases"]) {
+  for (const nlohmann::json& one : json["cases"]) {
     SCOPED_TRACE(one[0].dump(-1, ' ', true));
     const auto text = one[0].get<std::string>();
     const auto ids = one[1].get<Ids>();
@@ -31,7 +32,7 @@ TEST(Tiktoken, IdsAreThePackages) {
 }
 
 TEST(Tiktoken, AddedTokensAreTheConfigurations) {
-  const Json json = recorded();
+  const nlohmann::json json = recorded();
   const Tokenizer tokenizer =
       Tokenizer::from_tiktoken(json["model"].get<std::string>(), json["config"].dump());
   EXPECT_EQ(tokenizer.bos_id(), 640);
@@ -41,7 +42,7 @@ TEST(Tiktoken, AddedTokensAreTheConfigurations) {
   EXPECT_EQ(tokenizer.decode(Ids{642, 646}, true), "<|im_middle|>");  // which is not special
 }
 
-std::string error_of(const std::string& model, const Json& config) {
+std::string refusal_of(const std::string& model, const nlohmann::json& config) {
   try {
     Tokenizer::from_tiktoken(model, config.is_null() ? "" : config.dump(), "dir/tiktoken.model");
   } catch (const Error& error) {
@@ -51,9 +52,9 @@ std::string error_of(const std::string& model, const Json& config) {
 }
 
 TEST(Tiktoken, FaultsAreNamed) {
-  const Json json = recorded();
+  const nlohmann::json json = recorded();
   const auto model = json["model"].get<std::string>();
-  const Json config = json["config"];
+  const nlohmann::json config = json["config"];
   const auto expect = [](const std::string& error, const std::string& part) {
     EXPECT_NE(error.find(part), std::string::npos) << error << "\n  has not: " << part;
   };
@@ -64,30 +65,30 @@ TEST(Tiktoken, FaultsAreNamed) {
   };
   std::string changed = model;
   changed[line(300)] = '!';
-  expect(error_of(changed, config), "dir/tiktoken.model: line of rank 300: expected base64");
+  expect(refusal_of(changed, config), "dir/tiktoken.model: line of rank 300: expected base64");
   changed = model;
   changed.erase(line(300), line(301) - line(300));
-  expect(error_of(changed, config), "line of rank 300: expected the ranks in order");
+  expect(refusal_of(changed, config), "line of rank 300: expected the ranks in order");
   changed = model;
   changed.insert(line(300), "x");
-  expect(error_of(changed, config), "line of rank 300: expected base64");
-  expect(error_of(model + "nothing", config), "line of rank 640: expected a token in base64, a space");
-  Json other = config;
+  expect(refusal_of(changed, config), "line of rank 300: expected base64");
+  expect(refusal_of(model + "nothing", config), "line of rank 640: expected a token in base64, a space");
+  nlohmann::json other = config;
   other.erase("added_tokens_decoder");
-  expect(error_of(model + " 640\n", other), "token 640 is empty");
-  expect(error_of(model + "YQ== 640\n", other), "repeats another");
-  expect(error_of(model.substr(0, line(200)), config), "each of the 256 bytes");
-  expect(error_of("", config), "each of the 256 bytes");
-  expect(error_of(model, Json()), "dir/tokenizer_config.json beside it");
+  expect(refusal_of(model + " 640\n", other), "token 640 is empty");
+  expect(refusal_of(model + "YQ== 640\n", other), "repeats another");
+  expect(refusal_of(model.substr(0, line(200)), config), "each of the 256 bytes");
+  expect(refusal_of("", config), "each of the 256 bytes");
+  expect(refusal_of(model, nlohmann::json()), "dir/tokenizer_config.json beside it");
   other = config;
   other["tokenizer_class"] = "QWenTokenizer";
-  expect(error_of(model, other), "tokenizer_class: expected TikTokenTokenizer");
+  expect(refusal_of(model, other), "tokenizer_class: expected TikTokenTokenizer");
   other = config;
   other["added_tokens_decoder"]["7"] = config["added_tokens_decoder"]["640"];
-  expect(error_of(model, other), "added_tokens_decoder.7: expected ids from 640");
+  expect(refusal_of(model, other), "added_tokens_decoder.7: expected ids from 640");
   other = config;
   other["added_tokens_decoder"]["641"].erase("special");
-  expect(error_of(model, other), "added_tokens_decoder.641.special: expected true or false");
+  expect(refusal_of(model, other), "added_tokens_decoder.641.special: expected true or false");
 }
 
 }  // namespace
