@@ -10,7 +10,7 @@
 
 namespace latente {
 
-class CpuBackend final : public Backend {
+class CpuBackend : public Backend {
  public:
   // By default as many threads as this process may use.
   explicit CpuBackend(ThreadOptions threads = {});

@@ -105,6 +105,50 @@ TEST(Engine, SpeculativeTextIsPlainText) {
               static_cast<long>(stops_in_a_run));
 }
 
+// A backend that prefers block tables of some lengths, as one with kernels for short contexts does.
+class ShortTables : public CpuBackend {
+ public:
+  ShortTables() : CpuBackend(ThreadOptions{2}) {}
+  int64_t short_table(int64_t tokens, int64_t, View, View, int64_t entries) const override {
+    for (const int64_t length : {16, 40, 64}) {
+      if (tokens <= 6 && entries <= length) return length;
+    }
+    return 0;
+  }
+  void attention_paged(View q, View keys, View values, const Pages& pages, double scale, View out) override {
+    const int64_t named = pages.block_table.shape[1] * keys.shape[1];
+    for (int64_t t = 0; t < pages.position.shape[0]; ++t) {
+      const int32_t position = static_cast<const int32_t*>(pages.position.data)[t];
+      ASSERT_LT(position, named);
+    }
+    lengths.insert(named);
+    CpuBackend::attention_paged(q, keys, values, pages, scale, out);
+  }
+  std::set<int64_t> lengths;
+};
+
+TEST(Engine, ShortBlockTablesChangeNothing) {
+  for (uint64_t seed = 1; seed <= 6; ++seed) {
+    Tiny tiny;
+    tiny.mtp = static_cast<int64_t>(seed % 3);
+    Transformer model = made(tiny, seed, 0.2);
+    RunnerOptions how;
+    how.context = 96;
+    how.page_size = seed % 2 == 0 ? 8 : 5;
+    how.chunk = 16;
+    Random random(seed);
+    const std::vector<int32_t> prompt = random_tokens(random, 9, tiny.vocabulary);
+    GenerationOptions options;
+    options.max_tokens = 80;
+    options.draft = tiny.mtp;
+    ShortTables backend_of_some;
+    Engine engine(backend_of_some, model, how);
+    engine.chain_passes(seed % 2 == 0);
+    EXPECT_EQ(generated(engine, prompt, options), plain(model, how, prompt, options)) << "seed " << seed;
+    EXPECT_GE(backend_of_some.lengths.size(), 4u) << "seed " << seed;
+  }
+}
+
 // An engine that is used again reuses what its cache holds and still gives the text of a fresh one.
 TEST(Engine, ReusesPrefixesWithoutATrace) {
   int64_t reused = 0;
