@@ -222,8 +222,8 @@ void expanded(Bench& bench) {
     const double backward = bench.time(4, [&](int) {
       attention_expanded_backward(heads_of(d_out, at.value), heads_of(q, width), columns(k, 0, at.nope),
                                   rotary(rope), columns(k, at.nope, at.value), start, 0.07,
-                                  heads_of(out, at.value), statistics, deltas, {heads_of(d_q, width)},
-                                  {columns(d_k, 0, at.nope)}, {rotary(d_rope)},
+                                  heads_of(out, at.value), statistics, {deltas, {}, at.length},
+                                  {heads_of(d_q, width)}, {columns(d_k, 0, at.nope)}, {rotary(d_rope)},
                                   {columns(d_k, at.nope, at.value)}, bench.context);
     });
     const double pairs = 0.5 * static_cast<double>(tokens * at.heads) * static_cast<double>(at.length + 1);

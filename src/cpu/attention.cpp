@@ -447,12 +447,14 @@ void CpuBackend::attention_expanded(View q, View k, View k_rope, View v, View st
 }
 
 void CpuBackend::attention_expanded_backward(View d_out, View q, View k, View k_rope, View v, View starts,
-                                             double scale, View out, View lse, View delta, Grad d_q, Grad d_k,
+                                             double scale, View out, View lse,
+                                             const AttentionScratch& scratch, Grad d_q, Grad d_k,
                                              Grad d_k_rope, Grad d_v) {
   auto run = [&]<class T>(T) {
     attention::ExpandedBackward<T> b;
     b.forward = attention::expanded<T>(q, k, k_rope, v, starts, scale, out, lse);
     b.d_out = attention::rows_of<const T>(d_out);
+    const View& delta = scratch.delta;
     b.delta = {delta.as<T>(), delta.stride(0), delta.stride(1)};
     b.d_q = attention::grad_rows<T>(d_q);
     b.d_k = attention::grad_rows<T>(d_k);

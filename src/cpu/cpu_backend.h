@@ -66,8 +66,8 @@ class CpuBackend : public Backend {
   void attention_expanded(View q, View k, View k_rope, View v, View starts, double scale, View out,
                           View lse) override;
   void attention_expanded_backward(View d_out, View q, View k, View k_rope, View v, View starts, double scale,
-                                   View out, View lse, View delta, Grad d_q, Grad d_k, Grad d_k_rope,
-                                   Grad d_v) override;
+                                   View out, View lse, const AttentionScratch& scratch, Grad d_q, Grad d_k,
+                                   Grad d_k_rope, Grad d_v) override;
   void attention_paged(View q, View keys, View values, const Pages& pages, double scale, View out) override;
   void cache_store_narrow(View latent, View rotary, View slots, View cache) override;
   void attention_paged_expanded(View q, View cache, View kv_b, const Pages& pages, double scale,

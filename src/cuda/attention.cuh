@@ -107,6 +107,7 @@ struct Expanded {
   Rows<T> out;
   float* lse = nullptr;
   int64_t lse_token = 0, lse_head = 0;
+  int64_t longest = 0;  // as far as the host knows no token attends to more; 0: it knows nothing
 };
 
 template <class T>

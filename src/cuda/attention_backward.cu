@@ -196,7 +196,8 @@ __global__ void __launch_bounds__(threads) plain_backward_queries(const Backward
 
 // sums [T, rope] (+)= parts of `groups` kv heads, in their order; after the last of them, the gradient.
 __global__ void add_rope_parts(const float* parts, float* sums, int64_t tokens, int rope, int groups,
-                               bool first, bool last, GradRows to) {
+                               bool first, bool last, GradRows to, Condition when) {
+  if (!when.met()) return;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= tokens * rope) return;
   float sum = first ? 0 : sums[i];
@@ -229,7 +230,7 @@ void backward(Backward<T> b, const GradRows& d_k_rope, const Context& context) {
   const unsigned blocks = static_cast<unsigned>(ceil_div(a.tokens, block));
   if (b.d_k || b.d_v || d_k_rope) {
     allow_shared_memory(plain_backward_keys<T>, bytes);
-    for_rope_waves(b, d_k_rope, context, [&](const Backward<T>& part, int first, int groups) {
+    for_waves(b, d_k_rope, context, 0, [&](const Backward<T>& part, int first, int groups, void*) {
       const dim3 grid(blocks, static_cast<unsigned>(groups));
       plain_backward_keys<T><<<grid, threads, static_cast<size_t>(bytes), context.stream>>>(part, first);
       check_launch("attention_expanded_backward");
@@ -246,28 +247,38 @@ void backward(Backward<T> b, const GradRows& d_k_rope, const Context& context) {
 }  // namespace
 
 void add_rope_gradients(const float* parts, float* sums, int64_t tokens, int rope, int groups, bool first,
-                        bool last, const GradRows& to, StreamHandle stream) {
+                        bool last, const GradRows& to, const Condition& when, StreamHandle stream) {
   constexpr int size = 256;
   const unsigned blocks = static_cast<unsigned>(ceil_div(tokens * rope, size));
-  add_rope_parts<<<blocks, size, 0, stream>>>(parts, sums, tokens, rope, groups, first, last, to);
+  add_rope_parts<<<blocks, size, 0, stream>>>(parts, sums, tokens, rope, groups, first, last, to, when);
   check_launch("attention_expanded_backward");
 }
 
+int64_t attention_scratch_bytes(const Shape& q, const Shape& k, const Shape& v, int64_t longest,
+                                const Context& context) {
+  return context.compute_capability == 90 ? attention_kept_bytes(q, k, v, longest, context) : 0;
+}
+
 void attention_expanded_backward(View d_out, View q, View k, View k_rope, View v, View starts, double scale,
-                                 View out, View lse, View delta, Grad d_q, Grad d_k, Grad d_k_rope, Grad d_v,
-                                 const Context& context) {
+                                 View out, View lse, const AttentionScratch& scratch, Grad d_q, Grad d_k,
+                                 Grad d_k_rope, Grad d_v, const Context& context) {
   if (q.count() == 0) return;
   auto run = [&]<class T>(T) {
     Backward<T> b;
     b.forward = expanded<T>(q, k, k_rope, v, starts, scale, out, lse);
+    b.forward.longest = scratch.longest;
     b.scale = static_cast<float>(scale);
     b.d_out = rows_of<const T>(d_out);
-    b.delta = delta.as<float>();
-    b.delta_token = delta.stride(0), b.delta_head = delta.stride(1);
+    b.delta = scratch.delta.as<float>();
+    b.delta_token = scratch.delta.stride(0), b.delta_head = scratch.delta.stride(1);
     b.d_q = grad_rows(d_q);
     b.d_k = grad_rows(d_k);
     b.d_v = grad_rows(d_v);
-    backward(b, grad_rows(d_k_rope), context);
+    Context with = context;
+    if (scratch.memory && scratch.memory.bytes() > context.workspace_bytes) {
+      with.workspace = scratch.memory.data, with.workspace_bytes = scratch.memory.bytes();
+    }
+    backward(b, grad_rows(d_k_rope), with);
   };
   q.dtype == DType::bf16 ? run(__nv_bfloat16()) : run(0.0f);
 }

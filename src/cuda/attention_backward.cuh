@@ -7,6 +7,17 @@
 
 namespace latente::cuda {
 
+inline constexpr int64_t wave_alignment = 256;
+
+// Whether kernels run, which the device finds: always, or by a number above or not above a limit.
+struct Condition {
+  const int* number = nullptr;
+  int limit = 0;
+  bool above = false;
+
+  __device__ bool met() const { return !number || (*number > limit) == above; }
+};
+
 template <class T>
 struct Backward {
   Expanded<T> forward;
@@ -17,6 +28,7 @@ struct Backward {
   GradRows d_q, d_k, d_v;
   // The rotary key's gradient through the kv heads of one wave, [kv head, T, rope]; null if nobody wants it.
   float* rope_parts = nullptr;
+  Condition when;
 
   __device__ float* rope_part(int64_t head, int64_t t) const {
     return rope_parts + (head * forward.tokens + t) * forward.rope;
@@ -25,29 +37,50 @@ struct Backward {
 
 // sums [T, rope] (+)= parts [kv head, T, rope], head after head; the last wave's sums go to the gradient.
 void add_rope_gradients(const float* parts, float* sums, int64_t tokens, int rope, int groups, bool first,
-                        bool last, const GradRows& to, StreamHandle stream);
+                        bool last, const GradRows& to, const Condition& when, StreamHandle stream);
 
-// launch(backward, first kv head, kv heads) for waves of kv heads whose parts of the rotary key's gradient
-// fit into the workspace, and the sum of these parts. How many there are changes no bits.
+template <class T>
+int64_t rope_part_bytes(const Backward<T>& b, const GradRows& d_k_rope) {
+  return d_k_rope
+             ? static_cast<int64_t>(b.forward.tokens) * b.forward.rope * static_cast<int64_t>(sizeof(float))
+             : 0;
+}
+
+// Waves of kv heads whose parts of the rotary key's gradient, and group_bytes more for each, fit into the
+// workspace; 0 if none do.
+template <class T>
+int waves_of(const Backward<T>& b, const GradRows& d_k_rope, const Context& context, int64_t group_bytes) {
+  const int groups = b.forward.groups;
+  const int64_t part = rope_part_bytes(b, d_k_rope), each = part + group_bytes;
+  if (each == 0) return 1;
+  const int64_t most = std::min<int64_t>(groups, (context.workspace_bytes - part - wave_alignment) / each);
+  return most < 1 ? 0 : static_cast<int>((groups + most - 1) / most);
+}
+
+// launch(backward, first kv head, kv heads, group_bytes for each of them) for such waves, and the sum of the
+// parts. How many there are changes no bits.
 template <class T, class Launch>
-void for_rope_waves(Backward<T> b, const GradRows& d_k_rope, const Context& context, const Launch& launch) {
+void for_waves(Backward<T> b, const GradRows& d_k_rope, const Context& context, int64_t group_bytes,
+               const Launch& launch) {
   const Expanded<T>& a = b.forward;
-  if (!d_k_rope) {
-    launch(b, 0, a.groups);
-    return;
+  const int waves = waves_of(b, d_k_rope, context, group_bytes);
+  const int64_t part = rope_part_bytes(b, d_k_rope);
+  if (waves < 1) {
+    fail("attention: workspace: expected at least {} bytes, found {}",
+         2 * part + group_bytes + wave_alignment, context.workspace_bytes);
   }
-  const int64_t part = static_cast<int64_t>(a.tokens) * a.rope * static_cast<int64_t>(sizeof(float));
-  const int64_t wave = std::min<int64_t>(a.groups, context.workspace_bytes / part - 1);
-  if (wave < 1) {
-    fail("attention: workspace: expected at least {} bytes, found {}", 2 * part, context.workspace_bytes);
-  }
+  const int wave = (a.groups + waves - 1) / waves;
   float* sums = static_cast<float*>(context.workspace);
-  b.rope_parts = sums + static_cast<int64_t>(a.tokens) * a.rope;
-  for (int first = 0; first < a.groups; first += static_cast<int>(wave)) {
-    const int groups = std::min(static_cast<int>(wave), a.groups - first);
-    launch(b, first, groups);
+  if (part > 0) b.rope_parts = sums + static_cast<int64_t>(a.tokens) * a.rope;
+  const int64_t before = part * (wave + 1);
+  void* memory =
+      static_cast<char*>(context.workspace) + (before + wave_alignment - 1) / wave_alignment * wave_alignment;
+  for (int first = 0; first < a.groups; first += wave) {
+    const int groups = std::min(wave, a.groups - first);
+    launch(b, first, groups, memory);
+    if (part == 0) continue;
     add_rope_gradients(b.rope_parts, sums, a.tokens, a.rope, groups, first == 0, first + groups == a.groups,
-                       d_k_rope, context.stream);
+                       d_k_rope, b.when, context.stream);
   }
 }
 

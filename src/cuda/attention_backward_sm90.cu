@@ -1,17 +1,12 @@
 // The gradient of expanded attention on Hopper. One kernel gives the gradients of keys and values: a block
 // owns 128 keys and walks the queries that see them; another gives those of queries the same way around.
 // Scores are computed in both, so that every sum is made by one warpgroup in one order.
-#include <algorithm>
-
-#include "cuda/attention_sm90.h"
-#include "cuda/hopper.cuh"
+#include "cuda/attention_backward_sm90.cuh"
 
 namespace latente::cuda {
 namespace {
 
-constexpr int block_rows = 64, most_stages = 4;
-constexpr int block_bytes = block_rows * 128;  // of a tile of 64 columns
-constexpr int most_blocks = 1 << 14;           // of block_rows tokens
+constexpr int most_stages = 4;
 
 // Key width in tiles of 64 columns and in columns, value width in tiles.
 template <int Tiles, int Width, int Values>
@@ -41,21 +36,6 @@ struct Shared {
   unsigned seen[most_blocks / 32];  // blocks of queries with one that sees one of the keys
 };
 
-template <int stages>
-struct Stage {
-  int index = 0, phase = 0;
-  __device__ void next() {
-    if (++index == stages) index = 0, phase ^= 1;
-  }
-  __device__ int before() const { return index > 0 ? index - 1 : stages - 1; }
-};
-
-struct Maps {
-  CUtensorMap q, k, rope, v, d_out;
-};
-
-using Gradient = Backward<__nv_bfloat16>;
-
 // The lowest and the highest start in each block of tokens, a warp a block.
 __global__ void start_ranges(const int32_t* starts, int tokens, int2* ranges) {
   const int block = static_cast<int>(blockIdx.x), lane = static_cast<int>(threadIdx.x);
@@ -67,40 +47,6 @@ __global__ void start_ranges(const int32_t* starts, int tokens, int2* ranges) {
   low = __reduce_min_sync(whole_warp, low);
   high = __reduce_max_sync(whole_warp, high);
   if (lane == 0) ranges[block] = {low, high};
-}
-
-// Rows of keys: their own columns, then the shared rotary ones.
-__device__ void copy_keys(char* to, int tile, int tiles, const Maps& maps, int nope_tiles, Barrier& done,
-                          int row, int group) {
-  for (int j = 0; j < tiles; ++j) {
-    const bool rope = j >= nope_tiles;
-    copy_tile(to + j * tile, rope ? &maps.rope : &maps.k, done, (rope ? j - nope_tiles : j) * tile_columns,
-              row, rope ? 0 : group);
-  }
-}
-
-// [64, 64] products of the rows from `row` of the owned tiles and of the walked ones.
-template <int steps, int own_bytes>
-__device__ void begin_product(float (&d)[32], const char* own, const char* walked) {
-#pragma unroll
-  for (int step = 0; step < steps; ++step) {
-    wgmma<0>(d, rows_operand(own + step / 4 * own_bytes + step % 4 * 32),
-             rows_operand(walked + step / 4 * block_bytes + step % 4 * 32), step > 0);
-  }
-}
-// sum (+)= p · walked rows
-template <int registers>
-__device__ void begin_sum(float (&sum)[registers], const uint32_t (&p)[16], const char* walked, bool add) {
-  const uint64_t operand = columns_operand(walked, block_bytes);
-#pragma unroll
-  for (int step = 0; step < 4; ++step) {
-    const uint32_t a[4] = {p[4 * step], p[4 * step + 1], p[4 * step + 2], p[4 * step + 3]};
-    wgmma<1>(sum, a, operand + step * columns_step, step > 0 || add);
-  }
-}
-__device__ void pack(const float (&x)[32], uint32_t (&p)[16]) {
-#pragma unroll
-  for (int i = 0; i < 16; ++i) p[i] = pack_bf16(x[2 * i], x[2 * i + 1]);
 }
 
 // use(block) for the blocks of queries that are marked.
@@ -119,6 +65,7 @@ __global__ void __launch_bounds__(H::threads, H::blocks_at_once)
   extern __shared__ char unaligned[];
   char* memory = unaligned + (1024 - shared_address(unaligned) % 1024) % 1024;
   Shared& s = *reinterpret_cast<Shared*>(memory + H::shared);
+  if (!b.when.met()) return;
   const Expanded<__nv_bfloat16>& a = b.forward;
   const int key = static_cast<int>(blockIdx.x) * H::own_rows,
             group = first_group + static_cast<int>(blockIdx.y);
@@ -223,10 +170,13 @@ __global__ void __launch_bounds__(H::threads, H::blocks_at_once)
       const bool masked = query < key + group_row + 63 || s.latest[stage.index] > key + group_row;
 #pragma unroll
       for (int i = 0; i < 32; ++i) {
-        const int column = i / 4 * 8 + lane % 4 * 2 + i % 2;
-        score[i] = fast_exp2(fmaf(score[i], a.scale, -s.lse[stage.index][column]));
-        if (masked) {
-          const int k = key + row + i / 2 % 2 * 8;
+        const float2 lse = two_of(s.lse[stage.index], i / 4 * 8 + lane % 4 * 2);
+        score[i] = fast_exp2(fmaf(score[i], a.scale, i % 2 ? -lse.y : -lse.x));
+      }
+      if (masked) {
+#pragma unroll
+        for (int i = 0; i < 32; ++i) {
+          const int column = i / 4 * 8 + lane % 4 * 2 + i % 2, k = key + row + i / 2 % 2 * 8;
           if (k > query + column || k < s.starts[stage.index][column]) score[i] = 0;
         }
       }
@@ -239,9 +189,9 @@ __global__ void __launch_bounds__(H::threads, H::blocks_at_once)
       if constexpr (H::crowded) products_wait<1>();
 #pragma unroll
       for (int i = 0; i < 32; ++i) {
-        const int column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+        const float2 delta = two_of(s.delta[stage.index], i / 4 * 8 + lane % 4 * 2);
         const float weight = __uint_as_float(i % 2 ? p[i / 2] & 0xffff0000u : p[i / 2] << 16);
-        d_score[i] = weight * (d_score[i] - s.delta[stage.index][column]);
+        d_score[i] = weight * (d_score[i] - (i % 2 ? delta.y : delta.x));
       }
       uint32_t d_p[16];
       pack(d_score, d_p);
@@ -291,6 +241,7 @@ __global__ void __launch_bounds__(H::threads, H::blocks_at_once)
   extern __shared__ char unaligned[];
   char* memory = unaligned + (1024 - shared_address(unaligned) % 1024) % 1024;
   Shared& s = *reinterpret_cast<Shared*>(memory + H::shared);
+  if (!b.when.met()) return;
   const Expanded<__nv_bfloat16>& a = b.forward;
   // The longest first.
   const int query = static_cast<int>(gridDim.x - 1 - blockIdx.x) * H::own_rows;
@@ -375,9 +326,10 @@ __global__ void __launch_bounds__(H::threads, H::blocks_at_once)
     if (add && lane == 0) s.empty[stage.before()].arrive();
     products_wait<1>();
 #pragma unroll
-    for (int i = 0; i < 32; ++i) {
-      score[i] = fast_exp2(fmaf(score[i], a.scale, -lse[i / 2 % 2]));
-      if (masked) {
+    for (int i = 0; i < 32; ++i) score[i] = fast_exp2(fmaf(score[i], a.scale, -lse[i / 2 % 2]));
+    if (masked) {
+#pragma unroll
+      for (int i = 0; i < 32; ++i) {
         const int k = key + i / 4 * 8 + lane % 4 * 2 + i % 2;
         if (k > query + row + i / 2 % 2 * 8 || k < start[i / 2 % 2]) score[i] = 0;
       }
@@ -406,33 +358,24 @@ __global__ void __launch_bounds__(H::threads, H::blocks_at_once)
   }
 }
 
-CUtensorMap map_of(const Rows<const __nv_bfloat16>& x, int64_t tokens, int width, int64_t heads, int rows) {
-  return tile_map(x.data, width, tokens, x.token, heads, heads > 1 ? x.head : x.token, rows);
-}
-Maps maps_of(const Gradient& b, int query_rows, int key_rows) {
-  const Expanded<__nv_bfloat16>& a = b.forward;
-  const CUtensorMap k = map_of(a.k, a.tokens, a.nope, a.groups, key_rows);
-  return {map_of(a.q, a.tokens, a.nope + a.rope, a.heads, query_rows), k,
-          a.rope ? map_of(a.k_rope, a.tokens, a.rope, 1, key_rows) : k,
-          map_of(a.v, a.tokens, a.value, a.groups, key_rows),
-          map_of(b.d_out, a.tokens, a.value, a.heads, query_rows)};
-}
-
 template <class H>
-void launch(const Gradient& b, const GradRows& d_k_rope, Context context) {
+void launch(Gradient b, const GradRows& d_k_rope, Context context) {
   const Expanded<__nv_bfloat16>& a = b.forward;
   constexpr int bytes = H::shared + static_cast<int>(sizeof(Shared)) + 1024;
-  const int64_t blocks = ceil_div(a.tokens, block_rows), range_bytes = 256 * ceil_div(8 * blocks, 256);
+  const int64_t blocks = ceil_div(a.tokens, block_rows), bytes_of_ranges = 256 * ceil_div(8 * blocks, 256);
   int2* ranges = static_cast<int2*>(context.workspace);
-  context.workspace = static_cast<char*>(context.workspace) + range_bytes;
-  context.workspace_bytes -= range_bytes;
+  int* before = reinterpret_cast<int*>(static_cast<char*>(context.workspace) + bytes_of_ranges);
+  const int64_t taken = bytes_of_ranges + 256 * ceil_div(4 * kept_numbers(blocks), 256);
+  context.workspace = static_cast<char*>(context.workspace) + taken;
+  context.workspace_bytes -= taken;
   start_ranges<<<static_cast<unsigned>(blocks), 32, 0, context.stream>>>(a.starts, a.tokens, ranges);
   check_launch("attention_expanded_backward");
+  if (attention_backward_kept_sm90(b, d_k_rope, ranges, before, context, b.when)) return;
   const unsigned tiles = static_cast<unsigned>(ceil_div(a.tokens, H::own_rows));
   if (b.d_k || b.d_v || d_k_rope) {
     allow_shared_memory(backward_keys<H>, bytes);
     const Maps maps = maps_of(b, block_rows, H::own_rows);
-    for_rope_waves(b, d_k_rope, context, [&](const Gradient& part, int first, int groups) {
+    for_waves(b, d_k_rope, context, 0, [&](const Gradient& part, int first, int groups, void*) {
       backward_keys<H><<<dim3(tiles, static_cast<unsigned>(groups)), H::threads, bytes, context.stream>>>(
           part, ranges, first, maps);
       check_launch("attention_expanded_backward");

@@ -15,6 +15,10 @@ bool attention_expanded_sm90(const Expanded<__nv_bfloat16>& a, const Context& co
 // The same; delta is there already.
 bool attention_backward_sm90(const Backward<__nv_bfloat16>& b, const GradRows& d_k_rope,
                              const Context& context);
+// The workspace that it is best given for q, k and v where no token attends to more than `longest`; 0 if more
+// than there is is of no use.
+int64_t attention_kept_bytes(const Shape& q, const Shape& k, const Shape& v, int64_t longest,
+                             const Context& context);
 
 // Keys and values of heads [first_head, first_head + heads) of some sequences, expanded from a cache's
 // latents: keys [sequence, head, count, nope], values [sequence, head, count, value], rope [sequence, count,

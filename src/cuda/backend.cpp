@@ -335,10 +335,16 @@ void CudaBackend::attention_expanded(View q, View k, View k_rope, View v, View s
 }
 
 void CudaBackend::attention_expanded_backward(View d_out, View q, View k, View k_rope, View v, View starts,
-                                              double scale, View out, View lse, View delta, Grad d_q,
-                                              Grad d_k, Grad d_k_rope, Grad d_v) {
-  cuda::attention_expanded_backward(d_out, q, k, k_rope, v, starts, scale, out, lse, delta, d_q, d_k,
+                                              double scale, View out, View lse,
+                                              const AttentionScratch& scratch, Grad d_q, Grad d_k,
+                                              Grad d_k_rope, Grad d_v) {
+  cuda::attention_expanded_backward(d_out, q, k, k_rope, v, starts, scale, out, lse, scratch, d_q, d_k,
                                     d_k_rope, d_v, context_);
+}
+
+int64_t CudaBackend::attention_scratch_bytes(const Shape& q, const Shape& k, const Shape& v,
+                                             int64_t longest) const {
+  return cuda::attention_scratch_bytes(q, k, v, longest, context_);
 }
 
 void CudaBackend::attention_paged(View q, View keys, View values, const Pages& pages, double scale,

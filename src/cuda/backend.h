@@ -74,8 +74,10 @@ class CudaBackend final : public Backend {
   void attention_expanded(View q, View k, View k_rope, View v, View starts, double scale, View out,
                           View lse) override;
   void attention_expanded_backward(View d_out, View q, View k, View k_rope, View v, View starts, double scale,
-                                   View out, View lse, View delta, Grad d_q, Grad d_k, Grad d_k_rope,
-                                   Grad d_v) override;
+                                   View out, View lse, const AttentionScratch& scratch, Grad d_q, Grad d_k,
+                                   Grad d_k_rope, Grad d_v) override;
+  int64_t attention_scratch_bytes(const Shape& q, const Shape& k, const Shape& v,
+                                  int64_t longest) const override;
   void attention_paged(View q, View keys, View values, const Pages& pages, double scale, View out) override;
   int64_t short_table(int64_t tokens, int64_t heads, View keys, View values, int64_t entries) const override;
   void cache_store_narrow(View latent, View rotary, View slots, View cache) override;

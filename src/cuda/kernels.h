@@ -100,8 +100,10 @@ void linear_fp8_backward_weight(const Fp8Matrix& d_out_across, const Fp8Matrix& 
 void attention_expanded(View q, View k, View k_rope, View v, View starts, double scale, View out, View lse,
                         const Context& context);
 void attention_expanded_backward(View d_out, View q, View k, View k_rope, View v, View starts, double scale,
-                                 View out, View lse, View delta, Grad d_q, Grad d_k, Grad d_k_rope, Grad d_v,
-                                 const Context& context);
+                                 View out, View lse, const AttentionScratch& scratch, Grad d_q, Grad d_k,
+                                 Grad d_k_rope, Grad d_v, const Context& context);
+int64_t attention_scratch_bytes(const Shape& q, const Shape& k, const Shape& v, int64_t longest,
+                                const Context& context);
 // attention_paged.cu, attention_paged_expanded.cu: q and out in float32 or bfloat16; caches in either or
 // narrow; kv_b in either, as rows, or coded.
 void attention_paged(View q, View keys, View values, const Pages& pages, double scale, View out,

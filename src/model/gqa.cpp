@@ -26,7 +26,7 @@ Tensor Gqa::operator()(Stream& stream, const Norm& norm, Step& at, const LayerCa
   }
   Tensor out;
   if (at.starts) {
-    out = attention_expanded(q, k, {}, v, at.starts, scale);
+    out = attention_expanded(q, k, {}, v, at.starts, scale, at.longest);
   } else {
     LATENTE_ASSERT(cache);
     out = attention_paged(q, cache->keys, cache->values, at.pages, scale);

@@ -60,7 +60,7 @@ Tensor Mla::expanded(const Tensor& q, const Tensor& c, const Tensor& k_rope, con
   Tensor kv = kv_b_proj(c).reshape({c[0], heads, nope_dim + v_dim});
   Tensor k = kv.columns(0, nope_dim);
   Tensor v = kv.columns(nope_dim, nope_dim + v_dim);
-  return attention_expanded(q, k, k_rope, v, at.starts, scale);
+  return attention_expanded(q, k, k_rope, v, at.starts, scale, at.longest);
 }
 
 Mla::UpProjections Mla::up_projections() const {

@@ -20,7 +20,8 @@ struct Step {
   Tensor rope_table;  // [P, rope dimension] f32: cosines, then sines
 
   // Attention within the call: token t attends to starts[t]..t.
-  Tensor starts;  // [T] i32; null = attend over the cache instead (absorbed, for MLA)
+  int64_t longest = 0;  // no token attends to more; 0: nobody knows
+  Tensor starts;        // [T] i32; null = attend over the cache instead (absorbed, for MLA)
 
   // The cache; null slots = none.
   Tensor slots;  // [T] i32: where each token's entry is stored, page · page size + offset; negative = nowhere

@@ -3,7 +3,7 @@
 namespace latente {
 
 Tensor attention_expanded(const Tensor& q, const Tensor& k, const Tensor& k_rope, const Tensor& v,
-                          const Tensor& starts, double scale) {
+                          const Tensor& starts, double scale, int64_t longest) {
   LATENTE_ASSERT(q.shape().rank() == 3 && k.shape().rank() == 3 && v.shape().rank() == 3);
   LATENTE_ASSERT(q[2] == k[2] + (k_rope ? k_rope[1] : 0) && k[1] == v[1] && q[1] % k[1] == 0);
   Plan& plan = *q.plan();
@@ -18,13 +18,18 @@ Tensor attention_expanded(const Tensor& q, const Tensor& k, const Tensor& k_rope
       [=](Gradients& g) {
         Tensor d_out = g.of(out);
         auto d_q = g.slot(q), d_k = g.slot(k), d_k_rope = g.slot(k_rope), d_v = g.slot(v);
-        Tensor delta = g.plan().intermediate(lse.shape(), lse.dtype());
+        Tensor delta = g.plan().intermediate(lse.shape(), lse.dtype()), memory;
+        const int64_t bytes = q.dtype() == DType::bf16 ? g.plan().backend().attention_scratch_bytes(
+                                                             q.shape(), k.shape(), v.shape(), longest)
+                                                       : 0;
+        if (bytes > 0) memory = g.plan().intermediate({bytes}, DType::u8);
         g.plan().record("attention_expanded_backward", {d_out, q, k, k_rope, v, starts, out, lse},
-                        {delta, d_q.tensor, d_k.tensor, d_k_rope.tensor, d_v.tensor}, [=](Backend& b) {
+                        {delta, memory, d_q.tensor, d_k.tensor, d_k_rope.tensor, d_v.tensor},
+                        [=](Backend& b) {
                           b.attention_expanded_backward(d_out.view(), q.view(), k.view(), k_rope.view(),
                                                         v.view(), starts.view(), scale, out.view(),
-                                                        lse.view(), delta.view(), d_q.view(), d_k.view(),
-                                                        d_k_rope.view(), d_v.view());
+                                                        lse.view(), {delta.view(), memory.view(), longest},
+                                                        d_q.view(), d_k.view(), d_k_rope.view(), d_v.view());
                         });
       });
   plan.checkpoint(out), plan.checkpoint(lse);

@@ -66,7 +66,7 @@ Tensor combine(const Tensor& y, const Tensor& weights, const ExpertOrder& order,
 
 // -- attention.cpp
 Tensor attention_expanded(const Tensor& q, const Tensor& k, const Tensor& k_rope, const Tensor& v,
-                          const Tensor& starts, double scale);
+                          const Tensor& starts, double scale, int64_t longest = 0);
 // MLA's query over the latent: q_nope folded through W_UK, the rotary part beside it (report, section 2.1.1).
 // q [T, H, N + rope], w_uk [H, N, R], or [H, R, N] without `transpose` → [T, H, R + rope]. Without gradient.
 Tensor absorb_query(const Tensor& q, const Tensor& w_uk, bool transpose = true);

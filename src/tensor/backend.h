@@ -133,6 +133,15 @@ class Replay {
   virtual void launch() = 0;
 };
 
+// What attention_expanded_backward is lent: delta [T, H], and bytes, or null. As far as is known no token
+// attends to more than `longest` (0: nothing is known).
+struct AttentionScratch {
+  AttentionScratch(View delta_, View memory_ = {}, int64_t longest_ = 0)
+      : delta(delta_), memory(memory_), longest(longest_) {}
+  View delta, memory;
+  int64_t longest;
+};
+
 class Backend;
 
 // Work that is the same each time: the first time it is called (kernels are set up), the second time recorded
@@ -299,10 +308,13 @@ class Backend {
   // exponentials.
   virtual void attention_expanded(View q, View k, View k_rope, View v, View starts, double scale, View out,
                                   View lse) = 0;
-  // delta [T, H] is scratch.
   virtual void attention_expanded_backward(View d_out, View q, View k, View k_rope, View v, View starts,
-                                           double scale, View out, View lse, View delta, Grad d_q, Grad d_k,
-                                           Grad d_k_rope, Grad d_v) = 0;
+                                           double scale, View out, View lse, const AttentionScratch& scratch,
+                                           Grad d_q, Grad d_k, Grad d_k_rope, Grad d_v) = 0;
+  // Memory beside delta with which that is fastest.
+  virtual int64_t attention_scratch_bytes(const Shape&, const Shape&, const Shape&, int64_t) const {
+    return 0;
+  }
   // Attention over a paged cache. q [T, H, dk]; keys [pages, page, G, dk]; values [pages, page, G, dv] (for
   // MLA G = 1, and values are the first kv_lora_rank columns of keys: the latent itself); out [T, H, dv]. A
   // narrow latent cache has entries of bytes instead, values being their first kv_lora_rank.

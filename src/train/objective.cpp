@@ -92,6 +92,7 @@ Objective record_objective(Plan& plan, const Transformer& model, const Tensor& r
   at.positions = objective.positions;
   at.rope_table = rope_table;
   at.starts = objective.starts;
+  at.longest = options.sequence_length;
   at.token_mask = objective.token_mask;
   at.balance = options.balance;
   at.balance.sequence_length = options.sequence_length;

@@ -50,9 +50,9 @@ struct Inputs {
   }
   void backward(Device& device, bool accumulate = false) {
     cuda::attention_expanded_backward(
-        d_out.view, q.view, k.view, rope(), v.view, starts.view, scale, out.view, lse.view, delta.view,
-        {d_q.view, accumulate}, {d_k.view, accumulate}, {dims.rope ? d_k_rope.view : View(), accumulate},
-        {d_v.view, accumulate}, device.context);
+        d_out.view, q.view, k.view, rope(), v.view, starts.view, scale, out.view, lse.view,
+        {delta.view, {}, longest}, {d_q.view, accumulate}, {d_k.view, accumulate},
+        {dims.rope ? d_k_rope.view : View(), accumulate}, {d_v.view, accumulate}, device.context);
     device.stream.synchronize();
   }
   double key(int64_t t, int64_t g, int64_t i) const {
@@ -64,6 +64,7 @@ struct Inputs {
   DType type;
   int64_t tokens;
   double scale;
+  int64_t longest = 0;
   std::vector<int32_t> host_starts;
   DeviceIndices starts;
   DeviceTensor q, k, k_rope, v, d_out, out, lse, delta, d_q, d_k, d_k_rope, d_v;
@@ -255,27 +256,60 @@ TEST_F(CudaAttention, GradientsAreRepeatableAndAdd) {
   }
 }
 
+// What the host knows of contexts' lengths changes no result, nor a bit unless it is wrong.
+TEST_F(CudaAttention, GradientsWithKnownContexts) {
+  Device device;
+  Random random(5);
+  for (const Dimensions& dims : {Dimensions{2, 2, 128, 64, 128}, Dimensions{4, 2, 128, 0, 128}}) {
+    SCOPED_TRACE(text(dims));
+    Inputs in(device, dims, packed_starts(random, 900, 400), DType::bf16, random.next_u64());
+    const Oracle oracle(in);
+    in.forward(device);
+    std::vector<std::vector<double>> unknown;
+    for (const int64_t longest : {0, 400, 20}) {
+      SCOPED_TRACE(longest);
+      in.longest = longest;
+      in.backward(device);
+      std::vector<std::vector<double>> found = {in.d_q.read(), in.d_k.read(), in.d_v.read()};
+      if (dims.rope) found.push_back(in.d_k_rope.read());
+      EXPECT_LT(distance(found[0], oracle.d_q), 2 * tolerance(in.type));
+      EXPECT_LT(distance(found[1], oracle.d_k), 2 * tolerance(in.type));
+      EXPECT_LT(distance(found[2], oracle.d_v), 2 * tolerance(in.type));
+      if (dims.rope) {
+        EXPECT_LT(distance(found[3], oracle.d_k_rope), 2 * tolerance(in.type));
+      }
+      if (longest == 0) {
+        unknown = std::move(found);
+      } else if (longest == 400) {
+        EXPECT_EQ(found, unknown);
+      }
+    }
+  }
+}
+
 TEST_F(CudaAttention, SkipsNullGradients) {
   Device device;
   for (const DType type : {DType::f32, DType::bf16}) {
-    Inputs in(device, {2, 2, 64, 32, 64}, std::vector<int32_t>(200, 0), type, 9);
-    const Oracle oracle(in);
-    in.forward(device);
-    auto run = [&](Grad q, Grad k, Grad rope, Grad v) {
-      cuda::attention_expanded_backward(in.d_out.view, in.q.view, in.k.view, in.rope(), in.v.view,
-                                        in.starts.view, in.scale, in.out.view, in.lse.view, in.delta.view, q,
-                                        k, rope, v, device.context);
-      device.stream.synchronize();
-    };
-    const double most = 2 * tolerance(type);
-    run({in.d_q.view}, {}, {}, {});
-    EXPECT_LT(distance(in.d_q.read(), oracle.d_q), most);
-    run({}, {in.d_k.view}, {}, {});
-    EXPECT_LT(distance(in.d_k.read(), oracle.d_k), most);
-    run({}, {}, {in.d_k_rope.view}, {});
-    EXPECT_LT(distance(in.d_k_rope.read(), oracle.d_k_rope), most);
-    run({}, {}, {}, {in.d_v.view});
-    EXPECT_LT(distance(in.d_v.read(), oracle.d_v), most);
+    for (const Dimensions& dims : {Dimensions{2, 2, 64, 32, 64}, Dimensions{2, 1, 128, 64, 128}}) {
+      Inputs in(device, dims, std::vector<int32_t>(200, 0), type, 9);
+      const Oracle oracle(in);
+      in.forward(device);
+      auto run = [&](Grad q, Grad k, Grad rope, Grad v) {
+        cuda::attention_expanded_backward(in.d_out.view, in.q.view, in.k.view, in.rope(), in.v.view,
+                                          in.starts.view, in.scale, in.out.view, in.lse.view, in.delta.view,
+                                          q, k, rope, v, device.context);
+        device.stream.synchronize();
+      };
+      const double most = 2 * tolerance(type);
+      run({in.d_q.view}, {}, {}, {});
+      EXPECT_LT(distance(in.d_q.read(), oracle.d_q), most);
+      run({}, {in.d_k.view}, {}, {});
+      EXPECT_LT(distance(in.d_k.read(), oracle.d_k), most);
+      run({}, {}, {in.d_k_rope.view}, {});
+      EXPECT_LT(distance(in.d_k_rope.read(), oracle.d_k_rope), most);
+      run({}, {}, {}, {in.d_v.view});
+      EXPECT_LT(distance(in.d_v.read(), oracle.d_v), most);
+    }
   }
 }
 
