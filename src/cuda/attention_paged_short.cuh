@@ -30,7 +30,7 @@ struct Piece {
   static constexpr int pitch = key * 2 + 16;  // rows of a matrix begin in different banks
   char keys[piece_keys][pitch], q[rows][pitch];
   char weights[rows][weights_pitch];
-  float pairs[rows][tiles][4];  // sums of two neighbouring weights
+  float pairs[rows][tiles + 1][4];  // sums of two neighbouring weights; rows begin in different banks
   float tops[warps][rows];
 };
 
