@@ -16,7 +16,8 @@ constexpr int rows = 16, most_keys = 128, block_keys = 64, warps = 8, warp_keys 
 constexpr int tiles = most_keys / 8;  // of keys
 constexpr int columns = warps * 8;    // of values, of a block
 constexpr int weights_pitch = most_keys * 2 + 16;
-constexpr float slack = 8;  // as of the kernel for any contexts
+constexpr int pairs_pitch = tiles * 4 + 4;  // rows begin in different banks
+constexpr float slack = 8;                  // as of the kernel for any contexts
 
 struct Short {
   Paged<__nv_bfloat16> a;
@@ -29,7 +30,7 @@ struct ShortShared {
   static constexpr int pitch = key * 2 + 16;  // rows of a matrix begin in different banks
   char keys[most_keys][pitch], q[rows][pitch];
   char weights[rows][weights_pitch];
-  float pairs[rows][tiles][4];  // sums of two neighbouring weights
+  float pairs[rows][pairs_pitch];  // sums of two neighbouring weights, four a tile
   float tops[warps][rows];
   int64_t entries[most_keys];  // where keys lie
 };
@@ -150,7 +151,7 @@ __global__ void __launch_bounds__(warps * 32, 1) short_kernel(const __grid_const
     for (int t = 0; t < 2; ++t) {
       const float low = fast_exp2(fmaf(score[t][2 * i], p.a.scale, -base));
       const float high = fast_exp2(fmaf(score[t][2 * i + 1], p.a.scale, -base));
-      s.pairs[r][warp * 2 + t][lane % 4] = low + high;
+      s.pairs[r][(warp * 2 + t) * 4 + lane % 4] = low + high;
       *reinterpret_cast<uint32_t*>(s.weights[r] + (first_key + t * 8 + lane % 4 * 2) * 2) =
           pack_bf16(low, high);
     }
@@ -182,7 +183,7 @@ __global__ void __launch_bounds__(warps * 32, 1) short_kernel(const __grid_const
     for (int b = 0; b < 2; ++b) {
       float total = 0;
 #pragma unroll
-      for (int c = 0; c < 8; ++c) total += s.pairs[r][b * 8 + c][lane % 4];
+      for (int c = 0; c < 8; ++c) total += s.pairs[r][(b * 8 + c) * 4 + lane % 4];
       sum = sum * keep[i][b] + total;
     }
     sum += __shfl_xor_sync(whole_warp, sum, 1);
