@@ -118,11 +118,15 @@ class Answers {
   Answers(const std::string& path, const std::vector<Asked>& asked) : path_(path) {
     if (path == "-")
       fail("--out: expected a file, so that the same command can go on where it was interrupted");
-    struct stat before {};
-    created_ = stat(path.c_str(), &before) != 0;
-    fd_ = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+    fd_ = open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    created_ = fd_ >= 0;
+    if (!created_ && errno == EEXIST) fd_ = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
     if (fd_ < 0) fail("{}: {}", path, std::strerror(errno));
-    if (flock(fd_, LOCK_EX | LOCK_NB) != 0) fail("{}: another batch is writing here", path);
+    struct stat opened {
+    }, named{};  // differ where another batch has just removed the file
+    if (flock(fd_, LOCK_EX | LOCK_NB) != 0 || fstat(fd_, &opened) != 0 || stat(path.c_str(), &named) != 0 ||
+        opened.st_ino != named.st_ino)
+      fail("{}: another batch is writing here", path);
     const std::string text = read_file(path);
     size_t whole = 0;
     for (size_t number = 1, end; (end = text.find('\n', whole)) != text.npos; ++number, whole = end + 1) {

@@ -201,11 +201,10 @@ void add_parallel_options(CLI::App& command, SessionOptions& options) {
 }
 
 Session::Session(const SessionOptions& options)
-    : options_(options),
-      device_(options.device, options.threads),
-      source_(open_model(options.model)) {
+    : options_(options), device_(options.device, options.threads), source_(open_model(options.model)) {
   const auto start = std::chrono::steady_clock::now();
-  // Takes as long as a model that runs from the mapped file.
+  if (!is_gguf(options.model)) MappedFile(Tokenizer::file_of(options.model));  // missing: said before loading
+  // Reading a tokenizer takes as long as mapping a model.
   std::future<Tokenizer> tokenizer = std::async(std::launch::async, load_tokenizer, options.model);
   read_generation_defaults();
   read_sampling_flags();
@@ -214,6 +213,7 @@ Session::Session(const SessionOptions& options)
       fail("--logit-bias: token {} lies outside the vocabulary of {}", id, source_.config.vocab_size);
   }
   model_ = load_for_running(source_, options.weights, device_.backend());
+  tokenizer_.emplace(tokenizer.get());
   weights_ = type_text(*model_);
   announce_experts(*model_);
 
@@ -232,7 +232,6 @@ Session::Session(const SessionOptions& options)
   generation_.draft = options.plain ? 0 : options.draft;
   for (int64_t id : model_->config().eos_token_ids)
     generation_.stop_tokens.push_back(static_cast<int32_t>(id));
-  tokenizer_.emplace(tokenizer.get());
   if (tokenizer_->eos_id()) generation_.stop_tokens.push_back(*tokenizer_->eos_id());
   read_grammar();
   load_seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

@@ -502,7 +502,8 @@ int64_t attention_kept_bytes(const Shape& q, const Shape& k, const Shape& v, int
   if (!has_kernels(key, v[2]) || longest <= 0 || tokens > int64_t{most_blocks} * block_rows) return 0;
   const int64_t part = 4 * tokens * rope, fixed = part + 24 * ceil_div(tokens, block_rows) + 2048;
   const int64_t each = part + q[1] / kv_heads * expected_tiles(tokens, longest) * kept_bytes;
-  const int64_t most = std::clamp<int64_t>((most_bytes - fixed) / each, 1, kv_heads);
+  if (fixed + each > most_bytes) return 0;  // a long context: the kernels of seven products need none
+  const int64_t most = std::min<int64_t>((most_bytes - fixed) / each, kv_heads);
   const int64_t waves = ceil_div(kv_heads, most), bytes = fixed + ceil_div(kv_heads, waves) * each;
   return bytes > context.workspace_bytes ? bytes : 0;
 }

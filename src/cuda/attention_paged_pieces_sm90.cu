@@ -69,7 +69,7 @@ __device__ void send(unsigned to, unsigned barrier, const uint32_t (&x)[1]) {
                : "memory");
 }
 
-__device__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
+__device__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.aligned;" ::: "memory"); }
 __device__ void cluster_wait() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
 // Until the first phase of a barrier that other blocks' words count toward has ended.
 __device__ void wait_for_cluster(const Barrier& barrier) {

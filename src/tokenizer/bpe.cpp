@@ -48,6 +48,8 @@ std::uint64_t long_hash(std::string_view key) {
   return mix(hash ^ tail) | 1;                         // 0: an empty place
 }
 
+constexpr std::size_t longest_rank = 4096;  // keeps loading linear in the file; Kimi's have up to 256 bytes
+
 constexpr std::uint64_t no_pair = ~std::uint64_t{0};
 
 std::uint64_t pair_key(std::int32_t left, std::int32_t right) {
@@ -142,6 +144,8 @@ Bpe Bpe::of_ranks(const std::vector<std::string>& tokens,
   for (const std::string& token : tokens) {
     const auto id = static_cast<std::int32_t>(whole.size());
     if (token.empty()) fail("{}: token {} is empty", where, id);
+    if (token.size() > longest_rank)
+      fail("{}: token {}: expected at most {} bytes, found {}", where, id, longest_rank, token.size());
     vocabulary.emplace_back(spell_bytes(token), id);
     whole.emplace_back(token, id);
   }
@@ -150,6 +154,12 @@ Bpe Bpe::of_ranks(const std::vector<std::string>& tokens,
   Bpe out(std::move(vocabulary), std::move(options), where);
   if (!out.all_bytes_) fail("{}: expected a token for each of the 256 bytes", where);
   out.whole_.build(whole);
+  for (const auto& [text, id] : others) {
+    const std::optional<std::string> bytes = unspell_bytes(text);
+    std::int32_t found = bytes ? out.whole_.find(*bytes) : TokenTable::none;
+    if (found == TokenTable::none) found = out.tokens_.find(text);
+    if (text.empty() || found != id) fail("{}: tokens {} and {} are both '{}'", where, found, id, text);
+  }
   struct Merge {
     std::int32_t left, right, id;
   };

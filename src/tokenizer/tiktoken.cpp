@@ -96,7 +96,7 @@ TokenizerParts read_tiktoken(std::string_view model, const std::string& name, co
       std::int32_t id = -1;
       const auto [stop, error] = std::from_chars(key.data(), key.data() + key.size(), id);
       if (error != std::errc() || stop != key.data() + key.size() || id < first || id > Bpe::max_id)
-        fail("{}: expected ids from {}, behind the ranks", entry.path(), first);
+        fail("{}: expected ids from {}, behind the ranks, to {}", entry.path(), first, Bpe::max_id);
       added[id] = read_added_token(entry);
     }
   }

@@ -1,6 +1,7 @@
 // Trainer, before the first step: what is trained on what, and the memory it takes.
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 
 #include "base/memory.h"
 #include "model/figures.h"
@@ -125,7 +126,11 @@ void Trainer::read_corpus() {
   CorpusOptions data = options_.data;
   if (data.threads == 0) data.threads = options_.threads;
   const std::string file = Tokenizer::file_of(options_.model.tokenizer);
-  TextEncoder encoder = encoder_of(*tokenizer_, model_->config().vocab_size, read_file(file));
+  std::string text = read_file(file);
+  if (!file.ends_with(".json")) {  // the configuration beside it has the added tokens
+    text += read_file((std::filesystem::path(file).parent_path() / "tokenizer_config.json").string());
+  }
+  TextEncoder encoder = encoder_of(*tokenizer_, model_->config().vocab_size, text);
   token_bytes_ = lengths_of_tokens(*tokenizer_);
   CorpusSplit split =
       load_corpus(data, encoder, [this](const CorpusProgress& progress) { observer_->on_corpus(progress); });

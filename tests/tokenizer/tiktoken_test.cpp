@@ -77,6 +77,9 @@ TEST(Tiktoken, FaultsAreNamed) {
   other.erase("added_tokens_decoder");
   expect(refusal_of(model + " 640\n", other), "token 640 is empty");
   expect(refusal_of(model + "YQ== 640\n", other), "repeats another");
+  std::string large = model;
+  for (int i = 0; i < 2000; ++i) large += "YWFh";
+  expect(refusal_of(large + " 640\n", other), "token 640: expected at most 4096 bytes, found 6000");
   expect(refusal_of(model.substr(0, line(200)), config), "each of the 256 bytes");
   expect(refusal_of("", config), "each of the 256 bytes");
   expect(refusal_of(model, nlohmann::json()), "dir/tokenizer_config.json beside it");
@@ -86,6 +89,11 @@ TEST(Tiktoken, FaultsAreNamed) {
   other = config;
   other["added_tokens_decoder"]["7"] = config["added_tokens_decoder"]["640"];
   expect(refusal_of(model, other), "added_tokens_decoder.7: expected ids from 640");
+  other = config;
+  other["added_tokens_decoder"]["642"]["content"] = "[EOS]";
+  expect(refusal_of(model, other), "tokens 641 and 642 are both '[EOS]'");
+  other["added_tokens_decoder"]["642"]["content"] = "a";
+  expect(refusal_of(model, other), "tokens 97 and 642 are both 'a'");
   other = config;
   other["added_tokens_decoder"]["641"].erase("special");
   expect(refusal_of(model, other), "added_tokens_decoder.641.special: expected true or false");
