@@ -271,6 +271,21 @@ TEST_F(CudaPagedAttention, CutsLongContexts) {
   check_case(device, random, {4, 1, 224, 192, 64, true}, DType::f32, DType::bf16, {33000, 8200, 8193}, 3);
 }
 
+// Every `step`-th row by itself has the bits that it has in `together`.
+void expect_rows_alone(Device& device, const Cache& cache, const PagedCase& c, DType type,
+                       const DeviceTensor& q, const std::vector<Query>& rows,
+                       const std::vector<double>& together, size_t step) {
+  const int64_t width = c.heads * c.key, out_width = c.heads * c.value;
+  for (size_t row = 0; row < rows.size(); row += step) {
+    DeviceTensor single(device, {1, c.heads, c.key}, type);
+    std::copy_n(q.values.begin() + static_cast<int64_t>(row) * width, width, single.values.begin());
+    single.upload();
+    const auto begin = together.begin() + static_cast<int64_t>(row) * out_width;
+    EXPECT_EQ(attend(device, cache, single, {rows[row]}, 0.1), std::vector<double>(begin, begin + out_width))
+        << "row " << row;
+  }
+}
+
 // A row's bits depend neither on other rows, nor on the block table's width, nor on the workspace.
 TEST_F(CudaPagedAttention, RowsDoNotDependOnTheirCompany) {
   Device device, small(int64_t{6} << 20);
@@ -289,16 +304,7 @@ TEST_F(CudaPagedAttention, RowsDoNotDependOnTheirCompany) {
       const std::vector<double> together = attend(device, cache, q, rows, 0.1);
       EXPECT_EQ(attend(device, cache, q, rows, 0.1), together);
       EXPECT_EQ(attend(small, cache, q, rows, 0.1), together);
-      const int64_t width = c.heads * c.key, out_width = c.heads * c.value;
-      for (size_t row = 0; row < rows.size(); ++row) {
-        DeviceTensor single(device, {1, c.heads, c.key}, type);
-        std::copy_n(q.values.begin() + static_cast<int64_t>(row) * width, width, single.values.begin());
-        single.upload();
-        const auto begin = together.begin() + static_cast<int64_t>(row) * out_width;
-        EXPECT_EQ(attend(device, cache, single, {rows[row]}, 0.1),
-                  std::vector<double>(begin, begin + out_width))
-            << "row " << row;
-      }
+      expect_rows_alone(device, cache, c, type, q, rows, together, 1);
     }
   }
 }
@@ -319,16 +325,7 @@ TEST_F(CudaPagedAttention, RowsOfManySequencesAreTheSameAlone) {
     DeviceTensor q(device, {static_cast<int64_t>(rows.size()), c.heads, c.key}, DType::bf16);
     q.randomise(random);
     const std::vector<double> together = attend(device, cache, q, rows, 0.1);
-    const int64_t width = c.heads * c.key, out_width = c.heads * c.value;
-    for (size_t row = 0; row < rows.size(); row += 3) {
-      DeviceTensor single(device, {1, c.heads, c.key}, DType::bf16);
-      std::copy_n(q.values.begin() + static_cast<int64_t>(row) * width, width, single.values.begin());
-      single.upload();
-      const auto begin = together.begin() + static_cast<int64_t>(row) * out_width;
-      EXPECT_EQ(attend(device, cache, single, {rows[row]}, 0.1),
-                std::vector<double>(begin, begin + out_width))
-          << "row " << row;
-    }
+    expect_rows_alone(device, cache, c, DType::bf16, q, rows, together, 3);
   }
 }
 
