@@ -99,8 +99,8 @@ def main():
     texts = [text.replace("{hole}", "645") for text in TEXTS] + ["\n".join(TEXTS)] + [random_text(rng) for _ in range(120)]
     model = "".join(f"{base64.b64encode(token).decode()} {i}\n" for i, token in enumerate(tokens))
     with open(sys.argv[1], "w") as out:
-        json.dump({"model": model, "config": config, "cases": cases(encoding(tokens, config), texts)}, out, ensure_ascii=False, indent=0)
-        out.write("\n")
+        rows = ",\n".join(json.dumps(case, ensure_ascii=False) for case in cases(encoding(tokens, config), texts))
+        out.write(f'{{"model": {json.dumps(model)},\n"config": {json.dumps(config)},\n"cases": [\n{rows}\n]}}\n')
 
 
 main()
