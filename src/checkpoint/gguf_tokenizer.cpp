@@ -90,6 +90,7 @@ Json kimi_k2() {
                          " ?[^\\s\\p{{L}}\\p{{N}}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
                          upper, lower, contraction, before))});
 }
+
 Json gpt2() { return byte_level(true); }
 
 struct PreTokenizer {
