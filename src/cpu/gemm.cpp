@@ -15,6 +15,7 @@ namespace {
 
 constexpr int64_t few_panels = 2;       // of rows: less work than widening the columns
 constexpr int64_t panels_at_once = 12;  // of rows
+constexpr int64_t streamed_rows = 2;    // wait for their columns from memory
 
 // Blocks of a problem have equal depth, but for the last. A panel of b should leave room beside it in the
 // first-level cache, but one block is worth more than two low ones.
@@ -31,7 +32,8 @@ class Multiplication {
       : pool_(pool), problems_(problems) {}
 
   void run() {
-    Tasks tasks(pool_, problems_, {[](int64_t) { return tile_rows(); }, tile_columns<T>()});
+    const int64_t columns = tile_columns<T>();
+    Tasks tasks(pool_, problems_, {[](int64_t) { return tile_rows(); }, columns, panels_of_row * columns});
     tasks.run([this](const Task& task, const Task&) {
       const auto& p = problems_[task.problem];
       p.pending ? compute_pending(p, task) : compute(p, task);
@@ -52,8 +54,8 @@ class Multiplication {
 
   void compute(const Problem<T, S>& p, const Task& task) {
     if (p.panels && (std::is_same_v<T, S> || task.last - task.first <= few_panels)) {
-      if constexpr (is_scaled) {
-        compute_scaled(p, task);
+      if (is_scaled || p.m <= streamed_rows) {
+        compute_along(p, task);
       } else {
         compute_packed(p, task);
       }
@@ -114,9 +116,10 @@ class Multiplication {
     }
   }
 
-  // Calls use(n0, n, scales) for those of a task's columns that share their scales.
+  // Calls use(n0, n, scales) for those of a task's columns that share their scales: all where there are none.
   template <class Use>
   static void by_scales(const Problem<T, S>& p, const Task& task, const Use& use) {
+    if constexpr (!is_scaled) return use(task.n0, task.n, nullptr);
     for (int64_t n0 = task.n0, n = 0; n0 < task.n0 + task.n; n0 += n) {
       n = std::min(task.n0 + task.n, (n0 / fp8_block + 1) * fp8_block) - n0;
       use(n0, n, p.scales + n0 / fp8_block * scales_of(p.k));
@@ -168,33 +171,51 @@ class Multiplication {
     }
   }
 
-  // The same with scales: all of k for the columns that share them, whose panels are then read from end to
-  // end.
-  void compute_scaled(const Problem<T, S>& p, const Task& task) {
+  // The same with scales, or for one row or two: all of k for some columns, whose panels are then read from
+  // end to end.
+  void compute_along(const Problem<T, S>& p, const Task& task) {
     const int64_t depth = depth_of_blocks(p.k);
     Block<T, S> block;
     block.panels = task.panels;
     block.panels.origin = block.first = task.first;
     block.last = task.last;
     block.b_panel = p.panel;
-    const int64_t block_size = block.panels.offset(task.last, depth);
+    const int64_t block_size = block.panels.offset(task.last, depth),
+                  size = divide_up(p.k, depth) * block_size;
+    const bool narrow = p.m <= streamed_rows;
     thread_local Scratch<T> of_rows;
-    T* rows = of_rows.reserve(divide_up(p.k, depth) * block_size);
+    T* rows = of_rows.reserve(is_scaled && narrow ? 2 * size : size);
     const auto by_depth = [&](const auto& use) {
       T* at = rows;
-      for (int64_t k = 0; k < p.k; k += depth, at += block_size) use(k, std::min(depth, p.k - k), at);
+      for (int64_t k = 0; k == 0 || k < p.k; k += depth, at += block_size)
+        use(k, std::min(depth, p.k - k), at);
     };
     by_depth([&](int64_t k, int64_t count, T* to) {
       pack_rows(p.a, block.panels, block.first, block.last, k, count, to);
     });
     by_scales(p, task, [&](int64_t n0, int64_t n, const float* scales) {
-      block.n = n;
-      by_depth([&](int64_t k, int64_t count, const T* from) {
-        place(block, p, k, count, n0);
-        block.a = from;
-        block.b = panels_at(p, n0, k);
-        multiply_scaled(block, scales, k);
-      });
+      if constexpr (is_scaled) {
+        if (narrow) {
+          by_depth([&](int64_t k, int64_t count, T* from) {
+            scale_rows(block.panels, block.first, block.last, k, count, scales, from, from + size);
+          });
+        }
+      }
+      const int64_t side_by_side = narrow ? panels_of_row * tile_columns<T>() : n;
+      for (int64_t j = n0; j < n0 + n; j += side_by_side) {
+        block.n = std::min(side_by_side, n0 + n - j);
+        by_depth([&](int64_t k, int64_t count, const T* from) {
+          place(block, p, k, count, j);
+          block.a = from;
+          block.b = panels_at(p, j, k);
+          block.ends = k + count == p.k;
+          if constexpr (is_scaled) {
+            if (!narrow) return multiply_scaled(block, scales, k);
+            block.a += size;
+          }
+          multiply_block(block);
+        });
+      }
     });
   }
 

@@ -26,19 +26,23 @@ HWY_INLINE void prefetch_to_write(const void* line) {
 
 // Panels of b that a tile of `rows` rows takes at once: a low tile needs several for its chains of
 // multiply-adds to hide their latency.
-constexpr int panels_at_once(int rows) { return rows == 1 ? 4 : 2 * rows <= rows_of_tile ? 2 : 1; }
+constexpr int panels_at_once(int rows) {
+  return rows == 1 ? panels_of_row : 2 * rows <= rows_of_tile ? 2 : 1;
+}
 
-// c[H, columns] = init + a · b. a [k, H]; b: P panels [k, 2 vectors], `b_panel` elements apart.
+// c[H, columns] = init + a · b. a [k, H]; b: P panels [k, 2 vectors], `b_panel` elements apart; what is read
+// next lies `then` elements beyond their ends.
 template <int H, int P, class T, class S>
-void tile(int64_t k, const T* HWY_RESTRICT a, const S* HWY_RESTRICT b, int64_t b_panel, T* c, int64_t c_row,
-          const T* init, int64_t init_row, int64_t columns) {
+void tile(int64_t k, const T* HWY_RESTRICT a, const S* HWY_RESTRICT b, int64_t b_panel,
+          [[maybe_unused]] int64_t then, T* c, int64_t c_row, const T* init, int64_t init_row,
+          int64_t columns) {
   const Tag<T> d;
   using V = hn::Vec<Tag<T>>;
   constexpr int64_t L = lanes<T>;
   constexpr int N = 2 * P;
-  // Few rows read columns faster than the processor foresees; one row reads enough panels at once.
-  constexpr bool streams = H > 1 && H < rows_of_tile;
-  constexpr int64_t ahead = 512 / sizeof(S);
+  // Few rows read columns faster than the processor foresees, which stops at the ends of pages and panels.
+  constexpr bool streams = H < rows_of_tile;
+  constexpr int64_t ahead = (H == 1 || sizeof(S) == 1 ? 1024 : 512) / sizeof(S);
   V sum[H][N];
   LATENTE_UNROLL
   for (int i = 0; i < H; ++i) {
@@ -47,7 +51,6 @@ void tile(int64_t k, const T* HWY_RESTRICT a, const S* HWY_RESTRICT b, int64_t b
     for (int j = 0; j < N; ++j) sum[i][j] = hn::Zero(d);
   }
   if constexpr (std::is_same_v<S, f8e4m3>) {
-    constexpr int64_t fp8_ahead = 1024;
     const auto pair = [&]() HWY_ATTR {
       LATENTE_UNROLL
       for (int j = 0; j < P; ++j) {
@@ -67,10 +70,11 @@ void tile(int64_t k, const T* HWY_RESTRICT a, const S* HWY_RESTRICT b, int64_t b
       b += 4 * L;
     };
     for (; k >= 4; k -= 4) {
+      const S* const later = b + ahead + (2 * L * k > ahead ? 0 : then);
       LATENTE_UNROLL
       for (int j = 0; j < P; ++j) {
         LATENTE_UNROLL
-        for (int64_t line = 0; line < 8 * L; line += 64) hwy::Prefetch(b + j * b_panel + fp8_ahead + line);
+        for (int64_t line = 0; line < 8 * L; line += 64) hwy::Prefetch(later + j * b_panel + line);
       }
       pair(), pair();
     }
@@ -84,9 +88,10 @@ void tile(int64_t k, const T* HWY_RESTRICT a, const S* HWY_RESTRICT b, int64_t b
     LATENTE_UNROLL_4
     for (; k > 0; --k) {
       V row[N];
+      const S* const later = b + ahead + (2 * L * k > ahead ? 0 : then);
       LATENTE_UNROLL
       for (int j = 0; j < P; ++j) {
-        if (streams) hwy::Prefetch(b + j * b_panel + ahead);
+        if (streams) hwy::Prefetch(later + j * b_panel);
         load_columns(b + j * b_panel, row[2 * j], row[2 * j + 1]);
       }
       LATENTE_UNROLL
@@ -125,7 +130,8 @@ void tile(int64_t k, const T* HWY_RESTRICT a, const S* HWY_RESTRICT b, int64_t b
 }
 
 template <class T, class S>
-using TileFunction = void (*)(int64_t, const T*, const S*, int64_t, T*, int64_t, const T*, int64_t, int64_t);
+using TileFunction = void (*)(int64_t, const T*, const S*, int64_t, int64_t, T*, int64_t, const T*, int64_t,
+                              int64_t);
 
 // For 1 row and more, and at most so many panels of columns.
 template <int most, class T, class S, int... H>
@@ -141,6 +147,7 @@ void block(const Block<T, S>& p) {
   static constexpr auto two = tile_table<2, T, S>(heights);
   static constexpr auto four = tile_table<4, T, S>(heights);
   const int64_t most = p.last - p.first > 1 ? 1 : panels_at_once(static_cast<int>(p.panels.height(p.first)));
+  const int64_t then = p.ends ? ((p.n + width - 1) / width - 1) * p.b_panel : 0;
   for (int64_t j = 0; j < p.n;) {
     int64_t at_once = most;
     while (at_once > 1 && p.n - j < at_once * width) at_once /= 2;
@@ -149,7 +156,7 @@ void block(const Block<T, S>& p) {
     for (int64_t i = p.first; i < p.last; ++i) {
       const int64_t start = p.panels.start(i), height = p.panels.height(i);
       tiles[static_cast<size_t>(height - 1)](p.k, p.a + p.panels.offset(i, p.k), p.b + j / width * p.b_panel,
-                                             p.b_panel, p.c + start * p.c_row + j, p.c_row,
+                                             p.b_panel, then, p.c + start * p.c_row + j, p.c_row,
                                              p.init ? p.init + start * p.init_row + j : nullptr, p.init_row,
                                              columns);
     }

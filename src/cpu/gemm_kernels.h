@@ -13,6 +13,8 @@ namespace latente::gemm {
 int64_t tile_rows();
 template <class T>
 int64_t tile_columns();
+// Panels of columns that one row takes at once.
+inline constexpr int panels_of_row = 4;
 
 // Packs the panels [first, last) of the rows of `a`, columns [k, k + count).
 void pack_rows(const Lines<float>& a, const Panels& panels, int64_t first, int64_t last, int64_t k,
@@ -47,6 +49,7 @@ struct Block {
   const T* a = nullptr;
   const S* b = nullptr;
   int64_t b_panel = 0;  // elements between its panels
+  bool ends = false;    // with its panels, so that others are read next
   T* c = nullptr;       // row 0 of the panels
   int64_t c_row = 0;
   const T* init = nullptr;

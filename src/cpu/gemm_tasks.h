@@ -22,6 +22,7 @@ inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 struct Tile {
   int64_t (*rows)(int64_t m);  // for a product of m rows
   int64_t columns;
+  int64_t streamed;  // columns that one row reads side by side, a multiple of `columns`
 };
 
 struct Task {
@@ -80,12 +81,14 @@ class Tasks {
     Panels panels;
     int64_t n = 0;
     int64_t first_task = 0, across = 1, down = 1;
+    int64_t unit = 1;  // columns: a multiple of it begins a task
   };
   static constexpr Extent comfortable = {96, 192};  // repays packing
   static constexpr Extent smallest = {24, 1};       // where there would be fewer tasks than threads
   static constexpr int64_t tasks_a_thread = 2;      // more would pack more
   static constexpr int64_t few_rows = 8;            // hardly need packing
   static constexpr int64_t pieces_a_thread = 64;    // of a stream: how evenly it can be shared
+  static constexpr int64_t least_units = 4;         // of a thread, to be as wide as what is read side by side
   static constexpr double least_work = 384 * 1024;  // multiply-adds that repay waking a thread
 
   static std::vector<Division>& reused_divisions() {
@@ -122,6 +125,7 @@ class Tasks {
     division.problem = index;
     division.panels = Panels(m, tile_.rows(m));
     division.n = n;
+    division.unit = tile_.columns;
     division.first_task = count_;
     division.across = divide_up(n, width);
     division.down = divide_up(m, height);
@@ -131,11 +135,13 @@ class Tasks {
 
   // Pieces of about `work`.
   void add_stream(size_t index, int64_t m, int64_t n, int64_t k, double work) {
-    const int64_t units = divide_up(n, tile_.columns);
     Division division;
     division.problem = index;
     division.panels = Panels(m, tile_.rows(m));
     division.n = n;
+    // Pieces that begin and end within what is read side by side would be read a few columns at a time.
+    division.unit = n >= least_units * pool_.size() * tile_.streamed ? tile_.streamed : tile_.columns;
+    const int64_t units = divide_up(n, division.unit);
     division.first_task = count_;
     division.across =
         std::clamp(static_cast<int64_t>(work_of(m, n, k) / work), divide_up(n, largest.columns), units);
@@ -169,8 +175,8 @@ class Tasks {
   Task stretch(size_t& division, int64_t& begin, int64_t end) const {
     const Division& d = divisions_[division];
     const auto column = [&](int64_t index) {
-      const int64_t units = divide_up(d.n, tile_.columns);
-      return std::min((index - d.first_task) * units / d.across * tile_.columns, d.n);
+      const int64_t units = divide_up(d.n, d.unit);
+      return std::min((index - d.first_task) * units / d.across * d.unit, d.n);
     };
     Task task;
     task.problem = d.problem;
@@ -196,14 +202,14 @@ class Tasks {
     const Division& division = divisions_[division_of(index)];
     const int64_t across = (index - division.first_task) % division.across;
     const int64_t down = (index - division.first_task) / division.across;
-    const int64_t units = divide_up(division.n, tile_.columns);
+    const int64_t units = divide_up(division.n, division.unit);
     Task task;
     task.problem = division.problem;
     task.panels = division.panels;
     task.first = down * division.panels.panels / division.down;
     task.last = (down + 1) * division.panels.panels / division.down;
-    task.n0 = across * units / division.across * tile_.columns;
-    task.n = std::min((across + 1) * units / division.across * tile_.columns, division.n) - task.n0;
+    task.n0 = across * units / division.across * division.unit;
+    task.n = std::min((across + 1) * units / division.across * division.unit, division.n) - task.n0;
     return task;
   }
 

@@ -137,8 +137,9 @@ bool pack_blocks(ThreadPool& pool, Form form, const std::byte* blocks, int64_t n
 }
 
 void multiply(ThreadPool& pool, std::span<const Problem> problems) {
-  // Two panels of columns share the activations.
-  Tasks tasks(pool, problems, {[](int64_t rows) { return rows_of_tile(unit_for(rows)); }, 2 * panel_rows});
+  // Two panels of columns share the activations; one row reads four.
+  Tasks tasks(pool, problems,
+              {[](int64_t rows) { return rows_of_tile(unit_for(rows)); }, 2 * panel_rows, 4 * panel_rows});
   static std::atomic<uint64_t> calls{0};
   const uint64_t call = calls.fetch_add(1, std::memory_order_relaxed) + 1;
   tasks.run([&](const Task& task, const Task& next) {
