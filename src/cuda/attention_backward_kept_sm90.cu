@@ -132,8 +132,8 @@ __global__ void __launch_bounds__(threads, 1)
   mark_seen(s.seen, ranges, blocks, key);
   if (thread == 0) {
     s.own.init(1);
-    // Every thread that writes rows' numbers arrives itself; the tiles are one arrival more.
-    for (int i = 0; i < H::stages; ++i) s.full[i].init(33), s.empty[i].init(copier / 32);
+    // Every thread that writes or reads rows' numbers arrives itself; the tiles are one arrival more.
+    for (int i = 0; i < H::stages; ++i) s.full[i].init(33), s.empty[i].init(copier);
     barriers_ready();
   }
   __syncthreads();
@@ -249,7 +249,7 @@ __global__ void __launch_bounds__(threads, 1)
     const bool kept_here = own_block <= block && own_block >= s.first[at];
     const int tile = s.tile[at] + warpgroup;
     products_wait<0>();
-    if (lane == 0) s.empty[at].arrive();
+    s.empty[at].arrive();
     if (kept_here) {
       uint32_t* to = reinterpret_cast<uint32_t*>(kept.at(tile)) + warp * 512 + lane;
 #pragma unroll
@@ -328,14 +328,12 @@ __device__ void sum_kept(float (&sum)[H::width / 2], const char* memory, SumShar
         begin_sum(sum, a[half], from + H::walked, true);
         products_commit();
         products_wait<1>();
-        if (pending >= 0 && lane == 0) s.empty[pending].arrive();
+        if (pending >= 0) s.empty[pending].arrive();
         pending = stage.index;
       } else {
         products_wait<0>();
-        if (lane == 0) {
-          if (pending >= 0) s.empty[pending].arrive();
-          s.empty[stage.index].arrive();
-        }
+        if (pending >= 0) s.empty[pending].arrive();
+        s.empty[stage.index].arrive();
         pending = -1;
       }
       stage.next();
@@ -364,7 +362,7 @@ __global__ void __launch_bounds__(threads, 1)
   if (keys ? !of_keys || head % share != 0 : !b.d_q) return;
   if (keys) mark_seen(s.seen, ranges, blocks, own);
   if (thread == 0) {
-    for (int i = 0; i < H::stages; ++i) s.full[i].init(1), s.empty[i].init(copier / 32);
+    for (int i = 0; i < H::stages; ++i) s.full[i].init(1), s.empty[i].init(copier);
     barriers_ready();
   }
   __syncthreads();

@@ -287,6 +287,22 @@ TEST_F(CudaAttention, GradientsWithKnownContexts) {
   }
 }
 
+// Each kernel on tensor cores once, on little: for compute-sanitizer.
+TEST_F(CudaAttention, SmallCallsOfEachKernel) {
+  Device device;
+  Random random(6);
+  for (const Dimensions& dims :
+       {Dimensions{1, 1, 128, 64, 128}, Dimensions{2, 1, 64, 32, 64}, Dimensions{1, 1, 64, 64, 64},
+        Dimensions{1, 1, 64, 0, 64}, Dimensions{1, 1, 128, 0, 128}, Dimensions{1, 1, 128, 0, 64}}) {
+    for (const int64_t longest : {0, 100}) {
+      SCOPED_TRACE(fmt::format("{}, {}", text(dims), longest));
+      Inputs in(device, dims, packed_starts(random, 150, 100), DType::bf16, random.next_u64());
+      in.longest = longest;
+      check_all(device, in);
+    }
+  }
+}
+
 TEST_F(CudaAttention, SkipsNullGradients) {
   Device device;
   for (const DType type : {DType::f32, DType::bf16}) {
