@@ -2,6 +2,7 @@
 // elements of caches.
 #pragma once
 
+#include <cuda_fp16.h>
 #include <cuda_fp8.h>
 
 #include <algorithm>
@@ -52,6 +53,19 @@ struct PieceUnit {
   }
   __device__ float value() const { return __uint_as_float((254 - up) << 23); }
   __device__ float inverse() const { return __uint_as_float(up << 23); }
+};
+
+// What is known of a row of a float16 result: its weights, in units of two to the power of `base`, have this
+// sum; the columns of either half are in units of their own beside.
+struct RowOfPiece {
+  float base, sum, unit[2];
+};
+// Results of pieces in float16, and what is known of their rows: those of `partials`.
+struct PieceResults {
+  Partials partials;
+  // [token, head, split, value]; of each 32 columns eight a lane: 8c + 2i and 8c + 2i + 1 of lane i.
+  __half* values = nullptr;
+  RowOfPiece* rows = nullptr;
 };
 
 template <class T>

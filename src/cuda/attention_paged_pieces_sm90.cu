@@ -41,7 +41,7 @@ struct ValueShape {
 template <class L>
 struct Shared : Piece<L::key> {
   float most[L::halves][warps][rows];    // magnitudes in the columns of a warp
-  float4 statistics[most_pieces][rows];  // of a piece's row: log2 of its weights' sum, the halves' units
+  float4 statistics[most_pieces][rows];  // RowOfPiece
   Barrier early_full, late_full, exchanged;
   static_assert(L::words * 4 <= sizeof(Piece<L::key>::q));  // what is received stands in place of the queries
 };
@@ -81,8 +81,8 @@ __device__ void wait_for_cluster(const Barrier& barrier) {
       : "memory");
 }
 
-// The block's share of a row tile's results, `share` words of each piece: added as combine_kernel of
-// attention_paged_sm90.cu adds them.
+// The block's share of a row tile's results, `share` words of each piece: added as
+// attention_paged_combine_sm90.cu adds them.
 template <class L, int most>
 __device__ void combine(const Shared<L>& s, const Rows<__nv_bfloat16>& out, int token, int head, int heads,
                         int column, int pieces, int share) {
@@ -98,7 +98,10 @@ __device__ void combine(const Shared<L>& s, const Rows<__nv_bfloat16>& out, int 
       top = fmaxf(top, weight[j]);
     }
 #pragma unroll
-    for (int j = 0; j < most; ++j) sums[j] = weight[j] = exp2f(weight[j] - top);
+    for (int j = 0; j < most; ++j) {
+      weight[j] = exp2f(weight[j] - top);
+      sums[j] = j < pieces ? __fmul_rn(weight[j], s.statistics[j][r].y) : 0;  // no part of an fma
+    }
 #pragma unroll
     for (int step = most / 2; step > 0; step /= 2) {
 #pragma unroll
@@ -106,30 +109,25 @@ __device__ void combine(const Shared<L>& s, const Rows<__nv_bfloat16>& out, int 
         if (j < step) sums[j] += sums[j + step];
       }
     }
-    float x[4] = {}, group[8][4] = {};
+    float x[4] = {};
 #pragma unroll
     for (int j = 0; j < most; ++j) {
       if (j >= pieces) continue;
-      const float unit = word < L::first_words ? s.statistics[j][r].y : s.statistics[j][r].z;
+      const float unit = word < L::first_words ? s.statistics[j][r].z : s.statistics[j][r].w;
       const float factor = weight[j] * unit;
       const uint2 packed = *reinterpret_cast<const uint2*>(from + (j * share + i) * 4);
       const float2 low = __half22float2(*reinterpret_cast<const __half2*>(&packed.x)),
                    high = __half22float2(*reinterpret_cast<const __half2*>(&packed.y));
-      float(&to)[4] = group[j % 8];
-      to[0] = fmaf(factor, low.x, to[0]), to[1] = fmaf(factor, low.y, to[1]);
-      to[2] = fmaf(factor, high.x, to[2]), to[3] = fmaf(factor, high.y, to[3]);
+      x[0] = fmaf(factor, low.x, x[0]), x[1] = fmaf(factor, low.y, x[1]);
+      x[2] = fmaf(factor, high.x, x[2]), x[3] = fmaf(factor, high.y, x[3]);
     }
-#pragma unroll
-    for (int c = 0; c < 4; ++c) {
-      x[c] = group[0][c];
-#pragma unroll
-      for (int g = 1; g < 8; ++g) x[c] += group[g][c];
-      x[c] /= sums[0];
-    }
+    const float inverse = 1 / sums[0];
     __nv_bfloat16* const to = out.at(token, head + r) + column;
 #pragma unroll
-    for (int c = 0; c < 2; ++c)
-      *reinterpret_cast<uint32_t*>(to + L::column_of(word + c)) = pack_bf16(x[2 * c], x[2 * c + 1]);
+    for (int c = 0; c < 2; ++c) {
+      *reinterpret_cast<uint32_t*>(to + L::column_of(word + c)) =
+          pack_bf16(x[2 * c] * inverse, x[2 * c + 1] * inverse);
+    }
   }
 }
 
@@ -237,22 +235,18 @@ __global__ void __launch_bounds__(threads, 1) pieces_kernel(const __grid_constan
     }
   }
 
-  float sum[2], inverse[2];
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    sum[i] = known.sum(s, i);
-    inverse[i] = sum[i] != 0 ? 1 / sum[i] : 0;
-  }
+  const float sum[2] = {known.sum(s, 0), known.sum(s, 1)};
   const int row = lane / 4;
   if (pieces == 1) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       if (row + 8 * i >= heads) continue;
+      const float inverse = sum[i] != 0 ? 1 / sum[i] : 0;
       __nv_bfloat16* const to = p.a.out.at(token, head + row + 8 * i) + column + lane % 4 * 2;
 #pragma unroll
       for (int t = 0; t < L::tiles; ++t) {
         *reinterpret_cast<uint32_t*>(to + L::column(warp, t)) =
-            inverse[i] != 0 ? pack_bf16(out[t][2 * i] * inverse[i], out[t][2 * i + 1] * inverse[i]) : 0;
+            inverse != 0 ? pack_bf16(out[t][2 * i] * inverse, out[t][2 * i + 1] * inverse) : 0;
       }
     }
     return;
@@ -284,8 +278,8 @@ __global__ void __launch_bounds__(threads, 1) pieces_kernel(const __grid_constan
       float most = s.most[half][0][r];
 #pragma unroll
       for (int w = 1; w < warps; ++w) most = fmaxf(most, s.most[half][w][r]);
-      const PieceUnit its(most * inverse[i]);
-      const float factor = inverse[i] * its.inverse();
+      const PieceUnit its(most);
+      const float factor = its.inverse();
       unit[half] = its.value();
       const auto give = [&](auto first_tile, auto tiles_of_half) {
         constexpr int tile = decltype(first_tile)::value, wide = decltype(tiles_of_half)::value;
@@ -304,8 +298,8 @@ __global__ void __launch_bounds__(threads, 1) pieces_kernel(const __grid_constan
       }
     }
     if (lane % 4 != 0) continue;
-    const uint32_t statistics[4] = {__float_as_uint(known.maximum[i] + log2f(sum[i])),
-                                    __float_as_uint(unit[0]), __float_as_uint(unit[1]), 0};
+    const uint32_t statistics[4] = {__float_as_uint(known.maximum[i]), __float_as_uint(sum[i]),
+                                    __float_as_uint(unit[0]), __float_as_uint(unit[1])};
     for (int other = warp; other < blocks; other += warps) {
       send(in_block(shared_address(&s.statistics[piece][r]), other), in_block(exchanged, other), statistics);
     }

@@ -3,7 +3,7 @@
 // their softmax, and two warpgroups that each hold half of the results' columns and add the values of one
 // block of keys while the scores of the next are made. Results of pieces of a context are kept in half
 // precision and put together by a second kernel.
-#include "cuda/attention_paged.cuh"
+#include "cuda/attention_paged_latents_sm90.cuh"
 #include "cuda/attention_sm90.h"
 #include "cuda/hopper.cuh"
 #include "cuda/launch.cuh"
@@ -11,36 +11,11 @@
 namespace latente::cuda {
 namespace {
 
+using namespace latents;
+
 constexpr int tile_rows = 64, block_keys = 64, tile_bytes = 64 * 128, pair_bytes = 2 * tile_bytes;
 constexpr int most_tile_tokens = tile_rows / 8;
 constexpr int threads = 512;  // scores, values, values, copies
-
-// A key is `tiles` of 64 columns, the last of which is no value, in steps of 16. Values go by pairs of tiles
-// through a ring in shared memory, the keys' last tiles through one of three. Either warpgroup of values has
-// `first` or `second` tiles.
-template <int Tiles, int Steps, int First, int Second, int Ring>
-struct LatentShape {
-  static constexpr int tiles = Tiles, steps = Steps, first = First, second = Second, ring = Ring;
-  static constexpr int values = tiles - 1, pairs = (values + 1) / 2;
-  static_assert(first + second == values && first % 2 == 0 && ring >= 2 * pairs);
-};
-
-// Keys of a piece of a context, chosen as those of split_keys: long pieces are for many sequences, which have
-// to write and read little, short ones for a sequence on its own, whose pieces should be as many as there are
-// multiprocessors. Up to 2048 attention_paged_pieces_sm90.cu cuts them so, too.
-__host__ __device__ constexpr int piece_keys(int length) {
-  return length <= 2048 ? 128 : length <= 8192 ? 256 : length <= 32768 ? 512 : 2048;
-}
-__host__ __device__ constexpr int piece_count(int length) {
-  return length <= 0 ? 1 : (length + piece_keys(length) - 1) / piece_keys(length);
-}
-constexpr int most_pieces_of(int64_t length) {
-  int most = 1;
-  for (const int64_t edge : {int64_t{2048}, int64_t{8192}, int64_t{32768}, length}) {
-    most = std::max(most, piece_count(static_cast<int>(std::min(edge, length))));
-  }
-  return most;
-}
 
 // A piece of the context of the tokens [token, token + count) of one sequence. None: there is no more.
 struct Unit {
@@ -68,15 +43,16 @@ struct Turn {
 constexpr int units_told = 2, lasts = 3;
 
 // Full: the copies are there; empty: all have read them. A last tile is ready when the weights of its block's
-// values stand in its place.
+// values stand in its place. Where lanes themselves write or read what is handed over, each that did arrives:
+// one lane after __syncwarp would do, but racecheck does not follow that, and it is no faster.
 template <class L>
 struct Shared {
   Barrier told_full[units_told], told_empty[units_told], q_full, q_empty;
   Barrier pair_full[L::ring], pair_empty[L::ring], last_full[lasts], last_empty[lasts], ready[lasts];
   Told told[units_told];
-  int place[units_told][tile_rows];      // of rows' results, as place_of says
-  float inverse[units_told][tile_rows];  // of sums of weights
-  float keep[lasts][tile_rows];          // what is left of the results so far
+  int place[units_told][tile_rows];                               // of rows' results, as place_of says
+  float base[units_told][tile_rows], sum[units_told][tile_rows];  // of weights
+  float keep[lasts][tile_rows];                                   // what is left of the results so far
 };
 
 template <class L>
@@ -87,19 +63,9 @@ struct Layout {
   static_assert(bytes <= 227 * 1024);
 };
 
-// What is known of a row of partial results: the logarithm (base 2) of its weights' sum, and what the columns
-// of either warpgroup are in units of.
-struct RowOfPiece {
-  float lse, unit[2], unused;
-};
-
 struct Work {
   Paged<__nv_bfloat16> a;
-  Partials partials;
-  // Results of pieces, [token, head, split, value], in units of a power of two near the row's largest. Of
-  // each 32 columns eight a lane: 8c + 2i and 8c + 2i + 1 of lane i.
-  __half* pieces;
-  RowOfPiece* rows;
+  PieceResults pieces;
   int token_rows;   // rows of a token in a tile: its heads, a multiple of 8
   int tile_tokens;  // tokens that share a tile, if they can
   int head_blocks;  // of a token with more heads than a tile has rows
@@ -110,11 +76,11 @@ struct Work {
 // The tokens that stand in one tile with `token`, if it is their first: of one sequence, cut alike. 0 if it
 // is not.
 __device__ int tokens_from(const Work& w, int token, int& length) {
-  const int first = w.partials.first_token, in_group = (token - first) % w.tile_tokens;
+  const int first = w.pieces.partials.first_token, in_group = (token - first) % w.tile_tokens;
   const int sequence = w.a.sequence[token], size = piece_keys(w.a.position[token] + 1);
   auto alike = [&](int t) { return w.a.sequence[t] == sequence && piece_keys(w.a.position[t] + 1) == size; };
   if (in_group > 0 && alike(token - 1)) return 0;
-  const int end = min(token - in_group + w.tile_tokens, first + w.partials.tokens);
+  const int end = min(token - in_group + w.tile_tokens, first + w.pieces.partials.tokens);
   length = w.a.position[token] + 1;
   int t = token + 1;
   for (; t < end && alike(t); ++t) length = max(length, w.a.position[t] + 1);
@@ -135,7 +101,8 @@ __device__ int run_of(const Work& w, int length) {
 template <class Use>
 __device__ void for_units(const Work& w, const Use& use) {
   const int lane = static_cast<int>(threadIdx.x) % 32, grid = static_cast<int>(gridDim.x);
-  const int per_split = w.partials.tokens * w.head_blocks, units = per_split * w.partials.splits;
+  const int per_split = w.pieces.partials.tokens * w.head_blocks,
+            units = per_split * w.pieces.partials.splits;
   // In each round the blocks move on by one: where only every second token begins a tile, say, these would
   // otherwise all fall to the same blocks.
   for (int round = lane; (round - lane) * grid < units; round += 32) {
@@ -144,7 +111,7 @@ __device__ void for_units(const Work& w, const Use& use) {
     bool real = false;
     int more = 0;  // keys of the run's other pieces
     if (own < units) {
-      unit.token = w.partials.first_token + own % per_split / w.head_blocks;
+      unit.token = w.pieces.partials.first_token + own % per_split / w.head_blocks;
       unit.head = own % w.head_blocks * tile_rows;
       int length = 0;
       unit.count = tokens_from(w, unit.token, length);
@@ -210,8 +177,7 @@ __device__ void copy_units(const Work& w, const CUtensorMap& q_map, const CUtens
       s.told[told.slot].first = first;
       s.told[told.slot].last = final;
     }
-    __syncwarp();
-    if (lane == 0) s.told_full[told.slot].arrive();
+    s.told_full[told.slot].arrive();
     told = told.after(1);
   };
   for_units(w, [&](const Unit& u, bool first, bool final) {
@@ -280,7 +246,7 @@ __device__ int place_of(const Work& w, const Told& told, int row) {
   const int splits = piece_count(told.position[t] + 1);
   if (u.split >= splits) return nowhere;  // its context ends before this piece
   return splits == 1 ? ~static_cast<int>(w.a.out.at(u.token + t, head) - w.a.out.data >> 1)
-                     : static_cast<int>(w.partials.row(u.token + t, head, u.split));
+                     : static_cast<int>(w.pieces.partials.row(u.token + t, head, u.split));
 }
 
 // A value that all lanes hold, so that the compiler knows.
@@ -306,8 +272,7 @@ __device__ void make_weights(const Work& w, char* memory, Shared<L>& s) {
               end = the_same(unit.unit.end);
     if (count == 0) return;
     int* const places = s.place[told.slot];
-    if (lane < 16) places[warp * 16 + lane] = place_of(w, unit, warp * 16 + lane);
-    __syncwarp();
+    if (lane % 4 == 0) places[row] = place_of(w, unit, row), places[row + 8] = place_of(w, unit, row + 8);
     const bool final_unit = the_same(unit.last);
     if (the_same(unit.first)) {
       s.q_full.wait(q_phase);
@@ -395,10 +360,7 @@ __device__ void make_weights(const Work& w, char* memory, Shared<L>& s) {
           sum[i] += __shfl_xor_sync(whole_warp, sum[i], 2);
           if (lane % 4 != 0) continue;
           const int r = row + 8 * i;
-          s.inverse[told.slot][r] = sum[i] != 0 ? 1 / sum[i] : 0;
-          if (places[r] >= 0 && places[r] != nowhere) {
-            w.rows[places[r]].lse = maximum[i] + log2f(sum[i]);
-          }
+          s.base[told.slot][r] = maximum[i], s.sum[told.slot][r] = sum[i];
         }
         // Nothing has been copied to, or whatever a page holds, beyond the context's end: as values these
         // rows must not be NaN.
@@ -414,12 +376,11 @@ __device__ void make_weights(const Work& w, char* memory, Shared<L>& s) {
       __syncwarp();
       pair = pair.after(L::pairs);
       const Turn<lasts> next = last.after(1);
-      if (lane == 0) s.ready[last.slot].arrive();
+      if (lane % 4 == 0) s.ready[last.slot].arrive();
       if (at + block_keys < end) make_scores(pair, next, final_unit && at + 2 * block_keys >= end);
       last = next;
     }
-    __syncwarp();
-    if (lane == 0) s.told_empty[told.slot].arrive();
+    s.told_empty[told.slot].arrive();
     told = told.after(1);
   }
 }
@@ -477,16 +438,17 @@ __device__ void add_values(const Work& w, int half, char* memory, Shared<L>& s) 
       }
       products_wait<0>();
       release(products - 1);
-      if (lane == 0) s.last_empty[last.slot].arrive();
+      s.last_empty[last.slot].arrive();
       pair = pair.after(L::pairs);
       last = last.after(1);
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int place = s.place[told.slot][row + 8 * i];
-      const float inverse = s.inverse[told.slot][row + 8 * i];
       if (place == nowhere) continue;
+      const float sum = s.sum[told.slot][row + 8 * i];
       if (place < 0) {
+        const float inverse = sum != 0 ? 1 / sum : 0;
         uint32_t* to = reinterpret_cast<uint32_t*>(w.a.out.data) + ~place + half * L::first * 32 + lane % 4;
 #pragma unroll
         for (int c = 0; c < values * 8; ++c) {
@@ -504,11 +466,14 @@ __device__ void add_values(const Work& w, int half, char* memory, Shared<L>& s) 
         }
         const unsigned quad = 0xfu << (lane & ~3);
         most = fmaxf(most, __shfl_xor_sync(quad, most, 1));
-        most = fmaxf(most, __shfl_xor_sync(quad, most, 2)) * inverse;
-        const PieceUnit unit(most);
-        const float factor = inverse * unit.inverse();
-        if (lane % 4 == 0) w.rows[place].unit[half] = unit.value();
-        __half* const to = w.pieces + static_cast<int64_t>(place) * w.a.value +
+        const PieceUnit unit(fmaxf(most, __shfl_xor_sync(quad, most, 2)));
+        const float factor = unit.inverse();
+        if (lane % 4 == 0) {
+          RowOfPiece& known = w.pieces.rows[place];
+          known.unit[half] = unit.value();
+          if (half == 0) known.base = s.base[told.slot][row + 8 * i], known.sum = sum;
+        }
+        __half* const to = w.pieces.values + static_cast<int64_t>(place) * w.a.value +
                            half * L::first * tile_columns + lane % 4 * 8;
 #pragma unroll
         for (int c = 0; c < values * 8; c += 4) {
@@ -521,8 +486,7 @@ __device__ void add_values(const Work& w, int half, char* memory, Shared<L>& s) 
         }
       }
     }
-    __syncwarp();
-    if (lane == 0) s.told_empty[told.slot].arrive();
+    s.told_empty[told.slot].arrive();
     told = told.after(1);
   }
 }
@@ -531,8 +495,8 @@ __device__ void add_values(const Work& w, int half, char* memory, Shared<L>& s) 
 // kernels writes, so the kernel in front may still be running. One warp.
 __device__ void read_ahead(const Work& w) {
   const auto touch = [](const int32_t* at) { asm volatile("prefetch.global.L1 [%0];" ::"l"(at)); };
-  const int lane = static_cast<int>(threadIdx.x) % 32, per_split = w.partials.tokens * w.head_blocks;
-  const int token = w.partials.first_token + static_cast<int>(blockIdx.x) % per_split / w.head_blocks;
+  const int lane = static_cast<int>(threadIdx.x) % 32, per_split = w.pieces.partials.tokens * w.head_blocks;
+  const int token = w.pieces.partials.first_token + static_cast<int>(blockIdx.x) % per_split / w.head_blocks;
   touch(w.a.position + token);
   const int32_t* pages = w.a.block_table + w.a.sequence[token] * w.a.table_row;
   if (lane * 32 < w.a.table_row) touch(pages + lane * 32);
@@ -545,15 +509,15 @@ __global__ void __launch_bounds__(threads, 1)
   extern __shared__ __align__(1024) char memory[];
   Shared<L>& s = *reinterpret_cast<Shared<L>*>(memory + Layout<L>::shared);
   if (threadIdx.x == 0) {
-    for (Barrier& b : s.told_full) b.init(1);
-    for (Barrier& b : s.told_empty) b.init(12);
+    for (Barrier& b : s.told_full) b.init(32);
+    for (Barrier& b : s.told_empty) b.init(12 * 32);
     s.q_full.init(1);
     s.q_empty.init(4);
     for (Barrier& b : s.pair_full) b.init(1);
     for (Barrier& b : s.pair_empty) b.init(8);
     for (Barrier& b : s.last_full) b.init(1);
-    for (Barrier& b : s.last_empty) b.init(8);
-    for (Barrier& b : s.ready) b.init(4);
+    for (Barrier& b : s.last_empty) b.init(8 * 32);
+    for (Barrier& b : s.ready) b.init(4 * 8);
     barriers_ready();
     prefetch_map(q_map);
     prefetch_map(kv_map);
@@ -579,85 +543,19 @@ __global__ void __launch_bounds__(threads, 1)
   }
 }
 
-constexpr int most_pieces = 1024, piece_groups = 8;
-
-// A block a row, eight columns a thread. Each group of threads adds every eighth piece, in their order; then
-// the groups' sums are added in theirs.
-template <class L>
-__global__ void __launch_bounds__(piece_groups* L::values * 8) combine_kernel(const Work w) {
-  constexpr int columns = L::values * tile_columns, group_threads = columns / 8;
-  __shared__ float weights[2][most_pieces], sums[piece_groups - 1][columns];
-  __shared__ float total;
-  const int token = w.partials.first_token + static_cast<int>(blockIdx.x),
-            head = static_cast<int>(blockIdx.y);
-  const int splits = piece_count(w.a.position[token] + 1), thread = static_cast<int>(threadIdx.x);
-  wait_for_earlier_kernels();
-  if (splits == 1) return;
-  const RowOfPiece* rows = w.rows + w.partials.row(token, head, 0);
-  const int group = thread / group_threads, at = thread % group_threads * 8;
-  const __half* from = w.pieces + w.partials.row(token, head, 0) * columns + at;
-  if (thread < 32) {
-    float top = -INFINITY, sum = 0;
-    for (int s = thread; s < splits; s += 32) top = fmaxf(top, rows[s].lse);
-    for (int step = 16; step > 0; step /= 2) top = fmaxf(top, __shfl_xor_sync(whole_warp, top, step));
-    for (int s = thread; s < splits; s += 32) {
-      const float4 row = *reinterpret_cast<const float4*>(rows + s);
-      const float weight = exp2f(row.x - top);
-      weights[0][s] = weight * row.y, weights[1][s] = weight * row.z;
-      sum += weight;
-    }
-    for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(whole_warp, sum, step);
-    if (thread == 0) total = sum;
-  }
-  __syncthreads();
-  const float* weight = weights[at >= L::first * tile_columns];
-  float x[8] = {};
-#pragma unroll 4
-  for (int s = group; s < splits; s += piece_groups) {
-    const uint4 packed = *reinterpret_cast<const uint4*>(from + s * columns);
-    const uint32_t pairs[4] = {packed.x, packed.y, packed.z, packed.w};
-#pragma unroll
-    for (int c = 0; c < 4; ++c) {
-      const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(pairs + c));
-      x[2 * c] = fmaf(weight[s], pair.x, x[2 * c]);
-      x[2 * c + 1] = fmaf(weight[s], pair.y, x[2 * c + 1]);
-    }
-  }
-  if (group > 0) {
-#pragma unroll
-    for (int c = 0; c < 8; ++c) sums[group - 1][at + c] = x[c];
-  }
-  __syncthreads();
-  if (group > 0) return;
-  __nv_bfloat16* to = w.a.out.at(token, head) + at / 32 * 32 + at % 32 / 4;
-#pragma unroll
-  for (int c = 0; c < 8; ++c) {
-    for (int g = 0; g < piece_groups - 1; ++g) x[c] += sums[g][at + c];
-  }
-#pragma unroll
-  for (int c = 0; c < 4; ++c)
-    *reinterpret_cast<uint32_t*>(to + 8 * c) = pack_bf16(x[2 * c] / total, x[2 * c + 1] / total);
-}
-
 template <class L>
 void launch(const Work& w, const View& q, const View& cache, const Context& context) {
   const CUtensorMap q_map = tile_map(q.data, q[2], q[1], q.stride(1), q[0], q.stride(0),
                                      std::min(static_cast<int>(q[1]), tile_rows));
   const CUtensorMap kv_map =
       tile_map(cache.data, cache[3], cache[1], cache.stride(1), cache[0], cache.stride(0), w.box_keys);
-  const int64_t units = static_cast<int64_t>(w.partials.tokens) * w.head_blocks * w.partials.splits;
+  const int64_t units =
+      static_cast<int64_t>(w.pieces.partials.tokens) * w.head_blocks * w.pieces.partials.splits;
   const auto grid = static_cast<unsigned>(std::min<int64_t>(units, context.multiprocessors));
   launch_early(latent_kernel<L>, grid, threads, Layout<L>::bytes, "attention_paged", context, w, q_map,
                kv_map);
-  if (w.partials.splits > 1) {
-    launch_early(combine_kernel<L>,
-                 dim3(static_cast<unsigned>(w.partials.tokens), static_cast<unsigned>(w.a.heads)),
-                 piece_groups * L::values * 8, 0, "attention_paged", context, w);
-  }
+  if (w.pieces.partials.splits > 1) combine_pieces_sm90(w.a, w.pieces, context);
 }
-
-using Latent512 = LatentShape<9, 36, 4, 4, 8>;  // 512 + 64
-using Latent192 = LatentShape<4, 14, 2, 1, 9>;  // 192 + 32
 
 }  // namespace
 
@@ -688,9 +586,8 @@ bool attention_paged_sm90(const Paged<__nv_bfloat16>& a, const View& q, const Vi
   const int64_t row_bytes = 2 * a.value + static_cast<int64_t>(sizeof(RowOfPiece));
   for_token_rounds_of(row_bytes, a.tokens, a.heads, most_pieces_of(capacity(keys, pages)), context,
                       [&](const Partials& partials, int64_t most_rows) {
-                        w.partials = partials;
-                        w.rows = static_cast<RowOfPiece*>(context.workspace);
-                        w.pieces = reinterpret_cast<__half*>(w.rows + most_rows);
+                        auto* const rows = static_cast<RowOfPiece*>(context.workspace);
+                        w.pieces = {partials, reinterpret_cast<__half*>(rows + most_rows), rows};
                         (large ? launch<Latent512> : launch<Latent192>)(w, q, keys, context);
                       });
   return true;
