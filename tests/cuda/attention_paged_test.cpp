@@ -226,9 +226,9 @@ std::vector<Query> draw_rows(Random& random, const std::vector<int64_t>& lengths
 }
 
 void check_case(Device& device, Random& random, const PagedCase& c, DType activation, DType stored,
-                const std::vector<int64_t>& lengths, int64_t most) {
+                const std::vector<int64_t>& lengths, int64_t most, int64_t spare_columns = 1) {
   SCOPED_TRACE(fmt::format("{}, {} over {}", text(c), name_of(activation), name_of(stored)));
-  const Cache cache(device, c, stored, lengths, random);
+  const Cache cache(device, c, stored, lengths, random, spare_columns);
   const std::vector<Query> rows = draw_rows(random, lengths, most);
   DeviceTensor q(device, {static_cast<int64_t>(rows.size()), c.heads, c.key}, activation, 8, 8);
   q.randomise(random);
@@ -329,6 +329,24 @@ TEST_F(CudaPagedAttention, RowsOfManySequencesAreTheSameAlone) {
   }
 }
 
+// Rows of many pieces are put together in two ways, by how many they are.
+TEST_F(CudaPagedAttention, RowsOfLongContextsAreTheSameAlone) {
+  Device device;
+  Random random(33);
+  for (const PagedCase& c : {PagedCase{128, 1, 576, 512, 64, true}, PagedCase{96, 1, 224, 192, 64, true}}) {
+    SCOPED_TRACE(text(c));
+    const std::vector<int64_t> lengths = {random.between(16900, 17400), random.between(4000, 9000)};
+    const Cache cache(device, c, DType::bf16, lengths, random);
+    std::vector<Query> rows;
+    for (int32_t i = 0; i < 8; ++i)
+      rows.push_back({i % 2, static_cast<int32_t>(lengths[static_cast<size_t>(i % 2)] - 1 - i / 2)});
+    DeviceTensor q(device, {static_cast<int64_t>(rows.size()), c.heads, c.key}, DType::bf16);
+    q.randomise(random);
+    const std::vector<double> together = attend(device, cache, q, rows, 0.1);
+    expect_rows_alone(device, cache, c, DType::bf16, q, rows, together, 3);
+  }
+}
+
 // Block tables that name few entries, and few tokens: latents have kernels of their own.
 TEST_F(CudaPagedAttention, ShortTablesGiveTheSameBits) {
   Device device;
@@ -363,6 +381,112 @@ TEST_F(CudaPagedAttention, ShortTablesGiveTheSameBits) {
       EXPECT_EQ(attend(device, wide, single, row, 0.05), attend(device, cache, single, row, 0.05));
     }
   }
+}
+
+// attention_paged_expanded over a few pieces of a prompt.
+struct Expansion {
+  int64_t heads, nope, rope, value, rank, page;
+  DType stored;
+};
+void check_expansion(Random& random, const Expansion& c, DType type, const std::vector<int64_t>& lengths,
+                     int64_t most) {
+  // The second workspace holds a few heads of one sequence at a time, the third not even one.
+  Device device, small(int64_t{3} << 20), tiny(int64_t{1} << 20);
+  SCOPED_TRACE(fmt::format("{} heads, {}+{}/{} from {}, {} over {}", c.heads, c.nope, c.rope, c.value, c.rank,
+                           name_of(type), name_of(c.stored)));
+  const Cache cache(device, {c.heads, 1, c.rank + c.rope, c.rank, c.page, true}, c.stored, lengths, random);
+  DeviceTensor kv_b(device, {c.heads * (c.nope + c.value), c.rank}, type);
+  kv_b.set([&] { return random.normal() / std::sqrt(static_cast<double>(c.rank)); });
+  std::vector<std::vector<double>> expanded;  // a sequence each: [position, head, nope + value]
+  const int64_t width = c.heads * (c.nope + c.value);
+  for (size_t s = 0; s < lengths.size(); ++s) {
+    expanded.emplace_back(static_cast<size_t>(lengths[s] * width));
+    in_parallel(lengths[s], [&](int64_t at) {
+      for (int64_t i = 0; i < width; ++i) {
+        double sum = 0;
+        for (int64_t r = 0; r < c.rank; ++r)
+          sum += kv_b.values[static_cast<size_t>(i * c.rank + r)] * cache.key_at(s, at, 0, r);
+        expanded[s][static_cast<size_t>(at * width + i)] = sum;
+      }
+    });
+  }
+  std::vector<Query> rows;
+  for (int32_t s : {0, 2, 1}) {
+    const int64_t tokens = std::min<int64_t>(random.between(1, most), lengths[static_cast<size_t>(s)]);
+    for (int64_t i = 0; i < tokens; ++i)
+      rows.push_back({s, static_cast<int32_t>(lengths[static_cast<size_t>(s)] - tokens + i)});
+  }
+  rows.push_back({1, -1});
+  DeviceTensor q(device, {static_cast<int64_t>(rows.size()), c.heads, c.nope + c.rope}, type);
+  q.randomise(random);
+  const double scale = 1 / std::sqrt(static_cast<double>(c.nope + c.rope));
+  auto run = [&](Device& on, const DeviceTensor& queries, const std::vector<Query>& which) {
+    DeviceTensor out(device, {queries.view[0], c.heads, c.value}, type);
+    std::vector<int32_t> sequence, position;
+    for (const Query& row : which) sequence.push_back(row.sequence), position.push_back(row.position);
+    const DeviceIndices sequences(device, sequence), positions(device, position);
+    cuda::attention_paged_expanded(queries.view, cache.key_view, kv_b.view,
+                                   {cache.table_on_device->view, sequences.view, positions.view}, scale,
+                                   out.view, on.context);
+    on.stream.synchronize();
+    return out.read();
+  };
+  const std::vector<double> out = run(device, q, rows);
+  auto of_head = [&](size_t s, int64_t at, int64_t h, int64_t i) {
+    return expanded[s][static_cast<size_t>(at * width + h * (c.nope + c.value) + i)];
+  };
+  const std::vector<double> expected = by_loops(
+      q, c.value, rows, scale,
+      [&](size_t s, int64_t at, int64_t h, int64_t i) {
+        return i < c.nope ? of_head(s, at, h, i) : cache.key_at(s, at, 0, c.rank + i - c.nope);
+      },
+      [&](size_t s, int64_t at, int64_t h, int64_t i) { return of_head(s, at, h, c.nope + i); });
+  EXPECT_LT(distance(out, expected), type == DType::f32 ? 1e-5 : 8e-3);
+  EXPECT_EQ(run(small, q, rows), out);
+  EXPECT_EQ(run(tiny, q, rows), out);
+  const int64_t row_width = c.heads * (c.nope + c.rope), out_width = c.heads * c.value;
+  for (size_t row = 0; row < rows.size(); row += 17) {
+    DeviceTensor single(device, {1, c.heads, c.nope + c.rope}, type);
+    std::copy_n(q.values.begin() + static_cast<int64_t>(row) * row_width, row_width, single.values.begin());
+    single.upload();
+    const auto begin = out.begin() + static_cast<int64_t>(row) * out_width;
+    EXPECT_EQ(run(device, single, {rows[row]}), std::vector<double>(begin, begin + out_width));
+  }
+}
+
+// Each kernel once, on little: for compute-sanitizer.
+TEST_F(CudaPagedAttention, SmallCallsOfEachKernel) {
+  Device device;
+  for (const PagedCase& c : {PagedCase{16, 1, 576, 512, 64, true}, PagedCase{12, 1, 224, 192, 16, true}}) {
+    for (const int64_t spare : {0, 40}) {  // few entries, any contexts
+      for (const std::vector<int64_t>& lengths : {std::vector<int64_t>{100, 40}, {300, 70}}) {
+        SCOPED_TRACE(fmt::format("{}, {} entries, {} columns spare", text(c), lengths[0], spare));
+        Random random(31);
+        check_case(device, random, c, DType::bf16, DType::bf16, lengths, 3, spare * 64 / c.page);
+      }
+    }
+  }
+  Random random(32);
+  check_expansion(random, {2, 128, 64, 128, 512, 64, DType::bf16}, DType::bf16, {150, 40, 90}, 20);
+  check_expansion(random, {3, 64, 32, 64, 192, 16, DType::bf16}, DType::bf16, {150, 40, 90}, 20);
+  const PagedCase large{16, 1, 576, 512, 64, true}, odd{5, 1, 24, 17, 1, true};
+  for (const DType narrow : {DType::u8, DType::f8e4m3})
+    check_case(device, random, large, DType::bf16, narrow, {200, 40}, 3);
+  for (const PagedCase& c : {PagedCase{8, 2, 64, 64, 16, false}, PagedCase{8, 1, 128, 128, 64, false}})
+    check_case(device, random, c, DType::bf16, DType::bf16, {200, 40}, 3);
+  check_case(device, random, large, DType::f32, DType::bf16, {200, 40}, 3);
+  check_case(device, random, odd, DType::bf16, DType::bf16, {200, 40}, 3);
+  // Rows enough to be put together by warps.
+  std::vector<int64_t> lengths;
+  for (int i = 0; i < 40; ++i) lengths.push_back(random.between(1, 300));
+  const PagedCase many{80, 1, 576, 512, 64, true};
+  const Cache cache(device, many, DType::bf16, lengths, random);
+  std::vector<Query> rows;
+  for (size_t s = 0; s < lengths.size(); ++s)
+    rows.push_back({static_cast<int32_t>(s), static_cast<int32_t>(lengths[s] - 1)});
+  DeviceTensor q(device, {static_cast<int64_t>(rows.size()), many.heads, many.key}, DType::bf16, 8, 8);
+  q.randomise(random);
+  EXPECT_LT(distance(attend(device, cache, q, rows, 0.05), oracle(cache, q, rows, 0.05)), 6e-3);
 }
 
 TEST_F(CudaPagedAttention, TellsWhichShortTablesItGainsBy) {
@@ -420,80 +544,13 @@ TEST_F(CudaPagedAttention, IsRecordedOnce) {
 }
 
 TEST_F(CudaPagedAttention, ExpandsLatents) {
-  // The second workspace holds a few heads of one sequence at a time, the third not even one.
-  Device device, small(int64_t{3} << 20), tiny(int64_t{1} << 20);
   Random random(25);
-  struct Sizes {
-    int64_t heads, nope, rope, value, rank, page;
-    DType stored;
-  };
   for (const DType type : {DType::f32, DType::bf16}) {
-    for (const Sizes& c : {Sizes{3, 16, 8, 12, 24, 16, type}, Sizes{1, 7, 3, 5, 9, 1, type},
-                           Sizes{4, 128, 64, 128, 512, 64, type}, Sizes{12, 64, 32, 64, 192, 16, DType::bf16},
-                           Sizes{4, 64, 32, 64, 192, 16, DType::u8}}) {
-      SCOPED_TRACE(fmt::format("{} heads, {}+{}/{} from {}, {} over {}", c.heads, c.nope, c.rope, c.value,
-                               c.rank, name_of(type), name_of(c.stored)));
-      const std::vector<int64_t> lengths = {random.between(520, 900), random.between(1, 300), 256};
-      const Cache cache(device, {c.heads, 1, c.rank + c.rope, c.rank, c.page, true}, c.stored, lengths,
-                        random);
-      DeviceTensor kv_b(device, {c.heads * (c.nope + c.value), c.rank}, type);
-      kv_b.set([&] { return random.normal() / std::sqrt(static_cast<double>(c.rank)); });
-      std::vector<std::vector<double>> expanded;  // a sequence each: [position, head, nope + value]
-      const int64_t width = c.heads * (c.nope + c.value);
-      for (size_t s = 0; s < lengths.size(); ++s) {
-        expanded.emplace_back(static_cast<size_t>(lengths[s] * width));
-        in_parallel(lengths[s], [&](int64_t at) {
-          for (int64_t i = 0; i < width; ++i) {
-            double sum = 0;
-            for (int64_t r = 0; r < c.rank; ++r)
-              sum += kv_b.values[static_cast<size_t>(i * c.rank + r)] * cache.key_at(s, at, 0, r);
-            expanded[s][static_cast<size_t>(at * width + i)] = sum;
-          }
-        });
-      }
-      std::vector<Query> rows;
-      for (int32_t s : {0, 2, 1}) {
-        const int64_t tokens = std::min<int64_t>(random.between(1, 90), lengths[static_cast<size_t>(s)]);
-        for (int64_t i = 0; i < tokens; ++i)
-          rows.push_back({s, static_cast<int32_t>(lengths[static_cast<size_t>(s)] - tokens + i)});
-      }
-      rows.push_back({1, -1});
-      DeviceTensor q(device, {static_cast<int64_t>(rows.size()), c.heads, c.nope + c.rope}, type);
-      q.randomise(random);
-      const double scale = 1 / std::sqrt(static_cast<double>(c.nope + c.rope));
-      auto run = [&](Device& on, const DeviceTensor& queries, const std::vector<Query>& which) {
-        DeviceTensor out(device, {queries.view[0], c.heads, c.value}, type);
-        std::vector<int32_t> sequence, position;
-        for (const Query& row : which) sequence.push_back(row.sequence), position.push_back(row.position);
-        const DeviceIndices sequences(device, sequence), positions(device, position);
-        cuda::attention_paged_expanded(queries.view, cache.key_view, kv_b.view,
-                                       {cache.table_on_device->view, sequences.view, positions.view}, scale,
-                                       out.view, on.context);
-        on.stream.synchronize();
-        return out.read();
-      };
-      const std::vector<double> out = run(device, q, rows);
-      auto of_head = [&](size_t s, int64_t at, int64_t h, int64_t i) {
-        return expanded[s][static_cast<size_t>(at * width + h * (c.nope + c.value) + i)];
-      };
-      const std::vector<double> expected = by_loops(
-          q, c.value, rows, scale,
-          [&](size_t s, int64_t at, int64_t h, int64_t i) {
-            return i < c.nope ? of_head(s, at, h, i) : cache.key_at(s, at, 0, c.rank + i - c.nope);
-          },
-          [&](size_t s, int64_t at, int64_t h, int64_t i) { return of_head(s, at, h, c.nope + i); });
-      EXPECT_LT(distance(out, expected), type == DType::f32 ? 1e-5 : 8e-3);
-      EXPECT_EQ(run(small, q, rows), out);
-      EXPECT_EQ(run(tiny, q, rows), out);
-      const int64_t row_width = c.heads * (c.nope + c.rope), out_width = c.heads * c.value;
-      for (size_t row = 0; row < rows.size(); row += 17) {
-        DeviceTensor single(device, {1, c.heads, c.nope + c.rope}, type);
-        std::copy_n(q.values.begin() + static_cast<int64_t>(row) * row_width, row_width,
-                    single.values.begin());
-        single.upload();
-        const auto begin = out.begin() + static_cast<int64_t>(row) * out_width;
-        EXPECT_EQ(run(device, single, {rows[row]}), std::vector<double>(begin, begin + out_width));
-      }
+    for (const Expansion& c :
+         {Expansion{3, 16, 8, 12, 24, 16, type}, Expansion{1, 7, 3, 5, 9, 1, type},
+          Expansion{4, 128, 64, 128, 512, 64, type}, Expansion{12, 64, 32, 64, 192, 16, DType::bf16},
+          Expansion{4, 64, 32, 64, 192, 16, DType::u8}}) {
+      check_expansion(random, c, type, {random.between(520, 900), random.between(1, 300), 256}, 90);
     }
   }
 }
