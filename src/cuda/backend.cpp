@@ -451,6 +451,13 @@ void CudaBackend::linear_fp8_backward_weight(const Fp8Matrix& d_out_across, cons
   cuda::linear_fp8_backward_weight(d_out_across, x_across, offsets, d_w, context_);
 }
 
+void CudaBackend::gated_linear_fp8_backward_weight(const Fp8Matrix& d_gated_across,
+                                                   const Fp8Matrix& d_risen_across, const Fp8Matrix& x_across,
+                                                   View offsets, Grad d_gate, Grad d_up) {
+  cuda::gated_linear_fp8_backward_weight(d_gated_across, d_risen_across, x_across, offsets, d_gate, d_up,
+                                         context_);
+}
+
 void CudaBackend::gated_linear_fp8(const Fp8Matrix& x, const Fp8Matrix& gate, const Fp8Matrix& up,
                                    View offsets, View factors, View gated, View risen, View out) {
   cuda::gated_linear_fp8(x, gate, up, offsets, factors, gated, risen, out, context_);

@@ -106,6 +106,9 @@ class CudaBackend final : public Backend {
   void linear_fp8(const Fp8Matrix& x, const Fp8Matrix& w, View offsets, View bias, Grad out) override;
   void linear_fp8_backward_weight(const Fp8Matrix& d_out_across, const Fp8Matrix& x_across, View offsets,
                                   Grad d_w) override;
+  void gated_linear_fp8_backward_weight(const Fp8Matrix& d_gated_across, const Fp8Matrix& d_risen_across,
+                                        const Fp8Matrix& x_across, View offsets, Grad d_gate,
+                                        Grad d_up) override;
   void gated_linear_fp8(const Fp8Matrix& x, const Fp8Matrix& gate, const Fp8Matrix& up, View offsets,
                         View factors, View gated, View risen, View out) override;
   void gated_linear_fp8_backward_input(const Fp8Matrix& d_gated, const Fp8Matrix& d_risen,

@@ -66,7 +66,13 @@ __device__ void put(bool accumulate, float (&from)[N], T* to) {
   store<N>(from, to);
 }
 
-__device__ inline float sigmoid(float x) { return __fdividef(1, 1 + __expf(-x)); }  // within 4 ulp
+// Within 4 ulp, in four instructions: what exp2 rounds to infinity or zero leaves 0 or 1.
+__device__ inline float sigmoid(float x) {
+  float e, s;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(x * -1.44269504f));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(s) : "f"(1 + e));
+  return s;
+}
 __device__ inline float swiglu_of(float gate, float up) { return up * (gate * sigmoid(gate)); }
 
 // Puts the gradients of a gate and what it gates in their place; silu'(g) = s + g s (1 - s), s = sigmoid(g).

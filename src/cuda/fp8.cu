@@ -53,24 +53,31 @@ __device__ inline uint32_t larger(uint32_t a, uint32_t b) {
 
 // Rows of x, or those that `rows` names; or of matrices of a stack.
 struct RowsOf {
-  static constexpr int results = 1;
+  static constexpr int results = 1, staged = 0;
   static constexpr bool weighted = false;
   const bf16* x;
   int line;
   int64_t matrix;
   const int32_t* rows;
 
-  __device__ float read(int row, int column, Eight (&to)[1]) const {
+  __device__ void read(int row, int column, Eight (&to)[1]) const {
     to[0] = eight_at(x + blockIdx.z * matrix + column + int64_t{rows ? rows[row] : row} * line);
-    return 0;
   }
 };
 
+__device__ inline void copy_eight(uint4& to, const bf16* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                   static_cast<uint32_t>(__cvta_generic_to_shared(&to))),
+               "l"(from)
+               : "memory");
+}
+
 // swiglu_backward's two results, of rows times factors where those are. Then read() returns what its columns
-// add to the gradient of the row's factor.
+// add to the gradient of the row's factor. A thread has three times as much to read as registers to wait for
+// it in, so it reads by way of shared memory.
 template <bool Weighted>
 struct GatedRows {
-  static constexpr int results = 2;
+  static constexpr int results = 2, staged = 3;
   static constexpr bool weighted = Weighted;
   const bf16* d_out;
   const bf16* gated;
@@ -78,17 +85,21 @@ struct GatedRows {
   int d_out_line, gated_line, risen_line;
   const float* factors;
 
-  __device__ float read(int row, int column, Eight (&to)[2]) const {
-    const Eight d = eight_at(d_out + column + int64_t{row} * d_out_line);
-    const Eight gate = eight_at(gated + column + int64_t{row} * gated_line);
-    const Eight up = eight_at(risen + column + int64_t{row} * risen_line);
-    const float factor = Weighted ? factors[row] : 1;
+  // As the thread's i-th.
+  __device__ void stage(int i, int row, int column, uint4 (*to)[threads]) const {
+    copy_eight(to[i * 3][threadIdx.x], d_out + column + int64_t{row} * d_out_line);
+    copy_eight(to[i * 3 + 1][threadIdx.x], gated + column + int64_t{row} * gated_line);
+    copy_eight(to[i * 3 + 2][threadIdx.x], risen + column + int64_t{row} * risen_line);
+  }
+  __device__ float read(int i, float factor, const uint4 (*from)[threads], Eight (&to)[2]) const {
+    const auto eight = [&](int k) { return *reinterpret_cast<const Eight*>(&from[i * 3 + k][threadIdx.x]); };
+    const Eight d = eight(0), gate = eight(1), up = eight(2);
     float g[8], u[8], product = 0;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      g[i] = gate[i], u[i] = up[i];
-      if (Weighted) product = fmaf(d[i], swiglu_of(g[i], u[i]), product);
-      swiglu_backward_of(Weighted ? d[i] * factor : d[i], g[i], u[i]);
+    for (int j = 0; j < 8; ++j) {
+      g[j] = gate[j], u[j] = up[j];
+      if (Weighted) product = fmaf(d[j], swiglu_of(g[j], u[j]), product);
+      swiglu_backward_of(Weighted ? d[j] * factor : d[j], g[j], u[j]);
     }
     to[0] = eight_of(g), to[1] = eight_of(u);
     return product;
@@ -117,10 +128,14 @@ struct Tiles {
   float* products;  // [blocks of columns, rows]: sums of what read() returned
 };
 
+template <class Source>
 struct TileMemory {
+  union {
+    uint32_t across[block][block / 4];  // words of four rows; word w of column c stands at w ^ c / 8 · 2
+    uint4 staged[Source::staged > 0 ? Source::staged * 8 : 1][threads];  // what threads read, before that
+  };
   float mosts[warps][block];
   float inverses[block];
-  uint32_t across[block][block / 4];  // words of four rows; word w of column c stands at w ^ c / 8 · 2
 };
 
 // A thread has eight columns of 2 × 4 neighbouring rows.
@@ -146,13 +161,14 @@ __device__ float of_own_row(float (&of_rows)[8], const Place& at, const Join& jo
   return join(of_rows[0], __shfl_xor_sync(whole_warp, of_rows[0], 1));
 }
 
-// Of a tile's rows and columns, first_row .. and first_column .., those below `rows` and `columns` exist.
-template <class Source, bool squares>
+// Of a tile's rows and columns, first_row .. and first_column .., those below `rows` and `columns` exist; `whole`:
+// all of them.
+template <class Source, bool squares, bool whole>
 __device__ void quantise_tile(const Tiles<Source>& p, const Eight (&values)[8], const Target& to, int tile,
-                              int first_row, int rows, int column_block, TileMemory& memory) {
+                              int first_row, int rows, int column_block, TileMemory<Source>& memory) {
   const Place at;
   const int first_column = column_block * block, columns = p.columns - first_column;
-  const bool inside = at.column < columns;
+  const bool inside = whole || at.column < columns;
   // Largest magnitudes: of rows, of columns, or of the tile. Bfloat16 compares as what it widens to.
   constexpr uint32_t magnitude = 0x7fff7fff;
   uint32_t column_mosts[4] = {};
@@ -168,6 +184,7 @@ __device__ void quantise_tile(const Tiles<Source>& p, const Eight (&values)[8], 
     }
     row_most[i] = fmaxf(__uint_as_float(most << 16), __uint_as_float(most & 0xffff0000));
   }
+  float row_inverses[8];
   if (squares) {
     float most = 0;
 #pragma unroll
@@ -186,6 +203,14 @@ __device__ void quantise_tile(const Tiles<Source>& p, const Eight (&values)[8], 
       store<4>(eight[0], memory.mosts[at.warp] + at.column);
       store<4>(eight[1], memory.mosts[at.warp] + at.column + 4);
     }
+    // A row's scale is computed once.
+    const Scale scale(of_own_row(row_most, at, [](float a, float b) { return fmaxf(a, b); }));
+    const int row = at.row(at.lane % 16 / 2);
+    if (at.lane % 2 == 0 && (whole || row < rows))
+      to.scales[int64_t{column_block} * p.rows + first_row + row] = scale.scale;
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+      row_inverses[i] = __shfl_sync(whole_warp, scale.inverse, (at.lane & 16) | i * 2);
   }
   __syncthreads();
   const int thread = static_cast<int>(threadIdx.x);
@@ -200,88 +225,100 @@ __device__ void quantise_tile(const Tiles<Source>& p, const Eight (&values)[8], 
       to.scales[tile * column_blocks + column_block] = scale.scale;
       to.across_scales[column_block * row_blocks + tile] = scale.scale;
     }
-    if (!squares && thread < columns)
+    if (!squares && (whole || thread < columns))
       to.across_scales[int64_t{tile} * p.columns + first_column + thread] = scale.scale;
   }
-
-  float row_inverses[8];
-  if (!squares) {  // a row's scale is computed once
-    const Scale scale(of_own_row(row_most, at, [](float a, float b) { return fmaxf(a, b); }));
-    const int row = at.row(at.lane % 16 / 2);
-    if (at.lane % 2 == 0 && row < rows)
-      to.scales[int64_t{column_block} * p.rows + first_row + row] = scale.scale;
-#pragma unroll
-    for (int i = 0; i < 8; ++i)
-      row_inverses[i] = __shfl_sync(whole_warp, scale.inverse, (at.lane & 16) | i * 2);
-  } else {
-    __syncthreads();
+  __syncthreads();
+  float inverses[2][4];
+  if (squares) {
 #pragma unroll
     for (float& inverse : row_inverses) inverse = memory.inverses[0];
-  }
-  uint8_t* codes_at = to.codes + int64_t{first_row} * p.columns + first_column + at.column;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const float inverse = row_inverses[i];
-    const Eight& x = values[i];
-    const uint2 codes{codes_of(x[0] * inverse, x[1] * inverse, x[2] * inverse, x[3] * inverse),
-                      codes_of(x[4] * inverse, x[5] * inverse, x[6] * inverse, x[7] * inverse)};
-    if (inside && at.row(i) < rows)
-      *reinterpret_cast<uint2*>(codes_at + int64_t{at.row(i)} * p.columns) = codes;
+  } else {
+    load<4>(memory.inverses + at.column, inverses[0]);
+    load<4>(memory.inverses + at.column + 4, inverses[1]);
   }
 
-  if (!squares) __syncthreads();
-  float inverses[2][4];
-  load<4>(memory.inverses + at.column, inverses[0]);
-  load<4>(memory.inverses + at.column + 4, inverses[1]);
+  // Four rows at a time, whose codes along and across are made of what was widened once.
+  uint8_t* codes_at =
+      to.codes + int64_t{first_row + at.four * 4} * p.columns + first_column + at.column;
+  uint32_t* across_at = &memory.across[at.column][at.four ^ at.column / 4];
 #pragma unroll
-  for (int j = 0; j < 8; ++j) {
-    const float inverse = inverses[j / 4][j % 4];
+  for (int part = 0; part < 2; ++part) {
+    float x[4][8];
 #pragma unroll
-    for (int i = 0; i < 8; i += 4) {
-      const int word = i * 4 + at.four;
-      memory.across[at.column + j][word ^ at.column / 4] =
-          codes_of(values[i][j] * inverse, values[i + 1][j] * inverse, values[i + 2][j] * inverse,
-                   values[i + 3][j] * inverse);
+    for (int i = 0; i < 4; ++i) {
+#pragma unroll
+      for (int j = 0; j < 8; ++j) x[i][j] = values[part * 4 + i][j];
     }
+    uint32_t along[4][2], four_rows[8];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float inverse = row_inverses[part * 4 + i];
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const float* of = x[i] + h * 4;
+        along[i][h] = codes_of(of[0] * inverse, of[1] * inverse, of[2] * inverse, of[3] * inverse);
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const float inverse = squares ? row_inverses[0] : inverses[j / 4][j % 4];
+      four_rows[j] = codes_of(x[0][j] * inverse, x[1][j] * inverse, x[2][j] * inverse, x[3][j] * inverse);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (whole || (inside && at.row(part * 4 + i) < rows))
+        *reinterpret_cast<uint2*>(codes_at + i * p.columns) = {along[i][0], along[i][1]};
+    }
+    // Word four + 16 stands where four's would, but for 16.
+    uint32_t* words = part == 0 ? across_at : &memory.across[at.column][(at.four + 16) ^ at.column / 4];
+#pragma unroll
+    for (int j = 0; j < 8; ++j) words[j * (block / 4)] = four_rows[j];
+    codes_at += int64_t{64} * p.columns;
   }
   __syncthreads();
   const int piece = thread % 8, first = tile * block + piece * 16;
-  uint8_t* across_at = to.across + int64_t{first_column} * p.across_line + first;
+  uint8_t* out = to.across + int64_t{first_column} * p.across_line + first;
 #pragma unroll
   for (int i = 0; i < block * 8; i += threads) {
     const int column = (i + thread) / 8, turn = column / 8;
     const uint4 words = *reinterpret_cast<const uint4*>(&memory.across[column][(piece ^ turn / 2) * 4]);
-    if (column < columns && first < p.across_line)
-      *reinterpret_cast<uint4*>(across_at + int64_t{column} * p.across_line) =
+    if (whole || (column < columns && first < p.across_line))
+      *reinterpret_cast<uint4*>(out + int64_t{column} * p.across_line) =
           turn % 2 ? uint4{words.z, words.w, words.x, words.y} : words;
   }
 }
 
 // grid: blocks of columns and tiles of rows, or the other way round, and matrices of a stack.
-template <class Source, bool squares>
-__global__ __launch_bounds__(threads, Source::results == 1 ? 3 : 2) void quantise_kernel(Tiles<Source> p) {
-  __shared__ __align__(16) TileMemory memory;
-  const int tile = static_cast<int>(p.columns_together ? blockIdx.x : blockIdx.y);
-  const int column_block = static_cast<int>(p.columns_together ? blockIdx.y : blockIdx.x);
-  int first = tile * block, end = min(first + block, p.rows);
-  if (p.offsets) {
-    const ExpertTile found = find_tile(p.offsets, p.experts, block, tile);
-    first = found.begin, end = found.end;
-    if (first == end) return;
-  }
-  const int rows = end - first;
+template <class Source, bool squares, bool whole>
+__device__ void quantise_rows(const Tiles<Source>& p, int tile, int column_block, int first, int rows,
+                              TileMemory<Source>& memory) {
   const Place at;
   const int column = column_block * block + at.column;
   // Read wherever the nearest one is, so that no branch stands between the reads.
-  const int nearest = min(column, p.columns - 8);
+  const int nearest = whole ? column : min(column, p.columns - 8);
+  const auto row_at = [&](int i) { return first + (whole ? at.row(i) : min(at.row(i), rows - 1)); };
+  float factors[8];
+  if constexpr (Source::staged > 0) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      p.source.stage(i, row_at(i), nearest, memory.staged);
+      factors[i] = Source::weighted ? p.source.factors[row_at(i)] : 1;
+    }
+    asm volatile("cp.async.wait_all;" ::: "memory");
+  }
   Eight values[Source::results][8];
   float products[8];
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    const int row = min(at.row(i), rows - 1);
     Eight read[Source::results];
-    const float product = p.source.read(first + row, nearest, read);
-    const bool inside = at.row(i) < rows && column < p.columns;
+    float product = 0;
+    if constexpr (Source::staged > 0) {
+      product = p.source.read(i, factors[i], memory.staged, read);
+    } else {
+      p.source.read(row_at(i), nearest, read);
+    }
+    const bool inside = whole || (at.row(i) < rows && column < p.columns);
     products[i] = inside ? product : 0;
 #pragma unroll
     for (int r = 0; r < Source::results; ++r) {
@@ -305,7 +342,27 @@ __global__ __launch_bounds__(threads, Source::results == 1 ? 3 : 2) void quantis
       to.codes += matrix * size, to.across += matrix * size;
       to.scales += matrix * scales, to.across_scales += matrix * scales;
     }
-    quantise_tile<Source, squares>(p, values[r], to, tile, first, rows, column_block, memory);
+    quantise_tile<Source, squares, whole>(p, values[r], to, tile, first, rows, column_block, memory);
+  }
+}
+
+template <class Source, bool squares>
+__global__ __launch_bounds__(threads, Source::results == 1 ? 4 : 2) void quantise_kernel(Tiles<Source> p) {
+  extern __shared__ __align__(16) char shared_bytes[];
+  TileMemory<Source>& memory = *reinterpret_cast<TileMemory<Source>*>(shared_bytes);
+  const int tile = static_cast<int>(p.columns_together ? blockIdx.x : blockIdx.y);
+  const int column_block = static_cast<int>(p.columns_together ? blockIdx.y : blockIdx.x);
+  int first = tile * block, end = min(first + block, p.rows);
+  if (p.offsets) {
+    const ExpertTile found = find_tile(p.offsets, p.experts, block, tile);
+    first = found.begin, end = found.end;
+    if (first == end) return;
+  }
+  // Most tiles are, and need not ask for each row and column.
+  if (end - first == block && (column_block + 1) * block <= p.columns) {
+    quantise_rows<Source, squares, true>(p, tile, column_block, first, block, memory);
+  } else {
+    quantise_rows<Source, squares, false>(p, tile, column_block, first, end - first, memory);
   }
 }
 
@@ -354,7 +411,12 @@ void launch(Tiles<Source> p, const View& offsets, int64_t matrices, const Fp8Ope
   const unsigned tiles = blocks_for(p.across_line, block), blocks = blocks_for(p.columns, block);
   const dim3 grid(p.columns_together ? tiles : blocks, p.columns_together ? blocks : tiles,
                   static_cast<unsigned>(matrices));
-  quantise_kernel<Source, squares><<<grid, threads, 0, context.stream>>>(p);
+  constexpr int bytes = sizeof(TileMemory<Source>);
+  auto kernel = quantise_kernel<Source, squares>;
+  static const cudaError_t allowed =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  check(allowed, name);
+  kernel<<<grid, threads, bytes, context.stream>>>(p);
   check_launch(name);
 }
 
@@ -484,12 +546,18 @@ void gated_linear_fp8_backward_input(const Fp8Matrix& d_gated, const Fp8Matrix& 
   launch(p, "gated_linear_backward_input", context);
 }
 
-void linear_fp8_backward_weight(const Fp8Matrix& d_out_across, const Fp8Matrix& x_across, View offsets,
-                                Grad d_w, const Context& context) {
-  if (!d_w) return;
-  const char* name = "linear_backward_weight";
-  HopperProduct p = product_of(d_out_across, x_across, d_w.view, d_w.accumulate);
+namespace {
+
+// The gradient of weights that d_out and x are the across forms of; of a second pair with other_d where that is.
+void backward_weight(const Fp8Matrix& d, const Fp8Matrix* other_d, const Fp8Matrix& x, const View& offsets,
+                     const Grad& d_w, const Grad& other_d_w, const char* name, const Context& context) {
+  HopperProduct p = product_of(d, x, d_w.view, d_w.accumulate);
   LATENTE_ASSERT(d_w.view[-2] == p.rows && d_w.view[-1] == p.columns);
+  if (other_d) {
+    p.pair = Pair::rows;
+    p.other_a = other_d->codes.data, p.other_a_scales = other_d->scales.as<float>();
+    p.other_c = other_d_w.view.data;
+  }
   if (offsets) {
     LATENTE_ASSERT(offsets.count() == d_w.view[0] + 1);
     p.c_batch = d_w.view.stride(0), p.by_depth = true;
@@ -497,8 +565,8 @@ void linear_fp8_backward_weight(const Fp8Matrix& d_out_across, const Fp8Matrix& 
     return launch(p, name, context);
   }
   constexpr int64_t least_depth = 512, step = 64;
-  const int64_t size = p.rows * p.columns;
-  const int64_t most = std::min(p.depth / least_depth, context.workspace_bytes / (4 * size));
+  const int64_t size = p.rows * p.columns, products = other_d ? 2 : 1;
+  const int64_t most = std::min(p.depth / least_depth, context.workspace_bytes / (4 * size * products));
   const int64_t parts = best_parts(p, most, context);
   if (parts <= 1) return launch(p, name, context);
   HopperProduct cut = p;
@@ -506,9 +574,35 @@ void linear_fp8_backward_weight(const Fp8Matrix& d_out_across, const Fp8Matrix& 
   const auto count = static_cast<int>((p.depth + cut.part_depth - 1) / cut.part_depth);
   auto* sums = static_cast<float*>(context.workspace);
   cut.c = sums, cut.c_row = p.columns, cut.c_batch = size;
+  if (other_d) cut.other_c = sums + count * size;
   cut.accumulate = false;
   launch(cut, name, context);
   sum_parts(sums, count, p.rows, p.columns, d_w.view.as<float>(), p.c_row, p.accumulate, name, context);
+  if (!other_d) return;
+  sum_parts(sums + count * size, count, p.rows, p.columns, other_d_w.view.as<float>(), p.c_row, p.accumulate,
+            name, context);
+}
+
+}  // namespace
+
+void linear_fp8_backward_weight(const Fp8Matrix& d_out_across, const Fp8Matrix& x_across, View offsets,
+                                Grad d_w, const Context& context) {
+  if (d_w) backward_weight(d_out_across, nullptr, x_across, offsets, d_w, {}, "linear_backward_weight", context);
+}
+
+void gated_linear_fp8_backward_weight(const Fp8Matrix& d_gated_across, const Fp8Matrix& d_risen_across,
+                                      const Fp8Matrix& x_across, View offsets, Grad d_gate, Grad d_up,
+                                      const Context& context) {
+  const View &to = d_gate.view, &other = d_up.view;
+  const bool together = to && other && to.data != other.data && to.strides == other.strides &&
+                        d_gate.accumulate == d_up.accumulate &&
+                        d_gated_across.codes.strides == d_risen_across.codes.strides;
+  if (together) {
+    return backward_weight(d_gated_across, &d_risen_across, x_across, offsets, d_gate, d_up,
+                           "gated_linear_backward_weight", context);
+  }
+  linear_fp8_backward_weight(d_gated_across, x_across, offsets, d_gate, context);
+  linear_fp8_backward_weight(d_risen_across, x_across, offsets, d_up, context);
 }
 
 }  // namespace latente::cuda

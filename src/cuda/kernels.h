@@ -94,6 +94,9 @@ void gated_linear_fp8_backward_input(const Fp8Matrix& d_gated, const Fp8Matrix& 
                                      Grad d_x, const Context& context);
 void linear_fp8_backward_weight(const Fp8Matrix& d_out_across, const Fp8Matrix& x_across, View offsets,
                                 Grad d_w, const Context& context);
+void gated_linear_fp8_backward_weight(const Fp8Matrix& d_gated_across, const Fp8Matrix& d_risen_across,
+                                      const Fp8Matrix& x_across, View offsets, Grad d_gate, Grad d_up,
+                                      const Context& context);
 
 // attention_expanded.cu, attention_backward.cu: q, k, v, out in float32 or bfloat16; lse and delta in
 // float32; gradients in either. Deterministic.

@@ -39,14 +39,55 @@ __device__ int halves_of(const HopperProduct& p, const Tiles& t) {
   return K::halves == 2 && (K::gated || t.column + K::half_columns < p.columns) ? 2 : 1;
 }
 
+// Tiles on their way from the thread that copies to those that multiply, some ahead.
+struct FoundTiles {
+  Shared& s;
+  Stage<most_turns> at;
+
+  __device__ void tell(Tiles& t, int tile, int width) {
+    s.heard[at.index].wait(at.phase ^ 1);
+    Found& to = s.found[at.index];
+    if (tile < t.count) {
+      t.find(tile, width);
+      to = {t.row, t.end_row, t.column, t.batch, t.first_depth, t.end_depth, false};
+    } else {
+      to.none = true;
+    }
+    s.told[at.index].arrive();
+    at.next();
+  }
+  // By whole warps.
+  __device__ bool hear(Tiles& t) {
+    s.told[at.index].wait(at.phase);
+    const Found found = s.found[at.index];
+    __syncwarp();
+    if (threadIdx.x % warp_size == 0) s.heard[at.index].arrive();
+    at.next();
+    t.row = found.row, t.end_row = found.end_row, t.column = found.column, t.batch = found.batch;
+    t.first_depth = found.first_depth, t.end_depth = found.end_depth;
+    return !found.none;
+  }
+};
+
+// Of Pair::rows: where the tile's rows group · 64 .. group · 64 + 64 are, of which product.
+struct PackedRows {
+  int row;
+  bool other;
+  __device__ PackedRows(const HopperProduct& p, int tile_row, int group) {
+    const int each = static_cast<int>(p.rows + 63) / 64, block = tile_row / 64 + group;
+    other = block >= each, row = (other ? block - each : block) * 64;
+  }
+};
+
 template <class K>
 __device__ void copy_fp8_tiles(const HopperProduct& p, const Maps& maps, Shared& s, char* memory) {
   Tiles t(p, s, K::own_columns);
   Stage<K::stages> stage;
-  Turn turn(p, s);
-  for (; turn.tile < t.count; turn.advance()) {
-    turn.ask();
-    t.find(turn.tile, K::own_columns);
+  FoundTiles found{s};
+  int tile = static_cast<int>(blockIdx.x);
+  found.tell(t, tile, K::own_columns);
+  while (tile < t.count) {
+    tile = p.taken ? atomicAdd(p.taken, 1) + static_cast<int>(gridDim.x) : tile + static_cast<int>(gridDim.x);
     const int halves = halves_of<K>(p, t);
     const int scale_bytes = min(K::scale_bytes, static_cast<int>(p.columns - t.column) * 4);
     for (int depth = t.first_depth; depth < t.end_depth; depth += step) {
@@ -56,7 +97,14 @@ __device__ void copy_fp8_tiles(const HopperProduct& p, const Maps& maps, Shared&
       full.expect(K::a_bytes + halves * K::half_bytes + scale_bytes);
       const bool other = depth >= t.other_depth;
       const int from = other ? depth - t.other_depth : depth;
-      copy_tile(a, other ? &maps.other_a : &maps.a, full, from, t.row, 0);
+      if (!K::squares && p.pair == Pair::rows) {
+        for (int group = 0; group < 2; ++group) {
+          const PackedRows rows(p, t.row, group);
+          copy_tile(a + group * square_bytes, rows.other ? &maps.other_a : &maps.a, full, from, rows.row, 0);
+        }
+      } else {
+        copy_tile(a, other ? &maps.other_a : &maps.a, full, from, t.row, 0);
+      }
       for (int half = 0; half < halves; ++half) {
         copy_tile(a + K::a_bytes + half * K::half_bytes,
                   other || (K::gated && half == 1) ? &maps.other_b : &maps.b, full, from,
@@ -68,9 +116,56 @@ __device__ void copy_fp8_tiles(const HopperProduct& p, const Maps& maps, Shared&
       }
       stage.next();
     }
-    turn.tell();
+    found.tell(t, tile, K::own_columns);
   }
-  turn.end();
+  if (p.taken) {  // the last of all blocks leaves zeros
+    __threadfence();
+    if (atomicAdd(p.taken + 1, 1) == static_cast<int>(gridDim.x) - 1) p.taken[0] = p.taken[1] = 0;
+  }
+}
+
+// Addresses in shared memory, known once: what the compiler could make anew it would, each step.
+struct Places {
+  uint32_t a, b;  // of stage 0: operands' descriptors' lower words
+  uint32_t full;  // its barrier
+  const float* scales;
+  static constexpr int empty = sizeof(Shared::full);  // where the other barrier stands after it
+
+  template <class K>
+  __device__ static Places of(char* memory, Shared& s, int group, int lane) {
+    Places places{operand_of(memory + group * square_bytes), operand_of(memory + K::a_bytes),
+                  shared_address(s.full),
+                  reinterpret_cast<const float*>(memory + K::scales) + lane % 4 * 2};
+    asm volatile("" : "+r"(places.a), "+r"(places.b), "+r"(places.full));
+    return places;
+  }
+  __device__ static uint32_t operand_of(const void* tile) { return static_cast<uint32_t>(rows_operand(tile)); }
+};
+
+__device__ inline void wait_at(uint32_t barrier, int parity) {
+  asm volatile(
+      "{\n.reg .pred p;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
+      "@p bra done;\n"
+      "bra again;\n"
+      "done:\n}\n" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+}
+__device__ inline bool ready_at(uint32_t barrier, int parity) {
+  uint32_t ready;
+  asm volatile(
+      "{\n.reg .pred p;\n"
+      "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+      "selp.b32 %0, 1, 0, p;\n}\n"
+      : "=r"(ready)
+      : "r"(barrier), "r"(parity)
+      : "memory");
+  return ready;
+}
+__device__ inline void arrive_at(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
 // A thread's scales: of its two rows, and of squares. They are read a step ahead.
@@ -78,17 +173,16 @@ template <class K>
 struct Scales {
   const float* a;  // of its first row, at the next step
   const float* b[K::halves];
-  int64_t a_line;
-  int second;  // where the other row's stands after the first one's
+  int a_line, second;  // where the next step's and the other row's stand after it
 
   __device__ Scales(const HopperProduct& p, const Tiles& t, int row) {
     const int last = t.end_row - 1;  // beyond it results are not stored
-    a_line = p.a_scale_line, second = row + 8 <= last ? 8 : 0;
-    begin(p, t, min(row, last), false);
+    a_line = static_cast<int>(p.a_scale_line), second = row + 8 <= last ? 8 : 0;
+    begin(p, t, min(row, last), t.other);
   }
   __device__ void begin(const HopperProduct& p, const Tiles& t, int row, bool other) {
-    const int64_t block = other ? 0 : t.first_depth / step;
-    a = (other ? p.other_a_scales : p.a_scales) + block * a_line + row;
+    const int64_t block = K::squares && other ? 0 : t.first_depth / step;
+    a = (other ? p.other_a_scales : p.a_scales) + block * p.a_scale_line + row;
 #pragma unroll
     for (int half = 0; half < (K::squares ? K::halves : 0); ++half) {
       const float* from = other || (K::gated && half == 1) ? p.other_b_scales : p.b_scales;
@@ -107,87 +201,146 @@ struct Scales {
   }
 };
 
+// What is multiplied by the scales of squares, or of columns that lie in shared memory, and added.
+template <int columns>
+__device__ void add_squares(const float (&part)[columns / 2], const float (&scale)[2], float* sum) {
+#pragma unroll
+  for (int i = 0; i < columns / 2; ++i) sum[i] = fmaf(part[i], scale[i / 2 % 2], sum[i]);
+}
+// The sums of a tile's columns: `first` of the first half, `second` of the other; 0: there is none. Whatever can
+// be done beside a product in flight is, since all that a warpgroup does between its products is time in which
+// the tensor cores have the other one's alone.
+template <class K, int first, int second>
+struct Steps {
+  const HopperProduct& p;
+  const Tiles& t;
+  const Places& at;
+  Stage<K::stages>& stage;
+  int row, lane;
+  bool both = true;  // whether there is a second half
+
+  template <int columns, int deep>
+  __device__ static void multiply(float (&part)[columns / 2], uint32_t a, uint32_t b) {
+    constexpr uint64_t rest = uint64_t{64} << 32 | uint64_t{1} << 62;  // of a descriptor (hopper.cuh)
+    products_begin();
+#pragma unroll
+    for (int k = 0; k < deep; ++k)
+      wgmma_e4m3(part, rest | (a + k * static_cast<uint32_t>(rows_step)), rest | (b + k * static_cast<uint32_t>(rows_step)), k > 0);
+    products_commit();
+  }
+  // The last half's stage is given back as soon as it has been multiplied.
+  template <int columns, int deep, bool last, class Beside>
+  __device__ void half(uint32_t a, uint32_t b, const float* scales, uint32_t empty, const float (&of_a)[2], float of_b,
+                       float* sum, const Beside& beside) const {
+    constexpr int count = columns / 2;
+    float part[count];
+    multiply<columns, deep>(part, a, b);
+    beside();
+    if constexpr (K::squares) {
+      const float scale[2] = {of_a[0] * of_b, of_a[1] * of_b};
+      products_wait<0>();
+      if ((last || empty != 0) && lane == 0) arrive_at(empty);
+      add_squares<columns>(part, scale, sum);
+    } else {
+      // Of two columns in either row; multiplied beside the product where registers are left for it.
+      constexpr int ahead = K::columns == 256 ? 0 : count;
+      float scale[ahead > 0 ? count / 4 : 1][4];
+      const auto read = [&](int i, float(&to)[4]) {
+        const float2 two = *reinterpret_cast<const float2*>(scales + i * 2);
+        to[0] = of_a[0] * two.x, to[1] = of_a[0] * two.y, to[2] = of_a[1] * two.x, to[3] = of_a[1] * two.y;
+      };
+#pragma unroll
+      for (int i = 0; i < ahead; i += 4) read(i, scale[i / 4]);
+      products_wait<0>();
+#pragma unroll
+      for (int i = 0; i < count; i += 4) {
+        if (ahead == 0) read(i, scale[0]);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) sum[i + j] = fmaf(part[i + j], scale[ahead > 0 ? i / 4 : 0][j], sum[i + j]);
+      }
+      if (last || empty != 0) {
+        __syncwarp();
+        if (lane == 0) arrive_at(empty);
+      }
+    }
+  }
+
+  __device__ void run(float (&sum)[K::columns / 2]) const {
+#pragma unroll
+    for (float& x : sum) x = 0;
+    if (t.first_depth >= t.end_depth) return;
+    Scales<K> scales(p, t, row);
+    float next_a[2], next_b[K::halves];
+    scales.next(next_a, next_b);
+    bool ready = false;
+    const int whole = static_cast<int>(p.depth);
+    int depth = t.first_depth;
+    const auto one = [&]<int deep>() {
+      const uint32_t offset = stage.index * (K::stage_bytes >> 4);
+      const uint32_t a = at.a + offset, b = at.b + offset;
+      const float* of_columns = at.scales + stage.index * (K::scale_bytes / 4);
+      const uint32_t empty = at.full + stage.index * 8 + Places::empty;
+      float of_a[2], of_b[K::halves];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) of_a[i] = next_a[i];
+#pragma unroll
+      for (int i = 0; i < K::halves; ++i) of_b[i] = next_b[i];
+      if (!ready) wait_at(at.full + stage.index * 8, stage.phase);
+      half<first, deep, second == 0>(a, b, of_columns, second == 0 || (!K::gated && !both) ? empty : 0, of_a, of_b[0], sum, [&] {
+        depth += step;
+        stage.next();
+        if (depth >= t.end_depth) return;
+        if (depth == t.other_depth) scales.begin(p, t, min(row, t.end_row - 1), true);
+        scales.next(next_a, next_b);
+        if (second == 0) ready = ready_at(at.full + stage.index * 8, stage.phase);
+      });
+      if constexpr (second > 0) {
+        if (!K::gated && !both) {
+          ready = depth < t.end_depth && ready_at(at.full + stage.index * 8, stage.phase);
+          return;
+        }
+        half<second, deep, true>(a, b + (K::half_bytes >> 4), of_columns + K::half_columns, empty, of_a,
+                                 of_b[K::halves - 1], sum + K::half_columns / 2, [&] {
+                                   ready = depth < t.end_depth && ready_at(at.full + stage.index * 8, stage.phase);
+                                 });
+      }
+    };
+    if constexpr (K::squares && !K::gated) {
+      while (depth < t.end_depth) {
+        // The last step of a product may be half a one.
+        const int begin = depth >= t.other_depth ? t.other_depth : 0;
+        const int end = min(t.end_depth, begin == 0 ? t.other_depth : t.end_depth);
+        const int last = begin + (end - begin - 1) / step * step;
+        const bool half_a_step = whole - (last - begin) <= step / 2;
+        const int full_end = half_a_step ? last : end;
+        while (depth < full_end) one.template operator()<4>();
+        if (half_a_step) one.template operator()<2>();
+      }
+    } else {
+      while (depth < t.end_depth) one.template operator()<4>();
+    }
+  }
+};
+
 template <class K>
-__device__ void add_scaled(const HopperProduct& p, const Tiles& t, float (&sum)[K::columns / 2], char* memory,
-                           Shared& s, Stage<K::stages>& stage) {
+__device__ void add_scaled(const HopperProduct& p, const Tiles& t, const Places& at, float (&sum)[K::columns / 2],
+                           Stage<K::stages>& stage) {
   const int group = static_cast<int>(threadIdx.x) / 128, thread = static_cast<int>(threadIdx.x) % 128;
   const int lane = thread % warp_size, row = t.row + group * 64 + thread / warp_size * 16 + lane / 4;
-  const int halves = halves_of<K>(p, t);
-  if (t.first_depth >= t.end_depth) return;
-  Scales<K> scales(p, t, row);
-  float next_a[2], next_b[K::halves];
-  scales.next(next_a, next_b);
-  for (int depth = t.first_depth; depth < t.end_depth; depth += step) {
-    const char* a = memory + stage.index * K::stage_bytes;
-    float of_a[2], of_b[K::halves];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) of_a[i] = next_a[i];
-#pragma unroll
-    for (int half = 0; half < K::halves; ++half) of_b[half] = next_b[half];
-    if (depth + step < t.end_depth) {
-      if (depth + step == t.other_depth) scales.begin(p, t, min(row, t.end_row - 1), true);
-      scales.next(next_a, next_b);
+  const int left = static_cast<int>(p.columns) - t.column;
+  constexpr int half = K::half_columns;
+  if constexpr (K::gated) {
+    if (left > 64) {
+      Steps<K, 128, 128>{p, t, at, stage, row, lane}.run(sum);
+    } else {
+      Steps<K, 64, 64>{p, t, at, stage, row, lane}.run(sum);
     }
-    s.full[stage.index].wait(stage.phase);
-    const uint64_t a_operand = rows_operand(a + group * square_bytes);
-#pragma unroll
-    for (int half = 0; half < K::halves; ++half) {
-      if (half >= halves) break;
-      constexpr int count = K::half_columns / 2;
-      float part[count];
-      const uint64_t b_operand = rows_operand(a + K::a_bytes + half * K::half_bytes);
-      products_begin();
-#pragma unroll
-      for (int k = 0; k < 4; ++k)
-        wgmma_e4m3(part, a_operand + k * rows_step, b_operand + k * rows_step, k > 0);
-      products_commit();
-      const auto release = [&] {
-        if (half + 1 == halves && lane == 0) s.empty[stage.index].arrive();
-      };
-      if constexpr (K::squares) {
-        products_wait<0>();
-        release();
-        const float scale[2] = {of_a[0] * of_b[half], of_a[1] * of_b[half]};
-#pragma unroll
-        for (int i = 0; i < count; ++i)
-          sum[half * count + i] = fmaf(part[i], scale[i / 2 % 2], sum[half * count + i]);
-        continue;
-      }
-      const float* b = reinterpret_cast<const float*>(memory + K::scales + stage.index * K::scale_bytes) +
-                       half * K::half_columns + lane % 4 * 2;
-      const auto add = [&](int i, const float(&scale)[4]) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j)
-          sum[half * count + i + j] = fmaf(part[i + j], scale[j], sum[half * count + i + j]);
-      };
-      // Of two columns in either row.
-      const auto read = [&](int i, float(&scale)[4]) {
-        const float2 two = *reinterpret_cast<const float2*>(b + i * 2);
-        scale[0] = of_a[0] * two.x, scale[1] = of_a[0] * two.y;
-        scale[2] = of_a[1] * two.x, scale[3] = of_a[1] * two.y;
-      };
-      if constexpr (K::columns == 256) {  // no registers are left to read ahead
-        products_wait<0>();
-#pragma unroll
-        for (int i = 0; i < count; i += 4) {
-          float scale[4];
-          read(i, scale);
-          add(i, scale);
-        }
-        __syncwarp();
-        release();
-      } else {
-        float scale[count / 4][4];
-#pragma unroll
-        for (int i = 0; i < count; i += 4) read(i, scale[i / 4]);
-        __syncwarp();
-        products_wait<0>();
-        release();
-#pragma unroll
-        for (int i = 0; i < count; i += 4) add(i, scale[i / 4]);
-      }
-    }
-    stage.next();
+  } else if constexpr (K::halves == 1) {
+    Steps<K, half, 0>{p, t, at, stage, row, lane}.run(sum);
+  } else if constexpr (half == 128) {
+    Steps<K, 128, 128>{p, t, at, stage, row, lane, left > 128}.run(sum);
+  } else {
+    Steps<K, half, half>{p, t, at, stage, row, lane, left > half}.run(sum);
   }
 }
 
@@ -196,20 +349,24 @@ __device__ void compute_fp8(const HopperProduct& p, const Maps& maps, char* memo
   const int group = static_cast<int>(threadIdx.x) / 128, thread = static_cast<int>(threadIdx.x) % 128;
   const Output<K> output{p, memory + K::out + group * K::out_turns * K::out_tiles * square_bytes, group,
                          thread};
+  const Places places = Places::of<K>(memory, s, group, thread % warp_size);
   Tiles t(p, s, K::own_columns);
   Stage<K::stages> stage;
-  for (Turn turn(p, s); turn.tile < t.count; turn.hear()) {
-    t.find(turn.tile, K::own_columns);
+  FoundTiles found{s};
+  while (found.hear(t)) {
+    if (!K::squares && p.pair == Pair::rows) {
+      const PackedRows rows(p, t.row, group);
+      t.row = rows.row - group * 64, t.other = rows.other;
+    }
     float sum[K::columns / 2];
-#pragma unroll
-    for (float& x : sum) x = 0;
-    add_scaled<K>(p, t, sum, memory, s, stage);
+    add_scaled<K>(p, t, places, sum, stage);
     if constexpr (K::gated) {
       put_gated(output, t, p, maps, sum);
     } else if constexpr (K::squares) {
       put_sums(output, t, p, maps, sum);
     } else {
-      output.template put<32, true>(t, {&maps.c, p.c}, sum);
+      const Target to = t.other ? Target{&maps.other_c, nullptr, p.other_c} : Target{&maps.c, nullptr, p.c};
+      output.template put<32, true>(t, to, sum);
     }
   }
   if (thread < warp_size) stores_wait();
@@ -247,9 +404,10 @@ void launch(const HopperProduct& p, int64_t tiles, const char* name, const Conte
     return tile_map(x, p.depth, lines, line, outer, outer > 1 ? apart : line * lines, box_rows);
   };
   const int64_t outer = p.offsets && !p.by_depth ? p.experts : 1;
-  maps.a = map_of(p.a, p.rows, p.a_line, 1, 0, tile_rows);
+  const int a_rows = p.pair == Pair::rows ? tile_rows / 2 : tile_rows;
+  maps.a = map_of(p.a, p.rows, p.a_line, 1, 0, a_rows);
   maps.b = map_of(p.b, p.columns, p.b_line, outer, p.b_batch, K::half_columns);
-  if (p.other_a) maps.other_a = map_of(p.other_a, p.rows, p.a_line, 1, 0, tile_rows);
+  if (p.other_a) maps.other_a = map_of(p.other_a, p.rows, p.a_line, 1, 0, a_rows);
   if (p.other_b) maps.other_b = map_of(p.other_b, p.columns, p.b_line, outer, p.b_batch, K::half_columns);
   map_results(p, maps);
   auto kernel = product_fp8_kernel<K>;
@@ -267,7 +425,7 @@ void launch(const HopperProduct& p, int64_t tiles, const char* name, const Conte
 
 void hopper_product_fp8(const HopperProduct& product, const char* name, const Context& context) {
   HopperProduct p = product;
-  if (p.offsets && p.by_depth) p.taken = context.taken;
+  if (p.offsets) p.taken = context.taken;  // experts' tiles differ
   if (p.pair == Pair::gated) return launch<Fp8Config<256, true, true>>(p, tiles_of(p, 256), name, context);
   if (p.squares) {
     const int width = best_width(p, {256, 128}, context);

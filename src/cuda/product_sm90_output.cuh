@@ -29,23 +29,29 @@ __device__ void stores_wait_but() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(groups) : "memory");
 }
 
-// The maps of what a product writes.
+// The maps of what a product writes, in boxes of 64 rows, and of experts' last rows of eight.
 inline void map_results(const HopperProduct& p, Maps& maps) {
   const bool grouped_rows = p.offsets && !p.by_depth;
   const int64_t outer = p.offsets      ? (p.by_depth ? p.experts : 1)
                         : p.part_depth ? (p.depth + p.part_depth - 1) / p.part_depth
                                        : p.batches;
-  const auto map_of = [&](const void* c) {
-    return tile_map(c, p.columns, p.rows, p.c_row, outer, outer > 1 ? p.c_batch : p.c_row * p.rows,
-                    grouped_rows ? 8 : 64, p.narrow);
+  const auto map = [&](const void* c, CUtensorMap& to, CUtensorMap& eights) {
+    if (!c) return;
+    const auto map_of = [&](int box_rows) {
+      return tile_map(c, p.columns, p.rows, p.c_row, outer, outer > 1 ? p.c_batch : p.c_row * p.rows, box_rows,
+                      p.narrow);
+    };
+    to = map_of(64);
+    if (grouped_rows) eights = map_of(8);
   };
-  maps.c = map_of(p.c);
-  if (p.other_c) maps.other_c = map_of(p.other_c);
-  if (p.inner) maps.inner = map_of(p.inner);
+  map(p.c, maps.c, maps.c_eights);
+  map(p.other_c, maps.other_c, maps.other_c_eights);
+  map(p.inner, maps.inner, maps.inner_eights);
 }
 
 struct Target {
   const CUtensorMap* map;
+  const CUtensorMap* eights;
   void* c;
 };
 
@@ -136,17 +142,19 @@ struct Output {
       }
       fence_shared_writes();
       sync_threads(2 + group, 128);
-      // Of an expert's last rows whole eights are copied.
-      const int boxes = grouped_rows ? rows / 8 : 1;
-      for (int i = lane; thread < warp_size && i < K::out_tiles * boxes; i += warp_size) {
-        const int tile = i / boxes, box = i % boxes, column = first + tile * tile_width;
+      // Of an expert's last rows whole eights are copied, by a lane each.
+      const bool cut = grouped_rows && rows < 64;
+      const CUtensorMap* map = cut ? to.eights : to.map;
+      const int boxes = cut ? rows / 8 : 1, box = lane % 8;
+      for (int tile = lane / 8; thread < warp_size && box < boxes && tile < K::out_tiles; tile += 4) {
+        const int column = first + tile * tile_width;
         if (column >= columns || t.column + column >= p.columns || rows <= 0) continue;
         const char* from = own + tile * square_bytes + box * 1024;
         const int row = t.row + group * 64 + box * 8;
         if (p.accumulate && tile_width == 32) {
-          add_tile(to.map, from, t.column + column, row, grouped_rows ? 0 : outer);
+          add_tile(map, from, t.column + column, row, grouped_rows ? 0 : outer);
         } else {
-          store_tile(to.map, from, t.column + column, row, grouped_rows ? 0 : outer);
+          store_tile(map, from, t.column + column, row, grouped_rows ? 0 : outer);
         }
       }
       stores_commit();
@@ -175,7 +183,8 @@ struct Output {
 template <class K>
 __device__ void put_sums(const Output<K>& output, const Tiles& t, const HopperProduct& p, const Maps& maps,
                          float (&sum)[K::columns / 2]) {
-  const Target to = t.other ? Target{&maps.other_c, p.other_c} : Target{&maps.c, p.c};
+  const Target to = t.other ? Target{&maps.other_c, &maps.other_c_eights, p.other_c}
+                            : Target{&maps.c, &maps.c_eights, p.c};
   if (p.narrow && !p.bias && !p.accumulate) {
     output.template put<64, true>(t, to, sum);
   } else if (p.narrow) {
@@ -192,8 +201,8 @@ template <class K>
 __device__ void put_gated(const Output<K>& output, const Tiles& t, const HopperProduct& p, const Maps& maps,
                           float (&sum)[K::columns / 2]) {
   constexpr int half = K::own_columns, count = half / 2;
-  output.template put<64, true, 0, half>(t, {&maps.c, p.c}, sum);
-  output.template put<64, true, half, half>(t, {&maps.other_c, p.other_c}, sum);
+  output.template put<64, true, 0, half>(t, {&maps.c, &maps.c_eights, p.c}, sum);
+  output.template put<64, true, half, half>(t, {&maps.other_c, &maps.other_c_eights, p.other_c}, sum);
   float factor[2] = {1, 1};  // of the thread's rows
   if (p.factors) {
     const int row = t.row + output.group * 64 + output.warp_row + output.lane / 4;
@@ -204,7 +213,7 @@ __device__ void put_gated(const Output<K>& output, const Tiles& t, const HopperP
   for (int i = 0; i < count; ++i) {
     sum[i] = factor[i / 2 % 2] * swiglu_of(widen(narrow<bf16>(sum[i])), widen(narrow<bf16>(sum[count + i])));
   }
-  output.template put<64, true, 0, half>(t, {&maps.inner, p.inner}, sum);
+  output.template put<64, true, 0, half>(t, {&maps.inner, &maps.inner_eights, p.inner}, sum);
 }
 
 }  // namespace latente::cuda::sm90

@@ -26,13 +26,19 @@ struct Config {
 };
 
 struct Maps {
-  CUtensorMap a, b, c, other_a, other_b, other_c, inner;
+  CUtensorMap a, b, c, other_a, other_b, other_c, inner, c_eights, other_c_eights, inner_eights;
 };
 constexpr int most_turns = 4;
+// A tile as whoever copies found it, for those who multiply; none when there are no more.
+struct alignas(16) Found {
+  int row, end_row, column, batch, first_depth, end_depth;
+  bool none;
+};
 struct Shared {
   Barrier full[most_stages], empty[most_stages];
   Barrier told[most_turns], heard[most_turns];
   int turns[most_turns];  // the tiles that a block takes next
+  Found found[most_turns];
   // Tiles of rows (or, grouped by depth in FP8, steps) of the experts before each, and of all; by depth, in
   // the upper bits, the experts in the order of their depths.
   unsigned tiles_before[most_experts + 1];
@@ -147,7 +153,8 @@ struct Tiles {
     column_tiles = static_cast<int>((p.columns + width - 1) / width);
     row_tiles = p.offsets && !p.by_depth ? static_cast<int>(before[p.experts])
                                          : static_cast<int>((p.rows + tile_rows - 1) / tile_rows);
-    if (p.pair == Pair::rows) row_tiles *= 2;
+    // In FP8 sixty-fours of rows of both follow one another, two a tile.
+    if (p.pair == Pair::rows) row_tiles = p.a_scales ? static_cast<int>((p.rows + 63) / 64) : row_tiles * 2;
     const int batches = p.offsets      ? (p.by_depth ? p.experts : 1)
                         : p.part_depth ? static_cast<int>((p.depth + p.part_depth - 1) / p.part_depth)
                                        : p.batches;
@@ -179,7 +186,7 @@ struct Tiles {
       row = p.offsets[low] + (tile - static_cast<int>(before[low])) * tile_rows, end_row = p.offsets[low + 1];
       return;
     }
-    other = p.pair == Pair::rows && tile >= row_tiles / 2;
+    other = p.pair == Pair::rows && !p.a_scales && tile >= row_tiles / 2;
     row = (other ? tile - row_tiles / 2 : tile) * tile_rows;
     if (p.offsets) {
       batch = static_cast<int>(before[batch] >> order_bit);

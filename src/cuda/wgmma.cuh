@@ -77,6 +77,7 @@ LATENTE_WGMMA(256, 128, 128, 129, 130, 131, 132, 133, 134)
         : LATENTE_SUMS_##registers(0)                                                                       \
         : "l"(a), "l"(b), "r"(add));                                                                        \
   }
+LATENTE_WGMMA_E4M3(64, 32, 32, 33, 34)
 LATENTE_WGMMA_E4M3(96, 48, 48, 49, 50)
 LATENTE_WGMMA_E4M3(128, 64, 64, 65, 66)
 

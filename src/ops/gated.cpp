@@ -66,6 +66,19 @@ struct Gate {
                                                     offsets.view(), d_x.view());
                 });
   }
+  static void record_fp8_backward_weight(Gradients& g, const Fp8Tensors& d_gated, const Fp8Tensors& d_risen,
+                                         const Fp8Tensors& x, const Tensor& gate, const Tensor& up,
+                                         const Tensor& offsets) {
+    const auto d_gate = g.slot(gate), d_up = g.slot(up);
+    if (!d_gate && !d_up) return;
+    g.plan().record("gated_linear_fp8_backward_weight",
+                    {d_gated.across_codes, d_gated.across_scales, d_risen.across_codes, d_risen.across_scales,
+                     x.across_codes, x.across_scales, offsets},
+                    {d_gate.tensor, d_up.tensor}, [=](Backend& b) {
+                      b.gated_linear_fp8_backward_weight(d_gated.across(), d_risen.across(), x.across(),
+                                                         offsets.view(), d_gate.view(), d_up.view());
+                    });
+  }
   void record_swiglu(Plan& plan, Plan::Gradient gradient) const {
     plan.record(
         "swiglu", {gated, risen}, {out},
@@ -87,9 +100,7 @@ Tensor gated_linear(const Tensor& x, const Tensor& gate, const Tensor& up) {
       const auto [d_gated, d_risen] = to.gradients_fp8(g, {}, {}, {}, {});
       if (const auto d_x = g.slot(x))
         Gate::record_fp8_backward_input(g.plan(), d_gated, d_risen, gate, up, {}, d_x);
-      if (const auto d_gate = g.slot(gate))
-        record_fp8_backward_weight(g.plan(), d_gated, fp8_rows(x), {}, d_gate);
-      if (const auto d_up = g.slot(up)) record_fp8_backward_weight(g.plan(), d_risen, fp8_rows(x), {}, d_up);
+      Gate::record_fp8_backward_weight(g, d_gated, d_risen, fp8_rows(x), gate, up, {});
     });
     return to.out;
   }
@@ -154,10 +165,7 @@ Tensor expert_gated_linear(const Tensor& x, const ExpertOrder& order, const Tens
         plan, from, gate, up, offsets, factors, [=, offsets = offsets, slots = slots](Gradients& g) {
           const auto d_weights = weights ? g.slot(weights) : Gradients::Slot();
           const auto [d_gated, d_risen] = to.gradients_fp8(g, offsets, factors, slots, d_weights);
-          if (const auto d_gate = g.slot(gate))
-            record_fp8_backward_weight(g.plan(), d_gated, from, offsets, d_gate);
-          if (const auto d_up = g.slot(up))
-            record_fp8_backward_weight(g.plan(), d_risen, from, offsets, d_up);
+          Gate::record_fp8_backward_weight(g, d_gated, d_risen, from, gate, up, offsets);
           const auto d_x = g.slot(x);
           if (!d_x) return;
           const Tensor sorted = g.plan().intermediate({choices, x[1]}, x.dtype());

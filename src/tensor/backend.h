@@ -428,7 +428,10 @@ class Backend {
   virtual void linear_fp8(const Fp8Matrix& x, const Fp8Matrix& w, View offsets, View bias, Grad out);
   virtual void linear_fp8_backward_weight(const Fp8Matrix& d_out_across, const Fp8Matrix& x_across,
                                           View offsets, Grad d_w);
-  // As gated_linear; rows of out times `factors` [R], or null
+  // Of both weights, then as gated_linear; rows of out times `factors` [R], or null
+  virtual void gated_linear_fp8_backward_weight(const Fp8Matrix& d_gated_across,
+                                                const Fp8Matrix& d_risen_across, const Fp8Matrix& x_across,
+                                                View offsets, Grad d_gate, Grad d_up);
   virtual void gated_linear_fp8(const Fp8Matrix& x, const Fp8Matrix& gate, const Fp8Matrix& up, View offsets,
                                 View factors, View gated, View risen, View out);
   // d_x (+)= d_gated · gate + d_risen · up

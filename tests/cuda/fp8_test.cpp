@@ -384,6 +384,23 @@ TEST_F(Fp8, Gates) {
         cuda::gated_linear_fp8_backward_input(dg.of.along, dr.of.along, gq.of.across, uq.of.across, offsets,
                                               d_x, device_.context);
       });
+
+      // Gradients of both weights in one launch have the bits of two.
+      for (const bool accumulate : {false, true}) {
+        std::vector<DeviceTensor> d_w;
+        for (int i = 0; i < 4; ++i) {
+          d_w.emplace_back(device_, shape, DType::f32, 8, 0);
+          if (accumulate) d_w.back().set([] { return 0.5; });
+        }
+        const auto grad = [&](size_t i) { return Grad{d_w[i].view, accumulate}; };
+        cuda::linear_fp8_backward_weight(dg.of.across, xq.of.across, offsets, grad(0), device_.context);
+        cuda::linear_fp8_backward_weight(dr.of.across, xq.of.across, offsets, grad(1), device_.context);
+        cuda::gated_linear_fp8_backward_weight(dg.of.across, dr.of.across, xq.of.across, offsets, grad(2),
+                                               grad(3), device_.context);
+        EXPECT_EQ(d_w[2].read(), d_w[0].read());
+        EXPECT_EQ(d_w[3].read(), d_w[1].read());
+        EXPECT_EQ(d_w[2].written_outside + d_w[3].written_outside, 0);
+      }
     }
   }
 }
