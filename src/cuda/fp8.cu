@@ -52,8 +52,9 @@ __device__ inline uint32_t larger(uint32_t a, uint32_t b) {
 }
 
 // Rows of x, or those that `rows` names; or of matrices of a stack.
+template <bool Gathered>
 struct RowsOf {
-  static constexpr int results = 1, staged = 0;
+  static constexpr int results = 1, staged = 0, blocks = Gathered ? 4 : 3;  // on a multiprocessor
   static constexpr bool weighted = false;
   const bf16* x;
   int line;
@@ -61,15 +62,15 @@ struct RowsOf {
   const int32_t* rows;
 
   __device__ void read(int row, int column, Eight (&to)[1]) const {
-    to[0] = eight_at(x + blockIdx.z * matrix + column + int64_t{rows ? rows[row] : row} * line);
+    to[0] = eight_at(x + blockIdx.z * matrix + column + int64_t{Gathered ? rows[row] : row} * line);
   }
 };
 
 __device__ inline void copy_eight(uint4& to, const bf16* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
-                   static_cast<uint32_t>(__cvta_generic_to_shared(&to))),
-               "l"(from)
-               : "memory");
+  asm volatile(
+      "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(&to))),
+      "l"(from)
+      : "memory");
 }
 
 // swiglu_backward's two results, of rows times factors where those are. Then read() returns what its columns
@@ -77,7 +78,7 @@ __device__ inline void copy_eight(uint4& to, const bf16* from) {
 // it in, so it reads by way of shared memory.
 template <bool Weighted>
 struct GatedRows {
-  static constexpr int results = 2, staged = 3;
+  static constexpr int results = 2, staged = 3, blocks = 2;
   static constexpr bool weighted = Weighted;
   const bf16* d_out;
   const bf16* gated;
@@ -122,9 +123,9 @@ struct Tiles {
   int rows, columns, across_line;  // of codes: lines are `columns`
   const int32_t* offsets;          // or null
   int experts;
-  // Rows are read by several experts: of some columns they all fit in the L2 cache, so tiles of the same
-  // columns follow one another.
-  bool columns_together;
+  // Blocks of columns whose tiles follow one another before the next ones: all, or where rows are read by
+  // several experts one, of which they all fit in the L2 cache.
+  int together;
   float* products;  // [blocks of columns, rows]: sums of what read() returned
 };
 
@@ -161,8 +162,8 @@ __device__ float of_own_row(float (&of_rows)[8], const Place& at, const Join& jo
   return join(of_rows[0], __shfl_xor_sync(whole_warp, of_rows[0], 1));
 }
 
-// Of a tile's rows and columns, first_row .. and first_column .., those below `rows` and `columns` exist; `whole`:
-// all of them.
+// Of a tile's rows and columns, first_row .. and first_column .., those below `rows` and `columns` exist;
+// `whole`: all of them.
 template <class Source, bool squares, bool whole>
 __device__ void quantise_tile(const Tiles<Source>& p, const Eight (&values)[8], const Target& to, int tile,
                               int first_row, int rows, int column_block, TileMemory<Source>& memory) {
@@ -239,8 +240,7 @@ __device__ void quantise_tile(const Tiles<Source>& p, const Eight (&values)[8], 
   }
 
   // Four rows at a time, whose codes along and across are made of what was widened once.
-  uint8_t* codes_at =
-      to.codes + int64_t{first_row + at.four * 4} * p.columns + first_column + at.column;
+  uint8_t* codes_at = to.codes + int64_t{first_row + at.four * 4} * p.columns + first_column + at.column;
   uint32_t* across_at = &memory.across[at.column][at.four ^ at.column / 4];
 #pragma unroll
   for (int part = 0; part < 2; ++part) {
@@ -289,7 +289,7 @@ __device__ void quantise_tile(const Tiles<Source>& p, const Eight (&values)[8], 
   }
 }
 
-// grid: blocks of columns and tiles of rows, or the other way round, and matrices of a stack.
+// grid: tiles of rows, of each `together` blocks of columns; the further columns; matrices of a stack.
 template <class Source, bool squares, bool whole>
 __device__ void quantise_rows(const Tiles<Source>& p, int tile, int column_block, int first, int rows,
                               TileMemory<Source>& memory) {
@@ -337,7 +337,8 @@ __device__ void quantise_rows(const Tiles<Source>& p, int tile, int column_block
     if (r > 0) __syncthreads();
     Target to = p.to[r];
     if (squares) {
-      const int64_t scales = static_cast<int64_t>(gridDim.x) * gridDim.y;
+      const int64_t scales =
+          static_cast<int64_t>(gridDim.x) * gridDim.y;  // of squares all columns are together
       const int64_t size = int64_t{p.rows} * p.columns;
       to.codes += matrix * size, to.across += matrix * size;
       to.scales += matrix * scales, to.across_scales += matrix * scales;
@@ -347,11 +348,13 @@ __device__ void quantise_rows(const Tiles<Source>& p, int tile, int column_block
 }
 
 template <class Source, bool squares>
-__global__ __launch_bounds__(threads, Source::results == 1 ? 4 : 2) void quantise_kernel(Tiles<Source> p) {
+__global__ __launch_bounds__(threads, Source::blocks) void quantise_kernel(Tiles<Source> p) {
   extern __shared__ __align__(16) char shared_bytes[];
   TileMemory<Source>& memory = *reinterpret_cast<TileMemory<Source>*>(shared_bytes);
-  const int tile = static_cast<int>(p.columns_together ? blockIdx.x : blockIdx.y);
-  const int column_block = static_cast<int>(p.columns_together ? blockIdx.y : blockIdx.x);
+  const int tile = static_cast<int>(blockIdx.x) / p.together;
+  const int column_block =
+      static_cast<int>(blockIdx.y) * p.together + static_cast<int>(blockIdx.x) % p.together;
+  if (column_block * block >= p.columns) return;
   int first = tile * block, end = min(first + block, p.rows);
   if (p.offsets) {
     const ExpertTile found = find_tile(p.offsets, p.experts, block, tile);
@@ -409,8 +412,9 @@ void launch(Tiles<Source> p, const View& offsets, int64_t matrices, const Fp8Ope
   LATENTE_ASSERT(p.across_line == (squares ? p.rows : fp8_depth(p.rows, p.experts)));
   if (p.rows == 0 || p.columns == 0 || matrices == 0) return;
   const unsigned tiles = blocks_for(p.across_line, block), blocks = blocks_for(p.columns, block);
-  const dim3 grid(p.columns_together ? tiles : blocks, p.columns_together ? blocks : tiles,
-                  static_cast<unsigned>(matrices));
+  if (p.together == 0) p.together = static_cast<int>(blocks);
+  const auto together = static_cast<unsigned>(p.together);
+  const dim3 grid(tiles * together, (blocks + together - 1) / together, static_cast<unsigned>(matrices));
   constexpr int bytes = sizeof(TileMemory<Source>);
   auto kernel = quantise_kernel<Source, squares>;
   static const cudaError_t allowed =
@@ -464,17 +468,20 @@ void launch(const HopperProduct& p, const char* name, const Context& context) {
 void quantise_fp8(View x, View rows, View offsets, const Fp8Operand& out, const Context& context) {
   LATENTE_ASSERT(in_packs(8, {x}) && x[1] == out.along.codes[1]);
   LATENTE_ASSERT((rows ? rows.count() : x[0]) == out.along.codes[0]);
-  const RowsOf source{x.as<bf16>(), whole(x.stride(0)), 0, rows.as_or_null<int32_t>()};
-  launch<false>(
-      Tiles<RowsOf>{source, {target_of(out)}, 0, 0, 0, nullptr, 0, static_cast<bool>(rows), nullptr}, offsets,
-      1, out, "quantise_fp8", context);
+  const auto launch_rows = [&](auto source) {
+    source.x = x.as<bf16>(), source.line = whole(x.stride(0)), source.rows = rows.as_or_null<int32_t>();
+    launch<false>(
+        Tiles<decltype(source)>{source, {target_of(out)}, 0, 0, 0, nullptr, 0, rows ? 1 : 0, nullptr},
+        offsets, 1, out, "quantise_fp8", context);
+  };
+  rows ? launch_rows(RowsOf<true>{}) : launch_rows(RowsOf<false>{});
 }
 
 void quantise_fp8_weight(View w, const Fp8Operand& out, const Context& context) {
   LATENTE_ASSERT(in_packs(8, {w}) && w.shape == out.along.codes.shape);
   const bool stack = w.shape.rank() == 3;
-  const RowsOf source{w.as<bf16>(), whole(w.stride(-2)), stack ? w.stride(0) : 0, nullptr};
-  launch<true>(Tiles<RowsOf>{source, {target_of(out)}, 0, 0, 0, nullptr, 0, false, nullptr}, {},
+  const RowsOf<false> source{w.as<bf16>(), whole(w.stride(-2)), stack ? w.stride(0) : 0, nullptr};
+  launch<true>(Tiles<RowsOf<false>>{source, {target_of(out)}, 0, 0, 0, nullptr, 0, 0, nullptr}, {},
                stack ? w[0] : 1, out, "quantise_fp8_weight", context);
 }
 
@@ -498,7 +505,7 @@ void swiglu_backward_fp8(View d_out, View gated, View risen, View factors, View 
     source.risen_line = whole(risen.stride(0)), source.factors = factors.as_or_null<float>();
     launch<false>(
         Tiles<decltype(source)>{
-            source, {target_of(d_gated), target_of(d_risen)}, 0, 0, 0, nullptr, 0, false, products},
+            source, {target_of(d_gated), target_of(d_risen)}, 0, 0, 0, nullptr, 0, 0, products},
         offsets, 1, d_gated, name, context);
   };
   if (!factors) return launch_rows(GatedRows<false>{}, nullptr);
@@ -548,7 +555,8 @@ void gated_linear_fp8_backward_input(const Fp8Matrix& d_gated, const Fp8Matrix& 
 
 namespace {
 
-// The gradient of weights that d_out and x are the across forms of; of a second pair with other_d where that is.
+// The gradient of weights that d_out and x are the across forms of; of a second pair with other_d where that
+// is.
 void backward_weight(const Fp8Matrix& d, const Fp8Matrix* other_d, const Fp8Matrix& x, const View& offsets,
                      const Grad& d_w, const Grad& other_d_w, const char* name, const Context& context) {
   HopperProduct p = product_of(d, x, d_w.view, d_w.accumulate);
@@ -587,7 +595,8 @@ void backward_weight(const Fp8Matrix& d, const Fp8Matrix* other_d, const Fp8Matr
 
 void linear_fp8_backward_weight(const Fp8Matrix& d_out_across, const Fp8Matrix& x_across, View offsets,
                                 Grad d_w, const Context& context) {
-  if (d_w) backward_weight(d_out_across, nullptr, x_across, offsets, d_w, {}, "linear_backward_weight", context);
+  if (d_w)
+    backward_weight(d_out_across, nullptr, x_across, offsets, d_w, {}, "linear_backward_weight", context);
 }
 
 void gated_linear_fp8_backward_weight(const Fp8Matrix& d_gated_across, const Fp8Matrix& d_risen_across,

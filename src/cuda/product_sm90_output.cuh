@@ -38,8 +38,8 @@ inline void map_results(const HopperProduct& p, Maps& maps) {
   const auto map = [&](const void* c, CUtensorMap& to, CUtensorMap& eights) {
     if (!c) return;
     const auto map_of = [&](int box_rows) {
-      return tile_map(c, p.columns, p.rows, p.c_row, outer, outer > 1 ? p.c_batch : p.c_row * p.rows, box_rows,
-                      p.narrow);
+      return tile_map(c, p.columns, p.rows, p.c_row, outer, outer > 1 ? p.c_batch : p.c_row * p.rows,
+                      box_rows, p.narrow);
     };
     to = map_of(64);
     if (grouped_rows) eights = map_of(8);
@@ -183,8 +183,8 @@ struct Output {
 template <class K>
 __device__ void put_sums(const Output<K>& output, const Tiles& t, const HopperProduct& p, const Maps& maps,
                          float (&sum)[K::columns / 2]) {
-  const Target to = t.other ? Target{&maps.other_c, &maps.other_c_eights, p.other_c}
-                            : Target{&maps.c, &maps.c_eights, p.c};
+  const Target to =
+      t.other ? Target{&maps.other_c, &maps.other_c_eights, p.other_c} : Target{&maps.c, &maps.c_eights, p.c};
   if (p.narrow && !p.bias && !p.accumulate) {
     output.template put<64, true>(t, to, sum);
   } else if (p.narrow) {

@@ -10,9 +10,9 @@ inline int64_t quotient(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t tiles_of(const HopperProduct& p, int width) {
   const bool grouped_rows = p.offsets && !p.by_depth;
   const bool packed = p.pair == Pair::rows && p.a_scales;  // sixty-fours of rows, two a tile
-  const int64_t row_tiles = packed ? quotient(p.rows, tile_rows / 2)
-                                   : quotient(p.rows, tile_rows) +
-                                         (grouped_rows ? std::min<int64_t>(p.experts, p.rows) : 0);
+  const int64_t row_tiles =
+      packed ? quotient(p.rows, tile_rows / 2)
+             : quotient(p.rows, tile_rows) + (grouped_rows ? std::min<int64_t>(p.experts, p.rows) : 0);
   const int64_t batches = p.offsets && p.by_depth ? p.experts
                           : p.part_depth          ? quotient(p.depth, p.part_depth)
                                                   : p.batches;

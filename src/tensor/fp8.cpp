@@ -20,8 +20,8 @@ void Backend::gated_linear_fp8_backward_input(const Fp8Matrix&, const Fp8Matrix&
                                               const Fp8Matrix&, View, Grad) {
   none(*this);
 }
-void Backend::gated_linear_fp8_backward_weight(const Fp8Matrix&, const Fp8Matrix&, const Fp8Matrix&, View, Grad,
-                                               Grad) {
+void Backend::gated_linear_fp8_backward_weight(const Fp8Matrix&, const Fp8Matrix&, const Fp8Matrix&, View,
+                                               Grad, Grad) {
   none(*this);
 }
 void Backend::sort_weights(View, View, View) { none(*this); }
