@@ -49,9 +49,9 @@ struct FoundTiles {
     Found& to = s.found[at.index];
     if (tile < t.count) {
       t.find(tile, width);
-      to = {t.row, t.end_row, t.column, t.batch, t.first_depth, t.end_depth, false};
+      to = {t.row, t.end_row, t.column, t.batch, t.first_depth, t.end_depth, 0, 0};
     } else {
-      to.none = true;
+      to.none = 1;
     }
     s.told[at.index].arrive();
     at.next();
@@ -69,12 +69,14 @@ struct FoundTiles {
   }
 };
 
-// Of Pair::rows: where the tile's rows group · 64 .. group · 64 + 64 are, of which product.
-struct PackedRows {
+// Where the tile's rows group · 64 .. group · 64 + 64 are; of Pair::rows, of which product.
+struct GroupRows {
   int row;
   bool other;
-  __device__ PackedRows(const HopperProduct& p, int tile_row, int group) {
-    const int each = static_cast<int>(p.rows + 63) / 64, block = tile_row / 64 + group;
+  __device__ GroupRows(const HopperProduct& p, int tile_row, int group)
+      : row(tile_row + group * 64), other(false) {
+    if (p.pair != Pair::rows) return;
+    const int each = static_cast<int>(p.rows + 63) / 64, block = row / 64;
     other = block >= each, row = (other ? block - each : block) * 64;
   }
 };
@@ -89,30 +91,18 @@ __device__ void copy_fp8_tiles(const HopperProduct& p, const Maps& maps, Shared&
   while (tile < t.count) {
     tile = p.taken ? atomicAdd(p.taken, 1) + static_cast<int>(gridDim.x) : tile + static_cast<int>(gridDim.x);
     const int halves = halves_of<K>(p, t);
-    const int scale_bytes = min(K::scale_bytes, static_cast<int>(p.columns - t.column) * 4);
     for (int depth = t.first_depth; depth < t.end_depth; depth += step) {
       s.empty[stage.index].wait(stage.phase ^ 1);
       Barrier& full = s.full[stage.index];
       char* a = memory + stage.index * K::stage_bytes;
-      full.expect(K::a_bytes + halves * K::half_bytes + scale_bytes);
+      full.expect(K::a_bytes + halves * K::half_bytes);
       const bool other = depth >= t.other_depth;
       const int from = other ? depth - t.other_depth : depth;
-      if (!K::squares && p.pair == Pair::rows) {
-        for (int group = 0; group < 2; ++group) {
-          const PackedRows rows(p, t.row, group);
-          copy_tile(a + group * square_bytes, rows.other ? &maps.other_a : &maps.a, full, from, rows.row, 0);
-        }
-      } else {
-        copy_tile(a, other ? &maps.other_a : &maps.a, full, from, t.row, 0);
-      }
+      copy_tile(a, other ? &maps.other_a : &maps.a, full, from, t.row, 0);
       for (int half = 0; half < halves; ++half) {
         copy_tile(a + K::a_bytes + half * K::half_bytes,
                   other || (K::gated && half == 1) ? &maps.other_b : &maps.b, full, from,
                   t.column + (K::gated ? 0 : half * K::half_columns), t.outer());
-      }
-      if (!K::squares) {
-        copy_row(memory + K::scales + stage.index * K::scale_bytes,
-                 p.b_scales + depth / step * p.b_scale_line + t.column, scale_bytes, full);
       }
       stage.next();
     }
@@ -124,22 +114,61 @@ __device__ void copy_fp8_tiles(const HopperProduct& p, const Maps& maps, Shared&
   }
 }
 
+// The same where b has a scale a column. Those who multiply find their tiles themselves: of few deep tiles it
+// takes no time, and what comes from shared memory the compiler does not keep in uniform registers.
+template <class K>
+__device__ void copy_column_tiles(const HopperProduct& p, const Maps& maps, Shared& s, char* memory) {
+  Tiles t(p, s, K::own_columns);
+  Stage<K::stages> stage;
+  Turn turn(p, s);
+  for (; turn.tile < t.count; turn.advance()) {
+    turn.ask();
+    t.find(turn.tile, K::own_columns);
+    const int halves = halves_of<K>(p, t);
+    const int scale_bytes = min(K::scale_bytes, static_cast<int>(p.columns - t.column) * 4);
+    const CUtensorMap* map[2];
+    int row[2];
+#pragma unroll
+    for (int group = 0; group < 2; ++group) {
+      const GroupRows rows(p, t.row, group);
+      map[group] = rows.other ? &maps.other_a : &maps.a, row[group] = rows.row;
+    }
+    for (int depth = t.first_depth; depth < t.end_depth; depth += step) {
+      s.empty[stage.index].wait(stage.phase ^ 1);
+      Barrier& full = s.full[stage.index];
+      char* a = memory + stage.index * K::stage_bytes;
+      full.expect(K::a_bytes + halves * K::half_bytes + scale_bytes);
+      copy_tile(a, map[0], full, depth, row[0], 0);
+      copy_tile(a + square_bytes, map[1], full, depth, row[1], 0);
+      for (int half = 0; half < halves; ++half) {
+        copy_tile(a + K::a_bytes + half * K::half_bytes, &maps.b, full, depth,
+                  t.column + half * K::half_columns, t.outer());
+      }
+      copy_row(memory + K::scales + stage.index * K::scale_bytes,
+               p.b_scales + depth / step * p.b_scale_line + t.column, scale_bytes, full);
+      stage.next();
+    }
+    turn.tell();
+  }
+  turn.end();
+}
+
 // Addresses in shared memory, known once: what the compiler could make anew it would, each step.
 struct Places {
-  uint32_t a, b;  // of stage 0: operands' descriptors' lower words
-  uint32_t full;  // its barrier
-  const float* scales;
+  uint32_t a, b;                                      // of stage 0: operands' descriptors' lower words
+  uint32_t full;                                      // its barrier
   static constexpr int empty = sizeof(Shared::full);  // where the other barrier stands after it
 
   template <class K>
-  __device__ static Places of(char* memory, Shared& s, int group, int lane) {
+  __device__ static Places of(char* memory, Shared& s, int group) {
     Places places{operand_of(memory + group * square_bytes), operand_of(memory + K::a_bytes),
-                  shared_address(s.full),
-                  reinterpret_cast<const float*>(memory + K::scales) + lane % 4 * 2};
+                  shared_address(s.full)};
     asm volatile("" : "+r"(places.a), "+r"(places.b), "+r"(places.full));
     return places;
   }
-  __device__ static uint32_t operand_of(const void* tile) { return static_cast<uint32_t>(rows_operand(tile)); }
+  __device__ static uint32_t operand_of(const void* tile) {
+    return static_cast<uint32_t>(rows_operand(tile));
+  }
 };
 
 __device__ inline void wait_at(uint32_t barrier, int parity) {
@@ -201,15 +230,9 @@ struct Scales {
   }
 };
 
-// What is multiplied by the scales of squares, or of columns that lie in shared memory, and added.
-template <int columns>
-__device__ void add_squares(const float (&part)[columns / 2], const float (&scale)[2], float* sum) {
-#pragma unroll
-  for (int i = 0; i < columns / 2; ++i) sum[i] = fmaf(part[i], scale[i / 2 % 2], sum[i]);
-}
-// The sums of a tile's columns: `first` of the first half, `second` of the other; 0: there is none. Whatever can
-// be done beside a product in flight is, since all that a warpgroup does between its products is time in which
-// the tensor cores have the other one's alone.
+// The sums of a tile's columns: `first` of the first half, `second` of the other; 0: there is none. Whatever
+// can be done beside a product in flight is, since all that a warpgroup does between its products is time in
+// which the tensor cores have the other one's alone.
 template <class K, int first, int second>
 struct Steps {
   const HopperProduct& p;
@@ -225,44 +248,23 @@ struct Steps {
     products_begin();
 #pragma unroll
     for (int k = 0; k < deep; ++k)
-      wgmma_e4m3(part, rest | (a + k * static_cast<uint32_t>(rows_step)), rest | (b + k * static_cast<uint32_t>(rows_step)), k > 0);
+      wgmma_e4m3(part, rest | (a + k * static_cast<uint32_t>(rows_step)),
+                 rest | (b + k * static_cast<uint32_t>(rows_step)), k > 0);
     products_commit();
   }
   // The last half's stage is given back as soon as it has been multiplied.
   template <int columns, int deep, bool last, class Beside>
-  __device__ void half(uint32_t a, uint32_t b, const float* scales, uint32_t empty, const float (&of_a)[2], float of_b,
-                       float* sum, const Beside& beside) const {
+  __device__ void half(uint32_t a, uint32_t b, uint32_t empty, const float (&of_a)[2], float of_b, float* sum,
+                       const Beside& beside) const {
     constexpr int count = columns / 2;
     float part[count];
     multiply<columns, deep>(part, a, b);
     beside();
-    if constexpr (K::squares) {
-      const float scale[2] = {of_a[0] * of_b, of_a[1] * of_b};
-      products_wait<0>();
-      if ((last || empty != 0) && lane == 0) arrive_at(empty);
-      add_squares<columns>(part, scale, sum);
-    } else {
-      // Of two columns in either row; multiplied beside the product where registers are left for it.
-      constexpr int ahead = K::columns == 256 ? 0 : count;
-      float scale[ahead > 0 ? count / 4 : 1][4];
-      const auto read = [&](int i, float(&to)[4]) {
-        const float2 two = *reinterpret_cast<const float2*>(scales + i * 2);
-        to[0] = of_a[0] * two.x, to[1] = of_a[0] * two.y, to[2] = of_a[1] * two.x, to[3] = of_a[1] * two.y;
-      };
+    const float scale[2] = {of_a[0] * of_b, of_a[1] * of_b};
+    products_wait<0>();
+    if ((last || empty != 0) && lane == 0) arrive_at(empty);
 #pragma unroll
-      for (int i = 0; i < ahead; i += 4) read(i, scale[i / 4]);
-      products_wait<0>();
-#pragma unroll
-      for (int i = 0; i < count; i += 4) {
-        if (ahead == 0) read(i, scale[0]);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) sum[i + j] = fmaf(part[i + j], scale[ahead > 0 ? i / 4 : 0][j], sum[i + j]);
-      }
-      if (last || empty != 0) {
-        __syncwarp();
-        if (lane == 0) arrive_at(empty);
-      }
-    }
+    for (int i = 0; i < count; ++i) sum[i] = fmaf(part[i], scale[i / 2 % 2], sum[i]);
   }
 
   __device__ void run(float (&sum)[K::columns / 2]) const {
@@ -278,7 +280,6 @@ struct Steps {
     const auto one = [&]<int deep>() {
       const uint32_t offset = stage.index * (K::stage_bytes >> 4);
       const uint32_t a = at.a + offset, b = at.b + offset;
-      const float* of_columns = at.scales + stage.index * (K::scale_bytes / 4);
       const uint32_t empty = at.full + stage.index * 8 + Places::empty;
       float of_a[2], of_b[K::halves];
 #pragma unroll
@@ -286,23 +287,25 @@ struct Steps {
 #pragma unroll
       for (int i = 0; i < K::halves; ++i) of_b[i] = next_b[i];
       if (!ready) wait_at(at.full + stage.index * 8, stage.phase);
-      half<first, deep, second == 0>(a, b, of_columns, second == 0 || (!K::gated && !both) ? empty : 0, of_a, of_b[0], sum, [&] {
-        depth += step;
-        stage.next();
-        if (depth >= t.end_depth) return;
-        if (depth == t.other_depth) scales.begin(p, t, min(row, t.end_row - 1), true);
-        scales.next(next_a, next_b);
-        if (second == 0) ready = ready_at(at.full + stage.index * 8, stage.phase);
-      });
+      half<first, deep, second == 0>(a, b, second == 0 || (!K::gated && !both) ? empty : 0, of_a, of_b[0],
+                                     sum, [&] {
+                                       depth += step;
+                                       stage.next();
+                                       if (depth >= t.end_depth) return;
+                                       if (depth == t.other_depth)
+                                         scales.begin(p, t, min(row, t.end_row - 1), true);
+                                       scales.next(next_a, next_b);
+                                       if (second == 0)
+                                         ready = ready_at(at.full + stage.index * 8, stage.phase);
+                                     });
       if constexpr (second > 0) {
         if (!K::gated && !both) {
           ready = depth < t.end_depth && ready_at(at.full + stage.index * 8, stage.phase);
           return;
         }
-        half<second, deep, true>(a, b + (K::half_bytes >> 4), of_columns + K::half_columns, empty, of_a,
-                                 of_b[K::halves - 1], sum + K::half_columns / 2, [&] {
-                                   ready = depth < t.end_depth && ready_at(at.full + stage.index * 8, stage.phase);
-                                 });
+        half<second, deep, true>(
+            a, b + (K::half_bytes >> 4), empty, of_a, of_b[K::halves - 1], sum + K::half_columns / 2,
+            [&] { ready = depth < t.end_depth && ready_at(at.full + stage.index * 8, stage.phase); });
       }
     };
     if constexpr (K::squares && !K::gated) {
@@ -323,24 +326,90 @@ struct Steps {
 };
 
 template <class K>
-__device__ void add_scaled(const HopperProduct& p, const Tiles& t, const Places& at, float (&sum)[K::columns / 2],
-                           Stage<K::stages>& stage) {
+__device__ void add_scaled(const HopperProduct& p, const Tiles& t, const Places& at,
+                           float (&sum)[K::columns / 2], Stage<K::stages>& stage) {
   const int group = static_cast<int>(threadIdx.x) / 128, thread = static_cast<int>(threadIdx.x) % 128;
   const int lane = thread % warp_size, row = t.row + group * 64 + thread / warp_size * 16 + lane / 4;
   const int left = static_cast<int>(p.columns) - t.column;
-  constexpr int half = K::half_columns;
   if constexpr (K::gated) {
     if (left > 64) {
       Steps<K, 128, 128>{p, t, at, stage, row, lane}.run(sum);
     } else {
       Steps<K, 64, 64>{p, t, at, stage, row, lane}.run(sum);
     }
-  } else if constexpr (K::halves == 1) {
-    Steps<K, half, 0>{p, t, at, stage, row, lane}.run(sum);
-  } else if constexpr (half == 128) {
-    Steps<K, 128, 128>{p, t, at, stage, row, lane, left > 128}.run(sum);
   } else {
-    Steps<K, half, half>{p, t, at, stage, row, lane, left > half}.run(sum);
+    Steps<K, 128, K::halves == 2 ? 128 : 0>{p, t, at, stage, row, lane, left > 128}.run(sum);
+  }
+}
+
+// The same where b has a scale a column, which has come with the stage's tiles.
+template <class K>
+__device__ void add_scaled_columns(const HopperProduct& p, const Tiles& t, float (&sum)[K::columns / 2],
+                                   char* memory, Shared& s, Stage<K::stages>& stage) {
+  const int group = static_cast<int>(threadIdx.x) / 128, thread = static_cast<int>(threadIdx.x) % 128;
+  const int lane = thread % warp_size, row = t.row + group * 64 + thread / warp_size * 16 + lane / 4;
+  const int halves = halves_of<K>(p, t);
+#pragma unroll
+  for (float& x : sum) x = 0;
+  if (t.first_depth >= t.end_depth) return;
+  Scales<K> scales(p, t, row);
+  float next_a[2], none[K::halves];
+  scales.next(next_a, none);
+  for (int depth = t.first_depth; depth < t.end_depth; depth += step) {
+    const char* a = memory + stage.index * K::stage_bytes;
+    const float of_a[2] = {next_a[0], next_a[1]};
+    if (depth + step < t.end_depth) scales.next(next_a, none);
+    s.full[stage.index].wait(stage.phase);
+    const uint64_t a_operand = rows_operand(a + group * square_bytes);
+#pragma unroll
+    for (int half = 0; half < K::halves; ++half) {
+      if (half >= halves) break;
+      constexpr int count = K::half_columns / 2;
+      float part[count];
+      const uint64_t b_operand = rows_operand(a + K::a_bytes + half * K::half_bytes);
+      products_begin();
+#pragma unroll
+      for (int k = 0; k < 4; ++k)
+        wgmma_e4m3(part, a_operand + k * rows_step, b_operand + k * rows_step, k > 0);
+      products_commit();
+      const auto release = [&] {
+        if (half + 1 == halves && lane == 0) s.empty[stage.index].arrive();
+      };
+      const float* b = reinterpret_cast<const float*>(memory + K::scales + stage.index * K::scale_bytes) +
+                       half * K::half_columns + lane % 4 * 2;
+      const auto add = [&](int i, const float(&scale)[4]) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+          sum[half * count + i + j] = fmaf(part[i + j], scale[j], sum[half * count + i + j]);
+      };
+      // Of two columns in either row.
+      const auto read = [&](int i, float(&scale)[4]) {
+        const float2 two = *reinterpret_cast<const float2*>(b + i * 2);
+        scale[0] = of_a[0] * two.x, scale[1] = of_a[0] * two.y;
+        scale[2] = of_a[1] * two.x, scale[3] = of_a[1] * two.y;
+      };
+      if constexpr (K::columns == 256) {  // no registers are left to read ahead
+        products_wait<0>();
+#pragma unroll
+        for (int i = 0; i < count; i += 4) {
+          float scale[4];
+          read(i, scale);
+          add(i, scale);
+        }
+        __syncwarp();
+        release();
+      } else {
+        float scale[count / 4][4];
+#pragma unroll
+        for (int i = 0; i < count; i += 4) read(i, scale[i / 4]);
+        __syncwarp();
+        products_wait<0>();
+        release();
+#pragma unroll
+        for (int i = 0; i < count; i += 4) add(i, scale[i / 4]);
+      }
+    }
+    stage.next();
   }
 }
 
@@ -349,22 +418,26 @@ __device__ void compute_fp8(const HopperProduct& p, const Maps& maps, char* memo
   const int group = static_cast<int>(threadIdx.x) / 128, thread = static_cast<int>(threadIdx.x) % 128;
   const Output<K> output{p, memory + K::out + group * K::out_turns * K::out_tiles * square_bytes, group,
                          thread};
-  const Places places = Places::of<K>(memory, s, group, thread % warp_size);
+  const Places places = Places::of<K>(memory, s, group);
   Tiles t(p, s, K::own_columns);
   Stage<K::stages> stage;
-  FoundTiles found{s};
-  while (found.hear(t)) {
-    if (!K::squares && p.pair == Pair::rows) {
-      const PackedRows rows(p, t.row, group);
-      t.row = rows.row - group * 64, t.other = rows.other;
+  float sum[K::columns / 2];
+  if constexpr (K::squares) {
+    FoundTiles found{s};
+    while (found.hear(t)) {
+      add_scaled<K>(p, t, places, sum, stage);
+      if constexpr (K::gated) {
+        put_gated(output, t, p, maps, sum);
+      } else {
+        put_sums(output, t, p, maps, sum);
+      }
     }
-    float sum[K::columns / 2];
-    add_scaled<K>(p, t, places, sum, stage);
-    if constexpr (K::gated) {
-      put_gated(output, t, p, maps, sum);
-    } else if constexpr (K::squares) {
-      put_sums(output, t, p, maps, sum);
-    } else {
+  } else {
+    for (Turn turn(p, s); turn.tile < t.count; turn.hear()) {
+      t.find(turn.tile, K::own_columns);
+      const GroupRows rows(p, t.row, group);
+      t.row = rows.row - group * 64, t.other = rows.other;
+      add_scaled_columns<K>(p, t, sum, memory, s, stage);
       const Target to = t.other ? Target{&maps.other_c, nullptr, p.other_c} : Target{&maps.c, nullptr, p.c};
       output.template put<32, true>(t, to, sum);
     }
@@ -388,10 +461,15 @@ __global__ __launch_bounds__(threads, 1) void product_fp8_kernel(const __grid_co
   if (p.offsets && p.by_depth) sort_experts(p, s.tiles_before);
   __syncthreads();
   if (threadIdx.x >= 256) {
-    fewer_registers<24>();
-    if (threadIdx.x == 256) copy_fp8_tiles<K>(p, maps, s, memory);
+    fewer_registers<K::squares ? 24 : 40>();
+    if (threadIdx.x != 256) return;
+    if constexpr (K::squares) {
+      copy_fp8_tiles<K>(p, maps, s, memory);
+    } else {
+      copy_column_tiles<K>(p, maps, s, memory);
+    }
   } else {
-    more_registers<240>();
+    more_registers<K::squares ? 240 : 232>();
     compute_fp8<K>(p, maps, memory, s);
   }
 }
@@ -404,7 +482,7 @@ void launch(const HopperProduct& p, int64_t tiles, const char* name, const Conte
     return tile_map(x, p.depth, lines, line, outer, outer > 1 ? apart : line * lines, box_rows);
   };
   const int64_t outer = p.offsets && !p.by_depth ? p.experts : 1;
-  const int a_rows = p.pair == Pair::rows ? tile_rows / 2 : tile_rows;
+  const int a_rows = K::squares ? tile_rows : tile_rows / 2;
   maps.a = map_of(p.a, p.rows, p.a_line, 1, 0, a_rows);
   maps.b = map_of(p.b, p.columns, p.b_line, outer, p.b_batch, K::half_columns);
   if (p.other_a) maps.other_a = map_of(p.other_a, p.rows, p.a_line, 1, 0, a_rows);

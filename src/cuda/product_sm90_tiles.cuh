@@ -31,8 +31,7 @@ struct Maps {
 constexpr int most_turns = 4;
 // A tile as whoever copies found it, for those who multiply; none when there are no more.
 struct alignas(16) Found {
-  int row, end_row, column, batch, first_depth, end_depth;
-  bool none;
+  int row, end_row, column, batch, first_depth, end_depth, none, unused;
 };
 struct Shared {
   Barrier full[most_stages], empty[most_stages];
