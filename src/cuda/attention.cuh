@@ -8,17 +8,16 @@
 #include <type_traits>
 
 #include "cuda/context.h"
+#include "cuda/elements.cuh"
 #include "cuda/runtime.h"
 #include "tensor/backend.h"
 
 namespace latente::cuda {
 
 inline constexpr double log2_e = 1.4426950408889634, ln_2 = 0.6931471805599453;
-inline constexpr unsigned whole_warp = 0xffffffffu;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-__device__ inline float widen(float x) { return x; }
 __device__ inline float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
 __device__ inline void narrow(float x, float* to) { *to = x; }
 __device__ inline void narrow(float x, __nv_bfloat16* to) { *to = __float2bfloat16_rn(x); }

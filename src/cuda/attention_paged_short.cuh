@@ -25,13 +25,17 @@ struct Work {
   }
 };
 
-template <int key>
-struct Piece {
-  static constexpr int pitch = key * 2 + 16;  // rows of a matrix begin in different banks
-  char keys[piece_keys][pitch], q[rows][pitch];
+// From scores to weights.
+struct Weighing {
   char weights[rows][weights_pitch];
   float pairs[rows][tiles + 1][4];  // sums of two neighbouring weights; rows begin in different banks
   float tops[warps][rows];
+};
+
+template <int key>
+struct Piece : Weighing {
+  static constexpr int pitch = key * 2 + 16;  // rows of a matrix begin in different banks
+  alignas(128) char keys[piece_keys][pitch], q[rows][pitch];
 };
 
 // A warp's keys as operands: two tiles of eight.
@@ -72,8 +76,7 @@ struct Statistics {
   float maximum[2];
 
   // Of the weights.
-  template <int key>
-  __device__ float sum(const Piece<key>& s, int i) const {
+  __device__ float sum(const Weighing& s, int i) const {
     const int lane = static_cast<int>(threadIdx.x) % 32, r = lane / 4 + 8 * i;
     float sum = 0;
 #pragma unroll
@@ -90,8 +93,7 @@ struct Statistics {
 
 // Weights of all keys, from each warp's scores of its own; there are `end` of them. All warps; when it
 // returns, the weights are there.
-template <int key>
-__device__ Statistics make_weights(Piece<key>& s, float (&score)[2][4], int end, float scale) {
+__device__ inline Statistics make_weights(Weighing& s, float (&score)[2][4], int end, float scale) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int first_key = warp * warp_keys, row = lane / 4;
 #pragma unroll

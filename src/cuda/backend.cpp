@@ -434,6 +434,15 @@ void CudaBackend::absorb_beside_entries(const LatentEntries& entries, View q, Vi
     Backend::absorb_beside_entries(entries, q, w, transpose, out);
 }
 
+void CudaBackend::attend_entries(const LatentEntries& entries, View q, View w_uk, bool transpose, View keys,
+                                 const Pages& pages, double scale, View w_uv, View folded, View attended,
+                                 View out) {
+  if (!cuda::attend_entries(entries, q, w_uk, transpose, keys, pages, scale, w_uv, folded, attended, out,
+                            context_)) {
+    Backend::attend_entries(entries, q, w_uk, transpose, keys, pages, scale, w_uv, folded, attended, out);
+  }
+}
+
 void CudaBackend::quantise_fp8(View x, View rows, View offsets, const Fp8Operand& out) {
   cuda::quantise_fp8(x, rows, offsets, out, context_);
 }

@@ -119,6 +119,9 @@ class CudaBackend final : public Backend {
                            const Fp8Operand& d_gated, const Fp8Operand& d_risen, Grad d_weights) override;
   void latent_entries(const LatentEntries& entries) override;
   void absorb_beside_entries(const LatentEntries& entries, View q, View w, bool transpose, View out) override;
+  void attend_entries(const LatentEntries& entries, View q, View w_uk, bool transpose, View keys,
+                      const Pages& pages, double scale, View w_uv, View folded, View attended,
+                      View out) override;
   void absorb_rotated(View q, View w, bool transpose, View positions, View table, bool interleaved,
                       View out) override;
   void expert_layer(const ExpertLayer& layer) override;

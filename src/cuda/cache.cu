@@ -71,7 +71,7 @@ __global__ void store_narrow_kernel(const T* latent, int64_t latent_stride, int 
 }
 
 template <class From, class To>
-void store(const View& x, const View& slots, const View& cache, const Context& context) {
+void store_rows(const View& x, const View& slots, const View& cache, const Context& context) {
   launch_early(store_kernel<From, To>, static_cast<unsigned>(x[0]), 128, 0, "cache_store", context,
                device_data<From>(x), x.stride(0), static_cast<int>(x[1]), slots.as<int32_t>(),
                slots.stride(0), device_data<To>(cache), cache[1], cache.stride(0), cache.stride(1));
@@ -106,9 +106,10 @@ void cache_store(View x, View slots, View cache, const Context& context) {
   if (x.count() == 0) return;
   const bool to_bf16 = cache.dtype == DType::bf16;
   if (x.dtype == DType::bf16) {
-    (to_bf16 ? store<__nv_bfloat16, __nv_bfloat16> : store<__nv_bfloat16, float>)(x, slots, cache, context);
+    (to_bf16 ? store_rows<__nv_bfloat16, __nv_bfloat16> : store_rows<__nv_bfloat16, float>)(x, slots, cache,
+                                                                                            context);
   } else {
-    (to_bf16 ? store<float, __nv_bfloat16> : store<float, float>)(x, slots, cache, context);
+    (to_bf16 ? store_rows<float, __nv_bfloat16> : store_rows<float, float>)(x, slots, cache, context);
   }
 }
 

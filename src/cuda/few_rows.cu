@@ -7,23 +7,6 @@ namespace {
 constexpr int ring_stages = 12, gated_stages = 8, down_stages = 8, coded_stages = 8;
 constexpr int most_warps = 4, most_down_warps = 16;
 
-// Rows of x to shared memory, zeros from the depth to the next whole step. row_of(i) points to row i. Warps
-// share the rows, or the chunks of a row where there are more of them.
-template <class RowOf>
-__device__ void load_rows(char* to, int rows, int depth, int step, int warp, int warps, const RowOf& row_of) {
-  const int lane = static_cast<int>(threadIdx.x) % warp_size;
-  const int pitch = row_pitch(depth, step), chunks = pitch / 16 - 1, whole = depth / mma::chunk;
-  const int of_row = rows < warps ? warps / rows : 1;
-  for (int row = warp / of_row; row < rows; row += warps / of_row) {
-    const auto* from = reinterpret_cast<const uint4*>(row_of(row));
-#pragma unroll 8
-    for (int at = warp % of_row * warp_size + lane; at < chunks; at += of_row * warp_size) {
-      const uint4 x = at < whole ? from[at] : uint4{};
-      *reinterpret_cast<uint4*>(to + row * pitch + at * 16) = x;
-    }
-  }
-}
-
 __device__ void rotate_pair(const Rotary& p, int index) {
   const int i = index % p.half, head = index / p.half % p.heads, token = index / p.half / p.heads;
   const float* angles = p.table + p.positions[token] * p.table_row;
@@ -80,8 +63,15 @@ __global__ __launch_bounds__(most_warps* warp_size) void few_rows_kernel(
     stream.begin();
   };
 
+  char* x = memory + warps * p.ring;
   int first = 0, end = product.rows;
   int64_t batch = 0;
+  const auto row_of_x = [&](int i) {
+    int64_t row = first + i;
+    if (product.choices) row /= product.top_k;
+    if (product.gather) row = product.gather[row];
+    return product.x + batch * product.x_batch + row * product.x_row;
+  };
   FewNorms::Weights norm_weights{};
   if (!product.offsets && !product.choices) {
     batch = tile / product.row_tiles;
@@ -104,25 +94,17 @@ __global__ __launch_bounds__(most_warps* warp_size) void few_rows_kernel(
     }
   }
   const int rows = min(end - first, tile_rows);
-  char* x = memory + warps * p.ring;
+  const int pitch = row_pitch(p.depth, Stream::step_depth);
   bool normed = false;
   if constexpr (!gated) {
     normed = p.norm.lanes > 0;
-    if (normed)
-      p.norm.take(x, row_pitch(p.depth, Stream::step_depth), rows, p.depth, norm_weights, block == 0);
+    if (normed) p.norm.take(x, pitch, rows, p.depth, norm_weights, block == 0);
   }
-  if (!normed) {
-    load_rows(x, rows, p.depth, Stream::step_depth, warp, warps, [&](int i) {
-      int64_t row = first + i;
-      if (product.choices) row /= product.top_k;
-      if (product.gather) row = product.gather[row];
-      return product.x + batch * product.x_batch + row * product.x_row;
-    });
-  }
+  if (!normed) load_rows(x, rows, p.depth, Stream::step_depth, warp, warps, row_of_x);
   __syncthreads();
 
   float sums[4] = {};
-  if (inside) stream.multiply(mma::shared_address(x), row_pitch(p.depth, Stream::step_depth), rows, sums);
+  if (inside) stream.multiply(mma::shared_address(x), pitch, rows, sums);
   if constexpr (sharing == 2) {  // the warp of the gate takes over
     __shared__ float risen[most_warps / 2][2 * warp_size];
     if (warp % 2 == 1) risen[warp / 2][lane] = sums[0], risen[warp / 2][warp_size + lane] = sums[1];
@@ -258,6 +240,18 @@ bool run(RowsLaunch p, const char* name, const Context& context) {
   return true;
 }
 
+// Whether what takes time, where warps are few, is a warp's chain of products.
+bool is_chain(const RowsLaunch& p) {
+  constexpr int deep = 512;
+  const RowsProduct& first = p.products[0];
+  return p.depth > deep && !first.up.at && !first.choices && !first.offsets && p.rotary.count == 0;
+}
+
+template <class Stream>
+bool run_ungated(const RowsLaunch& p, bool exact_out, const char* name, const Context& context) {
+  return exact_out ? run<Stream, false, float>(p, name, context) : run<Stream, false, bf16>(p, name, context);
+}
+
 template <class Stream>
 bool run_along_depth(const RowsLaunch& p, bool exact_out, const char* name, const Context& context) {
   if (p.products[0].up.at) return run<Stream, true, bf16>(p, name, context);
@@ -268,9 +262,10 @@ bool run_along_depth(const RowsLaunch& p, bool exact_out, const char* name, cons
 template <Code code>
 bool run_coded(RowsLaunch p, bool exact_out, const char* name, const Context& context) {
   const int columns = p.products[0].up.at ? strip_rows : 2 * strip_rows;
-  return warps_of(p, columns) >= int64_t{4} * context.multiprocessors
-             ? run_along_depth<CodedStream<code, coded_stages, 2>>(p, exact_out, name, context)
-             : run_along_depth<CodedStream<code, coded_stages, 1>>(p, exact_out, name, context);
+  const bool few = warps_of(p, columns) < int64_t{4} * context.multiprocessors;
+  if (few && is_chain(p) && few_rows_in_parts(p, exact_out, name, context)) return true;
+  return few ? run_along_depth<CodedStream<code, coded_stages, 1>>(p, exact_out, name, context)
+             : run_along_depth<CodedStream<code, coded_stages, 2>>(p, exact_out, name, context);
 }
 
 template <class Stream>
@@ -293,14 +288,17 @@ bool few_rows(const RowsLaunch& p, bool by_columns, bool exact_out, const char* 
               const Context& context) {
   if (by_columns) {
     using Stream = WeightStream<true, ring_stages>;
-    return exact_out ? run<Stream, false, float>(p, name, context)
-                     : run<Stream, false, bf16>(p, name, context);
+    return run_ungated<Stream>(p, exact_out, name, context);
   }
   if (!p.code) {
     using Stream = WeightStream<false, ring_stages>;
     if (p.products[0].up.at) return run<WeightStream<false, gated_stages>, true, bf16>(p, name, context);
-    return exact_out ? run<Stream, false, float>(p, name, context)
-                     : run<Stream, false, bf16>(p, name, context);
+    RowsLaunch counted = p;
+    if (is_chain(p) && warps_of(counted, warp_columns) < int64_t{2} * context.multiprocessors &&
+        run_ungated<WeightStream<false, ring_stages, true>>(p, exact_out, name, context)) {
+      return true;
+    }
+    return run_ungated<Stream>(p, exact_out, name, context);
   }
   switch (*p.code) {
     case Code::q8:
@@ -337,7 +335,7 @@ RowsWeights rows_weights(const View& w) {
             static_cast<int>(form->groups),
             ((1 << 16) + blocks - 1) / blocks};
   }
-  return {w.as<bf16>(), w.stride(stack ? 1 : 0), stack ? w.stride(0) : 0, 0, 0};
+  return {w.as<bf16>(), w.stride(stack ? 1 : 0), stack ? w.stride(0) : 0};
 }
 
 std::optional<Code> code_of(const View& w) {
@@ -356,7 +354,7 @@ bool few_rows(const Product<bf16, bf16, C>& p, int64_t rows, int64_t batches, co
   RowsProduct& one = launch.products[0];
   const bool by_columns = p.b_depth != 1;
   one.x = p.a, one.x_row = p.a_row, one.x_batch = p.a_batch;
-  one.w = {p.b, by_columns ? p.b_depth : p.b_row, p.b_batch, 0, 0};
+  one.w = {p.b, by_columns ? p.b_depth : p.b_row, p.b_batch};
   one.out = p.c, one.out_row = p.c_row, one.out_batch = p.c_batch;
   one.bias = p.bias, one.exact_bias = p.exact_bias;
   one.offsets = p.offsets, one.gather = p.gather, one.experts = p.experts;

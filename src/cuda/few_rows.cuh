@@ -24,10 +24,11 @@ struct RowsWeights {
   int groups = 0, group_inverse = 0;  // of a line; 2^16 / (a group's length / scale_depth), rounded up
 };
 
-// The weights of a warp's columns: lines are columns, or with by_columns depths.
-template <bool ByColumns, int stages>
+// The weights of a warp's columns: lines are columns, or with by_columns depths. Whole: all of them are in
+// shared memory at once.
+template <bool ByColumns, int stages, bool Whole = false>
 struct WeightStream {
-  static constexpr bool by_columns = ByColumns, rotates = ByColumns;
+  static constexpr bool by_columns = ByColumns, rotates = ByColumns && !Whole;
   static constexpr int columns = warp_columns, gated_warps = 1;
   static constexpr int step_depth = mma::step;
   static constexpr int stage_bytes = warp_columns * mma::step * 2, bytes = stages * stage_bytes;
@@ -40,7 +41,8 @@ struct WeightStream {
   __device__ int steps() const { return (depth + mma::step - 1) / mma::step; }
   // Of a warp: no more stages than there are steps.
   static int ring_bytes(int depth) {
-    return std::min((depth + mma::step - 1) / mma::step, stages) * stage_bytes;
+    const int steps = (depth + mma::step - 1) / mma::step;
+    return (Whole ? steps : std::min(steps, stages)) * stage_bytes;
   }
 
   // `which` half of the warp's columns are `column` and the next 7.
@@ -71,15 +73,17 @@ struct WeightStream {
   };
   __device__ void begin() const {
     Copies copies(*this, 0);
+    const int all = steps();
 #pragma unroll 1
-    for (int step = 0; step < stages; ++step) {
-      if (step < steps()) {
+    for (int step = 0; step < (Whole ? all : stages); ++step) {
+      if (step < all) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) copies.start(*this, j, ring + static_cast<unsigned>(step * stage_bytes));
         copies.advance(*this);
       }
-      mma::commit();
+      if (!Whole) mma::commit();
     }
+    if (Whole) mma::commit();
   }
 
   // sums: columns lane / 4 and 8 more, of rows lane % 4 · 2 and the next. `x` is the shared address of rows
@@ -88,28 +92,44 @@ struct WeightStream {
   __device__ void multiply(unsigned x, int pitch, int rows, float (&sums)[4]) const {
     const int lane = static_cast<int>(threadIdx.x) % warp_size, count = steps();
     const unsigned x_row = x + static_cast<unsigned>(min(lane % 8, rows - 1) * pitch + lane / 8 * 16);
-    Copies copies(*this, stages);
     Operands now, next;
-    mma::wait<stages - 1>();
-    __syncwarp();
-    now.read(ring, x_row);
-    unsigned stage = 0, following = stage_bytes;
-#pragma unroll 2
-    for (int step = 0; step < count; ++step) {
-      mma::wait<stages - 2>();
-      __syncwarp();  // all lanes have read this step's weights
-      if (step + 1 < count)
-        next.read(ring + following, x_row + static_cast<unsigned>((step + 1) * mma::step * 2));
+    if constexpr (Whole) {
+      mma::wait<0>();
+      __syncwarp();
+      now.read(ring, x_row);
+#pragma unroll 4
+      for (int step = 0; step < count; ++step) {
+        const int following = min(step + 1, count - 1);
+        next.read(ring + static_cast<unsigned>(following * stage_bytes),
+                  x_row + static_cast<unsigned>(following * mma::step * 2));
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        mma::multiply(sums, now.w[i], now.x[i / 2][i % 2 * 2], now.x[i / 2][i % 2 * 2 + 1]);
-        if (step + stages < count) copies.start(*this, i, ring + stage);
+        for (int i = 0; i < 4; ++i)
+          mma::multiply(sums, now.w[i], now.x[i / 2][i % 2 * 2], now.x[i / 2][i % 2 * 2 + 1]);
+        now = next;
       }
-      mma::commit();
-      copies.advance(*this);
-      now = next;
-      stage = following;
-      following = following + stage_bytes == bytes ? 0 : following + stage_bytes;
+    } else {
+      Copies copies(*this, stages);
+      mma::wait<stages - 1>();
+      __syncwarp();
+      now.read(ring, x_row);
+      unsigned stage = 0, following = stage_bytes;
+#pragma unroll 2
+      for (int step = 0; step < count; ++step) {
+        mma::wait<stages - 2>();
+        __syncwarp();  // all lanes have read this step's weights
+        if (step + 1 < count)
+          next.read(ring + following, x_row + static_cast<unsigned>((step + 1) * mma::step * 2));
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          mma::multiply(sums, now.w[i], now.x[i / 2][i % 2 * 2], now.x[i / 2][i % 2 * 2 + 1]);
+          if (step + stages < count) copies.start(*this, i, ring + stage);
+        }
+        mma::commit();
+        copies.advance(*this);
+        now = next;
+        stage = following;
+        following = following + stage_bytes == bytes ? 0 : following + stage_bytes;
+      }
     }
   }
 
@@ -163,6 +183,23 @@ struct WeightStream {
 // Bytes of a row in shared memory: whole steps, and 16 more so that rows begin in different banks.
 __host__ __device__ constexpr int row_pitch(int depth, int step) {
   return (depth + step - 1) / step * step * 2 + 16;
+}
+
+// Rows of x to shared memory, zeros from the depth to the next whole step. row_of(i) points to row i. Warps
+// share the rows, or the chunks of a row where there are more of them.
+template <class RowOf>
+__device__ void load_rows(char* to, int rows, int depth, int step, int warp, int warps, const RowOf& row_of) {
+  const int lane = static_cast<int>(threadIdx.x) % warp_size;
+  const int pitch = row_pitch(depth, step), chunks = pitch / 16 - 1, whole = depth / mma::chunk;
+  const int of_row = rows < warps ? warps / rows : 1;
+  for (int row = warp / of_row; row < rows; row += warps / of_row) {
+    const auto* from = reinterpret_cast<const uint4*>(row_of(row));
+#pragma unroll 8
+    for (int at = warp % of_row * warp_size + lane; at < chunks; at += of_row * warp_size) {
+      const uint4 x = at < whole ? from[at] : uint4{};
+      *reinterpret_cast<uint4*>(to + row * pitch + at * 16) = x;
+    }
+  }
 }
 
 // A product that shares a launch with others of the same depth.
@@ -234,6 +271,8 @@ struct ExpertsDown {
 // more than in tiles made for them.
 bool few_rows(const RowsLaunch& launch, bool by_columns, bool exact_out, const char* name,
               const Context& context);
+// Of coded weights with few columns, depths of several parts (few_rows_parts.cu): neither gated nor grouped.
+bool few_rows_in_parts(const RowsLaunch& launch, bool exact_out, const char* name, const Context& context);
 bool experts_down(const ExpertsDown& down, const Context& context);
 
 // The same for any product that product_mma.cuh takes; false for many rows, too.

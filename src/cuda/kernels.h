@@ -133,6 +133,9 @@ bool normed_route(const NormedRows& x, View gate, View bias, const Routing& rout
                   View weights, View experts, const Context& context);
 bool absorb_beside_entries(const LatentEntries& entries, View q, View w, bool transpose, View out,
                            const Context& context);
+bool attend_entries(const LatentEntries& entries, View q, View w_uk, bool transpose, View keys,
+                    const Pages& pages, double scale, View w_uv, View folded, View attended, View out,
+                    const Context& context);
 bool gated_few_rows(View x, View gate_weight, View up_weight, View out, const Context& context);
 bool absorb_rotated(View q, View w, bool transpose, View positions, View table, bool interleaved, View out,
                     const Context& context);

@@ -141,6 +141,64 @@ __device__ void route_token(const float* from, const float* bias, float* scores,
   }
 }
 
+// The same for up to two experts a lane in one group: everything in registers.
+constexpr int few_experts = 2 * warp_size;
+__device__ void route_token_in_registers(const float* from, const float* bias, float* scores, float* weights,
+                                         int32_t* experts, const How& how) {
+  constexpr int each = few_experts / warp_size;
+  const int lane = static_cast<int>(threadIdx.x) % warp_size;
+  float score[each];
+  bool inside[each];
+#pragma unroll
+  for (int i = 0; i < each; ++i) {
+    inside[i] = lane + i * warp_size < how.experts;
+    score[i] = inside[i] ? from[lane + i * warp_size] : -INFINITY;
+  }
+  if (how.softmax) {
+    float top = -INFINITY, sum = 0;
+#pragma unroll
+    for (int i = 0; i < each; ++i) top = fmaxf(top, score[i]);
+    top = warp_max(top);
+#pragma unroll
+    for (int i = 0; i < each; ++i) {
+      if (inside[i]) sum += score[i] = expf(score[i] - top);
+    }
+    const float inverse = 1 / warp_sum(sum);
+#pragma unroll
+    for (int i = 0; i < each; ++i) score[i] *= inverse;
+  } else {
+#pragma unroll
+    for (int i = 0; i < each; ++i) score[i] = 1 / (1 + expf(-score[i]));
+  }
+  unsigned keys[each];
+#pragma unroll
+  for (int i = 0; i < each; ++i) {
+    const int e = lane + i * warp_size;
+    keys[i] = !inside[i] ? 0 : key_of(bias ? score[i] + bias[e] : score[i]);
+    if (inside[i]) scores[e] = score[i];
+  }
+  float sum = 0, own = 0;
+  int chosen = 0;
+#pragma unroll 1
+  for (int k = 0; k < how.top_k; ++k) {
+    const bool second = keys[1] > keys[0];
+    const int best = highest(second ? keys[1] : keys[0], second ? lane + warp_size : lane);
+    if (best == lane) keys[0] = 0;
+    if (best == lane + warp_size) keys[1] = 0;
+    const float its = __shfl_sync(whole_warp, best < warp_size ? score[0] : score[1], best % warp_size);
+    sum += its;
+    if (lane == k) own = its, chosen = best;
+  }
+  if (lane >= how.top_k) return;
+  experts[lane] = chosen;
+  weights[lane] = own / (how.normalise ? sum + 1e-20f : 1.0f) * how.scale;
+}
+
+__device__ inline bool routes_in_registers(const How& how) {
+  return how.experts <= few_experts && how.top_k <= warp_size &&
+         !(how.groups > 1 && how.top_groups < how.groups);
+}
+
 // A warp a token.
 __global__ __launch_bounds__(threads) void route_kernel(const float* logits, int64_t logits_stride,
                                                         const float* bias, float* scores,
@@ -206,6 +264,7 @@ __global__ __launch_bounds__(threads) void normed_route_kernel(const __grid_cons
   asm volatile("barrier.cluster.wait.aligned;");  // that the first one has begun
   for (int column = warp; column < count; column += warps) {
     float sum = 0;
+#pragma unroll 8
     for (int k = lane * 4; k < p.depth; k += warp_size * 4) {
       float a[4], w[4];
       load<4>(reinterpret_cast<const bf16*>(x) + k, a);
@@ -226,6 +285,11 @@ __global__ __launch_bounds__(threads) void normed_route_kernel(const __grid_cons
   if (rank != 0) return;
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
   if (warp != 0) return;
+  if (routes_in_registers(p.how)) {
+    route_token_in_registers(logits, p.bias, p.scores + token * p.scores_row, p.weights + token * p.how.top_k,
+                             p.experts + token * p.how.top_k, p.how);
+    return;
+  }
   route_token(logits, p.bias, p.scores + token * p.scores_row, p.weights + token * p.how.top_k,
               p.experts + token * p.how.top_k, p.how, logits + p.how.experts);
 #endif

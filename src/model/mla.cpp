@@ -90,12 +90,11 @@ Tensor Mla::fused(Stream& stream, const Norm& norm, const Step& at, const LayerC
   }
   if (!q_proj) q = normed_linear({q, {}, q_a_layernorm.weight, q_a_layernorm.eps}, q_b_proj.weight, {}).out;
   const UpProjections up = up_projections();
-  Tensor folded = absorb_beside_entries({kv_a, kv_a_layernorm.weight, kv_a_layernorm.eps, at.slots,
-                                         cache.keys.reshape({cache.keys[0], cache.keys[1], cache.keys[3]})},
-                                        q.reshape({tokens, heads, nope_dim + rope_dim}), up.k, !up.transposed,
-                                        at.positions, at.rope_table, interleaved);
-  Tensor attended = attention_paged(folded, cache.keys, cache.keys.columns(0, kv_rank), at.pages, scale);
-  return o_proj(head_linear(attended, up.v, false).reshape({tokens, heads * v_dim}));
+  Tensor out = attend_entries({kv_a, kv_a_layernorm.weight, kv_a_layernorm.eps, at.slots,
+                               cache.keys.reshape({cache.keys[0], cache.keys[1], cache.keys[3]})},
+                              q.reshape({tokens, heads, nope_dim + rope_dim}), up.k, !up.transposed,
+                              at.positions, at.rope_table, interleaved, cache.keys, at.pages, scale, up.v);
+  return o_proj(out.reshape({tokens, heads * v_dim}));
 }
 
 }  // namespace latente

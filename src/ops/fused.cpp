@@ -52,25 +52,32 @@ NormedRoute normed_route(const Unnormed& x, const Tensor& gate, const Tensor& bi
   return {x.pending ? norm.sum : x.h, norm.out, {weights, experts, {}}};
 }
 
-Tensor absorb_beside_entries(const LatentsToCache& to, const Tensor& q, const Tensor& w_uk, bool transpose,
-                             const Tensor& positions, const Tensor& table, bool interleaved) {
+Tensor attend_entries(const LatentsToCache& to, const Tensor& q, const Tensor& w_uk, bool transpose,
+                      const Tensor& positions, const Tensor& table, bool interleaved, const Tensor& keys,
+                      const PageTensors& pages, double scale, const Tensor& w_uv) {
   LATENTE_ASSERT(q.shape().rank() == 3 && w_uk.shape().rank() == 3 && w_uk[0] == q[1]);
   Plan& plan = *q.plan();
   const Tensor kv = to.kv;
   const int64_t nope = w_uk[transpose ? 1 : 2], rank = to.norm[0], rope = table[1];
   LATENTE_ASSERT(q[2] == nope + rope && kv[1] == rank + rope && rank == w_uk[transpose ? 2 : 1]);
+  LATENTE_ASSERT(w_uv.shape().rank() == 3 && w_uv[0] == q[1] && w_uv[2] == rank);
+  const auto of = [&](int64_t width) { return plan.intermediate({q[0], q[1], width}, q.dtype()); };
   Tensor latent_out = plan.intermediate({kv[0], rank}, kv.dtype());
   Tensor latent = kv.columns(0, rank), rotary = kv.columns(rank, rank + rope).reshape({kv[0], 1, rope});
-  Tensor out = plan.intermediate({q[0], q[1], rank + rope}, q.dtype());
-  plan.record("absorb_beside_entries", {q, w_uk, kv, to.norm, positions, table, to.slots},
-              {q, kv, latent_out, to.cache, out}, [=](Backend& b) {
+  Tensor folded = of(rank + rope), attended = of(rank), out = of(w_uv[1]);
+  plan.record("attend_entries",
+              {q, w_uk, kv, to.norm, positions, table, to.slots, keys, pages.block_table, pages.sequence,
+               pages.position, w_uv},
+              {q, kv, latent_out, to.cache, folded, attended, out}, [=](Backend& b) {
                 LatentEntries e;
                 e.latent = latent.view(), e.latent_norm = to.norm.view(), e.latent_out = latent_out.view();
                 e.rotary = rotary.view(), e.positions = positions.view(), e.table = table.view();
                 e.latent_eps = to.eps;
                 e.interleaved = interleaved;
                 e.slots = to.slots.view(), e.cache = to.cache.view();
-                b.absorb_beside_entries(e, q.view(), w_uk.view(), transpose, out.view());
+                const Pages at{pages.block_table.view(), pages.sequence.view(), pages.position.view()};
+                b.attend_entries(e, q.view(), w_uk.view(), transpose, keys.view(), at, scale, w_uv.view(),
+                                 folded.view(), attended.view(), out.view());
               });
   return out;
 }

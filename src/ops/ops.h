@@ -114,9 +114,11 @@ struct LatentsToCache {
   double eps = 0;
   Tensor slots, cache;
 };
-// These entries, and rope and absorb_query. Neither q nor kv may be read afterwards.
-Tensor absorb_beside_entries(const LatentsToCache& entries, const Tensor& q, const Tensor& w_uk,
-                             bool transpose, const Tensor& positions, const Tensor& table, bool interleaved);
+// These entries, rope and absorb_query, attention_paged over `keys`, whose entries they are, and head_linear
+// by w_uv. Neither q nor kv may be read afterwards.
+Tensor attend_entries(const LatentsToCache& entries, const Tensor& q, const Tensor& w_uk, bool transpose,
+                      const Tensor& positions, const Tensor& table, bool interleaved, const Tensor& keys,
+                      const PageTensors& pages, double scale, const Tensor& w_uv);
 struct ExpertWeights {
   Tensor gate, up, down;                       // stacked
   Tensor shared_gate, shared_up, shared_down;  // or null

@@ -382,6 +382,12 @@ class Backend {
                               View out);
   // latent_entries(), and absorb_rotated() at the same positions.
   virtual void absorb_beside_entries(const LatentEntries& entries, View q, View w, bool transpose, View out);
+  // absorb_beside_entries(), attention_paged() of what comes of it (folded, [T, H, R + rope]) over `keys`,
+  // whose entries these are, and head_linear() of the results (attended, [T, H, R]) by w_uv [H, V, R].
+  // Entries' slots are those that `pages` gives tokens' positions. folded and attended are scratch.
+  virtual void attend_entries(const LatentEntries& entries, View q, View w_uk, bool transpose, View keys,
+                              const Pages& pages, double scale, View w_uv, View folded, View attended,
+                              View out);
   // out[t] = the sum over the token's choices of weight · down(silu(gate(x)) · up(x)), added onto the same of
   // the shared expert, in that order.
   virtual void expert_layer(const ExpertLayer& layer);

@@ -57,6 +57,14 @@ void Backend::absorb_beside_entries(const LatentEntries& e, View q, View w, bool
   absorb_rotated(q, w, transpose, e.positions, e.table, e.interleaved, out);
 }
 
+void Backend::attend_entries(const LatentEntries& e, View q, View w_uk, bool transpose, View keys,
+                             const Pages& pages, double scale, View w_uv, View folded, View attended,
+                             View out) {
+  absorb_beside_entries(e, q, w_uk, transpose, folded);
+  attention_paged(folded, keys, columns_of(keys, 0, attended[2]), pages, scale, attended);
+  head_linear(attended, w_uv, false, out);
+}
+
 void Backend::expert_layer(const ExpertLayer& at) {
   expert_order(at.experts, at.offsets, at.rows, at.slots);
   grouped_gated_linear(at.x, at.rows, at.offsets, at.gate, at.up, at.gated, at.risen, at.inner);

@@ -147,6 +147,27 @@ TEST_P(CudaCoded, ProductsThatShareALaunch) {
   }
 }
 
+// Norms in front, where warps share a strip's depth: the last part of one piece, an odd number of parts,
+// many.
+TEST_P(CudaCoded, ProductsOfNorms) {
+  for (const int64_t depth : {520, 1064, 2048, 6000}) {
+    const Pair w = weight({72, depth}), other = weight({200, depth});
+    const Tensor norm = normals({depth});
+    for (const int64_t rows : {1, 3, 8, 9}) {
+      const Tensor h = normals({rows, depth}), pending = normals({rows, depth}),
+                   scratch = empty({rows, depth});
+      Tensor sums[2], a[2], b[2];
+      for (const bool coded : {false, true}) {
+        sums[coded] = empty({rows, depth}), a[coded] = empty({rows, 72}), b[coded] = empty({rows, 200});
+        const NormedRows x{h.view(), pending.view(), norm.view(), 1e-6, sums[coded].view(), scratch.view()};
+        coded ? device_.normed_linear(x, w.coded.view(), other.coded.view(), a[1].view(), b[1].view())
+              : base_.Backend::normed_linear(x, w.wide.view(), other.wide.view(), a[0].view(), b[0].view());
+      }
+      expect_same(a[0], a[1], rows), expect_same(b[0], b[1], rows), expect_same(sums[0], sums[1], rows);
+    }
+  }
+}
+
 // So many that a warp has two strips of them, the last one without a neighbour; deeper than what is on its
 // way.
 TEST_P(CudaCoded, ManyColumns) {

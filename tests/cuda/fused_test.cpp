@@ -224,6 +224,74 @@ TEST_F(CudaFused, EntriesOfTheCache) {
   }
 }
 
+// A token's entry, absorbed queries, attention over few entries and the values' up-projection.
+TEST_F(CudaFused, AttentionOfEntries) {
+  struct Case {
+    int64_t heads, rank, rope, nope, value, page;
+  };
+  for (const Case& c :
+       {Case{16, 512, 64, 128, 128, 64}, Case{3, 512, 64, 64, 144, 16}, Case{12, 192, 32, 64, 64, 64},
+        Case{2, 192, 32, 128, 96, 32}, Case{40, 512, 64, 128, 128, 64}}) {
+    const Tensor table = normals({200, c.rope}, DType::f32), norm = normals({c.rank});
+    const Tensor kv_b = normals({c.heads, c.nope + c.value, c.rank}, DType::bf16, 0.05);
+    const int64_t table_pages = 128 / c.page, pages = 2 * table_pages + 3;
+    for (const int length : {1, 16, 17, 64, 65, 100, 128}) {
+      for (const int64_t tokens : {1, 2}) {
+        if (tokens > 1 && length != 100) continue;
+        SCOPED_TRACE(testing::Message() << c.heads << " heads, " << length << " entries, " << tokens);
+        std::vector<int32_t> block_table, position, slot, sequence;
+        for (int64_t t = 0; t < tokens; ++t) {
+          for (int64_t i = 0; i < table_pages; ++i)
+            block_table.push_back(static_cast<int32_t>((i * 2 + t + 1) % pages));
+          sequence.push_back(static_cast<int32_t>(t));
+          position.push_back(t == 0 ? length - 1 : 5);
+          const int64_t at = position.back();
+          const auto page = static_cast<size_t>(t * table_pages + at / c.page);
+          slot.push_back(static_cast<int32_t>(block_table[page] * c.page + at % c.page));
+        }
+        const auto numbers = [&](const std::vector<int32_t>& of, Shape shape) {
+          Tensor tensor = buffer(device_, shape, DType::i32);
+          device_.upload(of.data(), tensor.view());
+          return tensor;
+        };
+        const Tensor tables = numbers(block_table, {tokens, table_pages}),
+                     sequences = numbers(sequence, {tokens}), positions = numbers(position, {tokens}),
+                     slots = numbers(slot, {tokens});
+        const Tensor kv_before = normals({tokens, c.rank + c.rope}),
+                     q_before = normals({tokens, c.heads, c.nope + c.rope}),
+                     cache_before = normals({pages, c.page, 1, c.rank + c.rope});
+        Tensor caches[2], outs[2];
+        for (const bool fused : {false, true}) {
+          const Tensor kv = empty(kv_before.shape()), q = empty(q_before.shape());
+          caches[fused] = empty(cache_before.shape()), outs[fused] = empty({tokens, c.heads, c.value});
+          device_.copy(kv_before.view(), {kv.view(), false});
+          device_.copy(q_before.view(), {q.view(), false});
+          device_.copy(cache_before.view(), {caches[fused].view(), false});
+          const Tensor latent_out = empty({tokens, c.rank}),
+                       folded = empty({tokens, c.heads, c.rank + c.rope}),
+                       attended = empty({tokens, c.heads, c.rank});
+          LatentEntries e;
+          e.latent = columns_of(kv.view(), 0, c.rank), e.latent_norm = norm.view();
+          e.latent_out = latent_out.view(), e.latent_eps = 1e-6, e.interleaved = length % 2 == 0;
+          const Tensor rotary = kv.columns(c.rank, c.rank + c.rope).reshape({tokens, 1, c.rope});
+          const Tensor entries = caches[fused].reshape({pages, c.page, c.rank + c.rope});
+          e.rotary = rotary.view(), e.positions = positions.view(), e.table = table.view();
+          e.slots = slots.view(), e.cache = entries.view();
+          const Tensor w_uk = kv_b.slice(1, 0, c.nope), w_uv = kv_b.slice(1, c.nope, c.nope + c.value);
+          const Pages at{tables.view(), sequences.view(), positions.view()};
+          Backend& backend = base_;
+          fused ? device_.attend_entries(e, q.view(), w_uk.view(), true, caches[fused].view(), at, 0.1,
+                                         w_uv.view(), folded.view(), attended.view(), outs[fused].view())
+                : backend.Backend::attend_entries(e, q.view(), w_uk.view(), true, caches[fused].view(), at,
+                                                  0.1, w_uv.view(), folded.view(), attended.view(),
+                                                  outs[fused].view());
+        }
+        expect_same(outs[0], outs[1], tokens), expect_same(caches[0], caches[1], tokens);
+      }
+    }
+  }
+}
+
 TEST_F(CudaFused, ProductsOfNorms) {
   for (const int64_t depth : {72, 384, 768, 2048, 7168}) {
     const Tensor w = normals({200, depth}), other = normals({72, depth}), norm = normals({depth});
