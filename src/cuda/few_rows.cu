@@ -241,8 +241,7 @@ bool run(RowsLaunch p, const char* name, const Context& context) {
 }
 
 // Whether what takes time, where warps are few, is a warp's chain of products.
-bool is_chain(const RowsLaunch& p) {
-  constexpr int deep = 512;
+bool is_chain(const RowsLaunch& p, int deep) {
   const RowsProduct& first = p.products[0];
   return p.depth > deep && !first.up.at && !first.choices && !first.offsets && p.rotary.count == 0;
 }
@@ -263,7 +262,7 @@ template <Code code>
 bool run_coded(RowsLaunch p, bool exact_out, const char* name, const Context& context) {
   const int columns = p.products[0].up.at ? strip_rows : 2 * strip_rows;
   const bool few = warps_of(p, columns) < int64_t{4} * context.multiprocessors;
-  if (few && is_chain(p) && few_rows_in_parts(p, exact_out, name, context)) return true;
+  if (few && is_chain(p, 1024) && few_rows_in_parts(p, exact_out, name, context)) return true;
   return few ? run_along_depth<CodedStream<code, coded_stages, 1>>(p, exact_out, name, context)
              : run_along_depth<CodedStream<code, coded_stages, 2>>(p, exact_out, name, context);
 }
@@ -294,7 +293,7 @@ bool few_rows(const RowsLaunch& p, bool by_columns, bool exact_out, const char* 
     using Stream = WeightStream<false, ring_stages>;
     if (p.products[0].up.at) return run<WeightStream<false, gated_stages>, true, bf16>(p, name, context);
     RowsLaunch counted = p;
-    if (is_chain(p) && warps_of(counted, warp_columns) < int64_t{2} * context.multiprocessors &&
+    if (is_chain(p, 512) && warps_of(counted, warp_columns) < int64_t{2} * context.multiprocessors &&
         run_ungated<WeightStream<false, ring_stages, true>>(p, exact_out, name, context)) {
       return true;
     }
