@@ -190,6 +190,7 @@ __global__ void __launch_bounds__(threads, 1) token_kernel(const __grid_constant
     }
   }
   mma::wait<0>();
+  __syncwarp();
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
   if (warp < first_value_warp) {  // absorbed queries: columns lane / 4 and 8 more of the warp's
     __syncwarp();
@@ -322,6 +323,7 @@ bool attend_entries(const LatentEntries& e, View q, View w_uk, bool transpose, V
   if (context.compute_capability != 90 || q[0] != 1 || !(large || small) || !transpose || !plain(w_uk) ||
       !plain(w_uv) || !plain(q) || !plain(out) || keys.dtype != DType::bf16 || keys[2] != 1 ||
       !in_packs(mma::chunk, {columns_of(q, 0, nope), w_uk, w_uv, keys}) || nope > 2 * mma::step ||
+      nope % mma::step != 0 ||  // queries are not filled up with zeros
       value % warp_columns != 0 || capacity(keys, pages) > piece_keys) {
     return false;
   }

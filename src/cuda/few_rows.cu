@@ -6,6 +6,7 @@ namespace {
 // Of gates fewer, so that three blocks fit in a multiprocessor.
 constexpr int ring_stages = 12, gated_stages = 8, down_stages = 8, coded_stages = 8;
 constexpr int most_warps = 4, most_down_warps = 16;
+constexpr int most_whole = 96 * 1024;  // a warp's weights in shared memory at once: two on a multiprocessor
 
 __device__ void rotate_pair(const Rotary& p, int index) {
   const int i = index % p.half, head = index / p.half % p.heads, token = index / p.half / p.heads;
@@ -292,9 +293,11 @@ bool few_rows(const RowsLaunch& p, bool by_columns, bool exact_out, const char* 
   if (!p.code) {
     using Stream = WeightStream<false, ring_stages>;
     if (p.products[0].up.at) return run<WeightStream<false, gated_stages>, true, bf16>(p, name, context);
+    using Whole = WeightStream<false, ring_stages, true>;
     RowsLaunch counted = p;
-    if (is_chain(p, 512) && warps_of(counted, warp_columns) < int64_t{2} * context.multiprocessors &&
-        run_ungated<WeightStream<false, ring_stages, true>>(p, exact_out, name, context)) {
+    if (is_chain(p, 512) && Whole::ring_bytes(p.depth) <= most_whole &&
+        warps_of(counted, warp_columns) < int64_t{2} * context.multiprocessors &&
+        run_ungated<Whole>(p, exact_out, name, context)) {
       return true;
     }
     return run_ungated<Stream>(p, exact_out, name, context);

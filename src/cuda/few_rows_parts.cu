@@ -47,8 +47,9 @@ struct CodedParts {
           mma::copy_async(to + static_cast<unsigned>(i * strip_bytes + lane * 16), from + i * strip_bytes,
                           true);
       }
-      const int at = p * part_depth + lane * scale_steps * 16;
-      if (lane >= scales_of_part || at >= depth) continue;
+      if (lane >= scales_of_part) continue;
+      const int at =
+          min(p * part_depth + lane * scale_steps * 16, depth - 1);  // those behind it are widened, too
       const unsigned its = to + static_cast<unsigned>(pieces_of_part * strip_bytes + lane * scale_bytes);
       if constexpr (code == Code::f8) {
         mma::copy_word_async(its, scales + at / 128 * 4, true);

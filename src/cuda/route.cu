@@ -141,10 +141,10 @@ __device__ void route_token(const float* from, const float* bias, float* scores,
   }
 }
 
-// The same for up to two experts a lane in one group: everything in registers.
+// The same for up to two experts a lane in one group: everything in registers. (Only Hopper's kernel asks.)
 constexpr int few_experts = 2 * warp_size;
-__device__ void route_token_in_registers(const float* from, const float* bias, float* scores, float* weights,
-                                         int32_t* experts, const How& how) {
+[[maybe_unused]] __device__ void route_token_in_registers(const float* from, const float* bias, float* scores,
+                                                          float* weights, int32_t* experts, const How& how) {
   constexpr int each = few_experts / warp_size;
   const int lane = static_cast<int>(threadIdx.x) % warp_size;
   float score[each];
@@ -194,7 +194,7 @@ __device__ void route_token_in_registers(const float* from, const float* bias, f
   weights[lane] = own / (how.normalise ? sum + 1e-20f : 1.0f) * how.scale;
 }
 
-__device__ inline bool routes_in_registers(const How& how) {
+[[maybe_unused]] __device__ inline bool routes_in_registers(const How& how) {
   return how.experts <= few_experts && how.top_k <= warp_size &&
          !(how.groups > 1 && how.top_groups < how.groups);
 }
