@@ -289,7 +289,6 @@ __device__ void quantise_tile(const Tiles<Source>& p, const Eight (&values)[8], 
   }
 }
 
-// grid: tiles of rows, of each `together` blocks of columns; the further columns; matrices of a stack.
 template <class Source, bool squares, bool whole>
 __device__ void quantise_rows(const Tiles<Source>& p, int tile, int column_block, int first, int rows,
                               TileMemory<Source>& memory) {
@@ -347,6 +346,7 @@ __device__ void quantise_rows(const Tiles<Source>& p, int tile, int column_block
   }
 }
 
+// grid: tiles of rows, of each `together` blocks of columns; the further columns; matrices of a stack.
 template <class Source, bool squares>
 __global__ __launch_bounds__(threads, Source::blocks) void quantise_kernel(Tiles<Source> p) {
   extern __shared__ __align__(16) char shared_bytes[];

@@ -384,7 +384,8 @@ class Backend {
   virtual void absorb_beside_entries(const LatentEntries& entries, View q, View w, bool transpose, View out);
   // absorb_beside_entries(), attention_paged() of what comes of it (folded, [T, H, R + rope]) over `keys`,
   // whose entries these are, and head_linear() of the results (attended, [T, H, R]) by w_uv [H, V, R].
-  // Entries' slots are those that `pages` gives tokens' positions. folded and attended are scratch.
+  // Entries' slots are those that `pages` gives tokens' positions. folded and attended are scratch; q and the
+  // entries' latents and rotary parts may be overwritten, and latent_out is scratch, too.
   virtual void attend_entries(const LatentEntries& entries, View q, View w_uk, bool transpose, View keys,
                               const Pages& pages, double scale, View w_uv, View folded, View attended,
                               View out);
@@ -434,10 +435,12 @@ class Backend {
   virtual void linear_fp8(const Fp8Matrix& x, const Fp8Matrix& w, View offsets, View bias, Grad out);
   virtual void linear_fp8_backward_weight(const Fp8Matrix& d_out_across, const Fp8Matrix& x_across,
                                           View offsets, Grad d_w);
-  // Of both weights, then as gated_linear; rows of out times `factors` [R], or null
+  // linear_fp8_backward_weight of both weights; where one launch makes both, a depth that is cut may be cut
+  // elsewhere.
   virtual void gated_linear_fp8_backward_weight(const Fp8Matrix& d_gated_across,
                                                 const Fp8Matrix& d_risen_across, const Fp8Matrix& x_across,
                                                 View offsets, Grad d_gate, Grad d_up);
+  // As gated_linear; rows of out times `factors` [R], or null
   virtual void gated_linear_fp8(const Fp8Matrix& x, const Fp8Matrix& gate, const Fp8Matrix& up, View offsets,
                                 View factors, View gated, View risen, View out);
   // d_x (+)= d_gated · gate + d_risen · up
