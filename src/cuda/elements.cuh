@@ -66,8 +66,8 @@ __device__ void put(bool accumulate, float (&from)[N], T* to) {
   store<N>(from, to);
 }
 
-// In four instructions: within 4 ulp from -8 on, a few tens below; what exp2 rounds to infinity or zero leaves
-// 0 (below -87) or 1.
+// In four instructions: within 4 ulp from -8 on, a few tens below; what exp2 rounds to infinity or zero
+// leaves 0 (below -87) or 1.
 __device__ inline float sigmoid(float x) {
   float e, s;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(x * -1.44269504f));
