@@ -21,15 +21,30 @@ __device__ inline uint32_t shared_address(const void* p) {
 
 // -- barriers --
 
+// By address in shared memory, for loops that keep it in a register.
+__device__ inline void arrive_at(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+// Until the phase of this parity has ended.
+__device__ inline void wait_at(uint32_t barrier, int parity) {
+  asm volatile(
+      "{\n.reg .pred p;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
+      "@p bra done;\n"
+      "bra again;\n"
+      "done:\n}\n" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+}
+
 struct Barrier {
   uint64_t bits;
 
   __device__ void init(int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(this)), "r"(arrivals));
   }
-  __device__ void arrive() {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(this)) : "memory");
-  }
+  __device__ void arrive() { arrive_at(shared_address(this)); }
   // Arrives, and expects so many bytes more before the phase ends.
   __device__ void expect(int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(this)),
@@ -41,18 +56,7 @@ struct Barrier {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(this))
                  : "memory");
   }
-  // Until the phase of this parity has ended.
-  __device__ void wait(int parity) {
-    asm volatile(
-        "{\n.reg .pred p;\n"
-        "again:\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
-        "@p bra done;\n"
-        "bra again;\n"
-        "done:\n}\n" ::"r"(shared_address(this)),
-        "r"(parity)
-        : "memory");
-  }
+  __device__ void wait(int parity) { wait_at(shared_address(this), parity); }
 };
 
 __device__ inline void barriers_ready() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }

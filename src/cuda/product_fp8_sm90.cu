@@ -171,17 +171,6 @@ struct Places {
   }
 };
 
-__device__ inline void wait_at(uint32_t barrier, int parity) {
-  asm volatile(
-      "{\n.reg .pred p;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
-      "@p bra done;\n"
-      "bra again;\n"
-      "done:\n}\n" ::"r"(barrier),
-      "r"(parity)
-      : "memory");
-}
 __device__ inline bool ready_at(uint32_t barrier, int parity) {
   uint32_t ready;
   asm volatile(
@@ -193,10 +182,6 @@ __device__ inline bool ready_at(uint32_t barrier, int parity) {
       : "memory");
   return ready;
 }
-__device__ inline void arrive_at(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
 // A thread's scales: of its two rows, and of squares. They are read a step ahead.
 template <class K>
 struct Scales {
