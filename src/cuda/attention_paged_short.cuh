@@ -144,4 +144,26 @@ __device__ inline Statistics make_weights(Weighing& s, float (&score)[2][4], int
   return known;
 }
 
+// out += weights · values of eight columns, whose tiles of 16 keys stand transposed in v; `weights`: the
+// shared address from which the lane loads.
+template <int tiles>
+__device__ inline void add_values(unsigned weights, const Statistics& known, const unsigned (&v)[tiles][4],
+                                  int end, float (&out)[4]) {
+#pragma unroll
+  for (int b = 0; b < 2; ++b) {
+    if (b * block_keys >= end) break;
+    unsigned w[4][4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      mma::load_matrices<false>(w[i], weights + static_cast<unsigned>((b * 4 + i) * 32));
+    if (b > 0) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) out[i] *= known.keep[i / 2][b];
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      mma::multiply(out, w[i], v[b * 2 + i / 2][i % 2 * 2], v[b * 2 + i / 2][i % 2 * 2 + 1]);
+  }
+}
+
 }  // namespace latente::cuda::few_entries

@@ -79,22 +79,7 @@ __global__ void __launch_bounds__(threads, 1) short_kernel(const __grid_constant
   const Statistics known = make_weights(s, score, end, p.a.scale);
 
   float out[4] = {};
-  const unsigned weights = mma::shared_address(s.weights[lane % 16] + lane / 16 * 16);
-#pragma unroll
-  for (int b = 0; b < 2; ++b) {
-    if (b * block_keys >= end) break;
-    unsigned w[4][4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      mma::load_matrices<false>(w[i], weights + static_cast<unsigned>((b * 4 + i) * 32));
-    if (b > 0) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) out[i] *= known.keep[i / 2][b];
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      mma::multiply(out, w[i], v[b * 2 + i / 2][i % 2 * 2], v[b * 2 + i / 2][i % 2 * 2 + 1]);
-  }
+  add_values(mma::shared_address(s.weights[lane % 16] + lane / 16 * 16), known, v, end, out);
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int r = lane / 4 + 8 * i;
